@@ -1,0 +1,106 @@
+//! Nodes: hosts of the cluster.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use super::task::Platform;
+use super::{Annotations, Labels, Meta, NodeId};
+
+/// What the operator wants of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeSpec {
+    /// Name (usually empty) and labels.
+    pub annotations: Annotations,
+    /// Worker or manager.
+    pub role: NodeRole,
+    /// Whether it gets and keeps tasks.
+    pub availability: Availability,
+}
+
+/// What a node is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum NodeRole {
+    /// Runs tasks.
+    Worker,
+    /// Runs tasks and takes part in the control plane.
+    Manager,
+}
+
+/// Whether a node gets and keeps tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Availability {
+    /// Gets tasks.
+    Active,
+    /// Keeps its tasks and gets no new ones.
+    Pause,
+    /// Its tasks move elsewhere.
+    Drain,
+}
+
+/// What managers see of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NodeState {
+    /// Not heard of since a manager became leader.
+    Unknown,
+    /// Lost.
+    Down,
+    /// Has a session.
+    Ready,
+    /// Left, or was told to.
+    Disconnected,
+}
+
+/// What a node tells of itself.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeDescription {
+    /// Host name, or `--node-name`.
+    pub hostname: String,
+    /// Operating system and architecture, in uname's form.
+    pub platform: Platform,
+    /// CPU in nano-CPUs that tasks may reserve.
+    pub nano_cpus: i64,
+    /// Memory in bytes that tasks may reserve.
+    pub memory: i64,
+    /// Generic resources by kind.
+    pub generic: BTreeMap<String, u64>,
+    /// Version of the daemon.
+    pub engine_version: String,
+    /// Labels of the daemon (constraint `engine.labels.*`).
+    pub engine_labels: Labels,
+    /// Plug-ins as (type, name): `("Network", "overlay")`.
+    pub plugins: Vec<(String, String)>,
+    /// Addresses at which other nodes reach its data path, one per family.
+    pub data_path: Vec<IpAddr>,
+}
+
+/// A node as the store holds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Identity; the common name of its certificate.
+    pub id: NodeId,
+    /// Version and times.
+    pub meta: Meta,
+    /// Wanted.
+    pub spec: NodeSpec,
+    /// Small number, unique among the nodes and not soon reused: zones, marks, MAC addresses and subnets derive from it.
+    pub index: u16,
+    /// What it told last.
+    pub description: NodeDescription,
+    /// Seen by the managers.
+    pub state: NodeState,
+    /// Why it is in that state, for people.
+    pub message: String,
+    /// Address its session came from.
+    pub address: Option<IpAddr>,
+    /// Set while it is a member of the Raft group.
+    pub manager: Option<ManagerMembership>,
+}
+
+/// A node's part in the Raft group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ManagerMembership {
+    /// Raft's id for it; never reused.
+    pub raft_id: u64,
+    /// Where other managers and agents reach it.
+    pub address: SocketAddr,
+}
