@@ -1,1 +1,6 @@
-//! Filled by the next commits.
+//! Faces of skep: what speaks to clients, and the ports through which it reaches the rest.
+//!
+//! A face extracts, parses, calls one port and converts the answer. It holds no business rule, and never knows whether
+//! an object lives on this node or on another.
+
+pub mod ports;

@@ -3,6 +3,7 @@
 pub mod annotations;
 pub mod cluster;
 pub mod container;
+pub mod engine;
 pub mod id;
 pub mod network;
 pub mod node;
