@@ -1,0 +1,75 @@
+# Shared by deploy/demo and deploy/test: what a fresh Debian or Ubuntu machine needs, and how skep is built.
+# shellcheck shell=bash
+
+set -euo pipefail
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$top"
+
+say() { printf '\n== %s\n' "$*"; }
+fail() { printf '%s\n' "$*" >&2; exit 1; }
+
+# Installs Debian packages that are missing. Without root, or without apt, names them.
+need_packages() {
+  local missing=() package
+  for package in "$@"; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
+  done
+  [ ${#missing[@]} -eq 0 ] && return 0
+  if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+    printf 'missing packages: %s (as root: apt-get install %s)\n' "${missing[*]}" "${missing[*]}" >&2
+    return 1
+  fi
+  say "installing ${missing[*]}"
+  apt-get install -y --no-install-recommends "${missing[@]}" >/dev/null 2>&1 || {
+    apt-get update >/dev/null
+    DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" >/dev/null
+  }
+}
+
+# `sudo` drops the PATH on which rustup put cargo.
+find_cargo() {
+  if ! command -v cargo >/dev/null; then
+    local home
+    home=$(getent passwd "${SUDO_USER:-$(id -un)}" | cut -d: -f6)
+    [ -x "$home/.cargo/bin/cargo" ] || fail 'cargo is missing: install Rust 1.92 or later (https://rustup.rs), then run this again'
+    export PATH="$home/.cargo/bin:$PATH" RUSTUP_HOME="${RUSTUP_HOME:-$home/.rustup}" CARGO_HOME="${CARGO_HOME:-$home/.cargo}"
+  fi
+}
+
+# Why a lab cannot run here, in one sentence; nothing when it can.
+lab_obstacle() {
+  if [ "$(id -u)" -ne 0 ]; then
+    echo 'network namespaces, mounts and cgroups need root: run it with sudo'
+  elif ! unshare --net --mount true 2>/dev/null; then
+    echo 'this machine does not allow new network and mount namespaces: use a real or virtual machine, or a privileged container'
+  fi
+}
+
+# Builds the daemon and the static shim: position-fixed and without a dynamic linker it costs a quarter of the memory.
+build_skep() {
+  host=$(rustc -vV | sed -n 's/^host: //p')
+  cargo build --locked -p skep
+  RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' cargo build --locked -p skep-shim --target "$host"
+  target=${CARGO_TARGET_DIR:-$top/target}
+  export SKEP_SHIM="$target/$host/debug/skep-shim" SKEP="$target/debug/skep"
+}
+
+# The docker CLI: the one on PATH, else the distribution's, unpacked without installing an engine.
+find_docker_cli() {
+  if command -v docker >/dev/null; then
+    DOCKER=$(command -v docker)
+  else
+    local place="${CARGO_TARGET_DIR:-$top/target}/docker-cli" package
+    if [ ! -x "$place/usr/bin/docker" ]; then
+      say 'unpacking the docker CLI of the distribution'
+      mkdir -p "$place"
+      for package in docker-cli docker.io; do
+        (cd "$place" && apt-get download "$package" >/dev/null 2>&1 && dpkg-deb -x "$package"_*.deb .) || continue
+        [ -x "$place/usr/bin/docker" ] && break
+      done
+    fi
+    DOCKER="$place/usr/bin/docker"
+  fi
+  [ -x "$DOCKER" ] || fail 'no docker CLI: install docker-cli (Debian 13, Ubuntu: docker.io)'
+  export DOCKER
+}
