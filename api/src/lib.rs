@@ -4,3 +4,5 @@
 //! an object lives on this node or on another.
 
 pub mod ports;
+
+pub mod manifest;

@@ -1,0 +1,76 @@
+use proptest::prelude::*;
+use skep_proto::model::container::MountKind;
+use skep_proto::model::service::PublishMode;
+use skep_proto::model::{ServiceMode, ServiceSpec};
+
+use super::*;
+
+fn stack(content: &str) -> Stack {
+    read("stack.yml", content, None, "demo").unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+fn problems(content: &str) -> Vec<(usize, usize, String)> {
+    let problems = read("stack.yml", content, None, "demo").unwrap_err();
+    problems.all().iter().map(|p| (p.place.line, p.place.column, p.message.clone())).collect()
+}
+
+fn service<'a>(stack: &'a Stack, name: &str) -> &'a ServiceSpec {
+    stack.services.iter().find(|s| s.annotations.name == name).expect("the service is there")
+}
+
+#[test]
+fn a_stack_is_named_and_labelled_as_docker_stack_deploy_does() {
+    let stack =
+        stack("services:\n  web:\n    image: nginx\n    ports: ['8080:80', {target: 53, protocol: udp, mode: host}]\n");
+    let web = service(&stack, "demo_web");
+    assert_eq!(web.annotations.labels[STACK_LABEL], "demo");
+    assert_eq!(web.annotations.labels[IMAGE_LABEL], "nginx");
+    assert_eq!(web.mode, ServiceMode::Replicated { replicas: 1 });
+    assert_eq!(web.task.networks[0].target, "demo_default");
+    assert_eq!(web.task.networks[0].aliases, ["web"]);
+    let ports = &web.endpoint.as_ref().unwrap().ports;
+    assert_eq!((ports[0].published, ports[0].target, ports[1].mode), (Some(8080), 80, PublishMode::Host));
+    assert_eq!(stack.networks.iter().map(|n| n.annotations.name.as_str()).collect::<Vec<_>>(), ["demo_default"]);
+}
+
+#[test]
+fn volumes_and_networks_are_resolved_to_their_names_in_the_cluster() {
+    let stack = stack(
+        "services:\n  db:\n    image: x\n    volumes: ['data:/var', '/srv:/srv:ro']\n    networks: {back: {aliases: [sql]}, out: }\n\
+         networks:\n  back:\n  unused:\n  out: {external: true}\nvolumes:\n  data:\n",
+    );
+    let db = service(&stack, "demo_db");
+    let mounts: Vec<_> =
+        db.task.containers[0].mounts.iter().map(|m| (m.kind, m.source.as_str(), m.read_only)).collect();
+    assert_eq!(mounts, [(MountKind::Volume, "demo_data", false), (MountKind::Bind, "/srv", true)]);
+    assert_eq!(db.task.networks.iter().map(|n| n.target.as_str()).collect::<Vec<_>>(), ["demo_back", "out"]);
+    assert_eq!(db.task.networks[0].aliases, ["db", "sql"]);
+    assert_eq!((stack.networks.len(), stack.external_networks), (1, vec!["out".to_owned()]));
+}
+
+#[test]
+fn every_problem_of_a_file_is_told_with_its_place() {
+    let found = problems(
+        "services:\n  web:\n    imag: nginx\n    build: .\n    deploy: {replicas: many}\n    volumes: ['nowhere:/x']\n    environment: {A: $B}\n",
+    );
+    let lines: Vec<usize> = found.iter().map(|p| p.0).collect();
+    assert_eq!(lines, [2, 3, 4, 5, 6, 7], "{found:#?}");
+    assert_eq!(found[1], (3, 5, "a service has no key \"imag\" that skep supports; did you mean image?".into()));
+}
+
+#[test]
+fn the_default_network_may_be_configured() {
+    let stack = stack("services: {web: {image: x}}\nnetworks: {default: {attachable: true, name: shared}}\n");
+    assert!(stack.networks[0].attachable);
+    assert_eq!(service(&stack, "demo_web").task.networks[0].target, "shared");
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_mutations_never_panic(at in 0usize..200, with in "[ -~\\n]{0,6}") {
+        let content = "name: a\nservices:\n  web:\n    image: x\n    ports: [\"80:80\"]\n    deploy:\n      replicas: 2\n      resources: {limits: {cpus: '0.5', memory: 64M}}\n";
+        let at = at.min(content.len());
+        let mutated = format!("{}{with}{}", &content[..at], &content[at..]);
+        let _ = read("f", &mutated, None, "demo").map_err(|e| e.to_string());
+    }
+}
