@@ -1,1 +1,4 @@
-//! Filled by the next commits.
+//! Control plane of skep: store, raft, orchestration, scheduling, dispatch, certificates.
+
+pub mod ca;
+pub mod rpc;

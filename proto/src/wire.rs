@@ -12,9 +12,12 @@ mod generated {
 
 pub use generated::skep::*;
 
+/// Descriptors of every file, an encoded `google.protobuf.FileDescriptorSet`.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
 macro_rules! print_nothing_of {
-    ($($name:ident),+) => {$(
-        impl fmt::Debug for objects::$name {
+    ($($module:ident::$name:ident),+ $(,)?) => {$(
+        impl fmt::Debug for $module::$name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str(concat!(stringify!($name), "(…)"))
             }
@@ -22,4 +25,10 @@ macro_rules! print_nothing_of {
     )+};
 }
 
-print_nothing_of!(RootCa, JoinTokens, SecretData, RegistryAuth);
+print_nothing_of!(
+    objects::RootCa,
+    objects::JoinTokens,
+    objects::SecretData,
+    objects::RegistryAuth,
+    ca::IssueCertificateRequest,
+);
