@@ -1,1 +1,3 @@
-//! Filled by the next commits.
+//! Control plane of skep.
+
+pub mod raft;
