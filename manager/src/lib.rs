@@ -1,4 +1,5 @@
 //! Control plane of skep: store, raft, orchestration, scheduling, dispatch, certificates.
 
 pub mod ca;
+pub mod raft;
 pub mod rpc;
