@@ -1,0 +1,61 @@
+//! The cluster's own record.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use skep_api::ports::control::{ControlError, Rotations};
+use skep_proto::model::{Cluster, ClusterSpec, NodeRole, Version};
+
+use super::Control;
+use crate::ca;
+use crate::store::Change;
+
+/// Shortest life of a certificate (swarmkit): below it nodes could not renew in time.
+const SHORTEST_EXPIRY: Duration = Duration::from_secs(3600);
+
+impl Control {
+    pub(super) async fn get_cluster(&self) -> Result<Arc<Cluster>, ControlError> {
+        self.read().await?.cluster().cloned().ok_or(ControlError::NotInSwarm)
+    }
+
+    pub(super) async fn change_cluster(
+        &self,
+        at: Version,
+        spec: ClusterSpec,
+        rotate: Rotations,
+    ) -> Result<(), ControlError> {
+        let mut cluster = (*self.get_cluster().await?).clone();
+        check(&spec, &cluster.spec)?;
+        if rotate.unlock_key {
+            return Err(ControlError::Unsupported("rotating the unlock key".into()));
+        }
+        for (asked, role) in [(rotate.worker_token, NodeRole::Worker), (rotate.manager_token, NodeRole::Manager)] {
+            if asked {
+                let made = ca::rotate_token(&mut cluster.join_tokens, role, &cluster.root_ca, &mut rand::rng());
+                made.map_err(|source| ControlError::Internal {
+                    context: "making a join token".into(),
+                    source: Box::new(source),
+                })?;
+            }
+        }
+        cluster.meta.version = at;
+        cluster.spec = spec;
+        self.change(Change::update(&cluster)).await
+    }
+}
+
+fn check(spec: &ClusterSpec, old: &ClusterSpec) -> Result<(), ControlError> {
+    if spec.annotations.name != old.annotations.name {
+        return Err(ControlError::InvalidArgument(format!("swarm spec must be named {:?}", old.annotations.name)));
+    }
+    if spec.autolock {
+        return Err(ControlError::Unsupported("autolock".into()));
+    }
+    if spec.cert_expiry < SHORTEST_EXPIRY {
+        return Err(ControlError::InvalidArgument("minimum certificate expiry time is: 1h0m0s".into()));
+    }
+    if spec.heartbeat_period < Duration::from_millis(500) {
+        return Err(ControlError::InvalidArgument("heartbeat time interval cannot be below 500ms".into()));
+    }
+    Ok(())
+}

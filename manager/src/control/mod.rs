@@ -1,0 +1,223 @@
+//! The control plane as faces call it: [`ControlPlane`] over the replicated store.
+//!
+//! Every call begins with a read barrier, so that it sees every write acknowledged before it, on any manager. A change is
+//! one group of the log: checked here for sense, and once more against the state where it is applied.
+
+mod cluster;
+mod containers;
+mod lookup;
+mod names;
+mod networks;
+mod nodes;
+mod refusal;
+mod secrets;
+mod services;
+mod tasks;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use skep_api::ports::BoxDuplex;
+use skep_api::ports::control::{
+    AttachRequest, ContainerLocation, ControlError, ControlPlane, NodeStatus, ObjectFilter, Reference, Rotations,
+    ServiceStatus, ServiceUpdate, TaskFilter, TaskView,
+};
+use skep_proto::model::{
+    Cluster, ClusterSpec, Config, ConfigId, ConfigSpec, Network, NetworkId, NetworkSpec, NodeId, NodeSpec, Secret,
+    SecretId, SecretSpec, ServiceId, ServiceSpec, Task, TaskId, Version,
+};
+
+use crate::membership::Membership;
+use crate::raft::{Raft, RaftError};
+use crate::store::{Change, Group, Outcome, State, Store};
+
+pub use refusal::from_proposal;
+
+/// How long a call waits for the other managers.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Puts changes into the log. Implemented by the proposer.
+#[async_trait]
+pub trait Propose: Send + Sync + 'static {
+    /// Commits a group and waits until this manager has applied it.
+    async fn propose(&self, group: Group) -> Result<Outcome, ProposeError>;
+}
+
+/// A group was not committed, as far as is known.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// There is no leader, or it cannot be reached.
+    #[error("the cluster has no leader that this manager can reach")]
+    NoLeader,
+    /// No answer in time; it may have been committed.
+    #[error("the managers did not answer in time")]
+    Timeout,
+    /// It can never be committed.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Connections to the engines of nodes, wherever their sessions are.
+#[async_trait]
+pub trait EngineStreams: Send + Sync + 'static {
+    /// Opens one.
+    async fn open(&self, node: NodeId) -> Result<BoxDuplex, ControlError>;
+}
+
+/// Volatile facts of tasks that this manager's sessions know.
+pub trait Vitals: Send + Sync + 'static {
+    /// Of one task; the default when nothing is known.
+    fn of_task(&self, task: TaskId) -> skep_proto::model::session::TaskVitals;
+}
+
+/// What the control plane is made of.
+pub struct Parts {
+    /// The state.
+    pub store: Arc<Store>,
+    /// The group.
+    pub raft: Raft,
+    /// The way into the log.
+    pub proposer: Arc<dyn Propose>,
+    /// Joins and departures of managers.
+    pub membership: Arc<Membership>,
+    /// Connections to engines.
+    pub streams: Arc<dyn EngineStreams>,
+    /// Volatile facts.
+    pub vitals: Arc<dyn Vitals>,
+}
+
+/// The control plane of one manager.
+pub struct Control {
+    parts: Parts,
+}
+
+impl Control {
+    /// Of these parts.
+    pub fn new(parts: Parts) -> Self {
+        Self { parts }
+    }
+
+    /// A state that holds every write acknowledged before this call.
+    async fn read(&self) -> Result<Arc<State>, ControlError> {
+        self.parts.raft.read_index(PATIENCE).await.map_err(|error| match error {
+            RaftError::Timeout(_) => ControlError::Timeout,
+            _ => ControlError::NoLeader,
+        })?;
+        Ok(self.parts.store.view())
+    }
+
+    /// Commits one change.
+    async fn change(&self, change: Change) -> Result<(), ControlError> {
+        let outcome = self.parts.proposer.propose(Group::of(change)).await.map_err(from_proposal)?;
+        match outcome {
+            Outcome::Applied { .. } => Ok(()),
+            Outcome::Refused(refusal) => Err(refusal::to_control_error(refusal)),
+        }
+    }
+}
+
+#[async_trait]
+impl ControlPlane for Control {
+    async fn cluster(&self) -> Result<Arc<Cluster>, ControlError> {
+        self.get_cluster().await
+    }
+    async fn update_cluster(&self, at: Version, spec: ClusterSpec, rotate: Rotations) -> Result<(), ControlError> {
+        self.change_cluster(at, spec, rotate).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeStatus>, ControlError> {
+        self.list_nodes().await
+    }
+    async fn node(&self, reference: &Reference) -> Result<NodeStatus, ControlError> {
+        self.get_node(reference).await
+    }
+    async fn update_node(&self, id: NodeId, at: Version, spec: NodeSpec) -> Result<(), ControlError> {
+        self.change_node(id, at, spec).await
+    }
+    async fn remove_node(&self, reference: &Reference, force: bool) -> Result<(), ControlError> {
+        self.delete_node(reference, force).await
+    }
+
+    async fn services(&self, filter: &ObjectFilter) -> Result<Vec<ServiceStatus>, ControlError> {
+        self.list_services(filter).await
+    }
+    async fn service(&self, reference: &Reference) -> Result<ServiceStatus, ControlError> {
+        self.get_service(reference).await
+    }
+    async fn create_service(&self, spec: ServiceSpec) -> Result<ServiceId, ControlError> {
+        self.make_service(spec).await
+    }
+    async fn update_service(&self, reference: &Reference, update: ServiceUpdate) -> Result<(), ControlError> {
+        self.change_service(reference, update).await
+    }
+    async fn remove_service(&self, reference: &Reference) -> Result<(), ControlError> {
+        self.delete_service(reference).await
+    }
+
+    async fn tasks(&self, filter: &TaskFilter) -> Result<Vec<TaskView>, ControlError> {
+        self.list_tasks(filter).await
+    }
+    async fn task(&self, reference: &Reference) -> Result<TaskView, ControlError> {
+        self.get_task(reference).await
+    }
+
+    async fn networks(&self, filter: &ObjectFilter) -> Result<Vec<Arc<Network>>, ControlError> {
+        self.list_networks(filter).await
+    }
+    async fn network(&self, reference: &Reference) -> Result<Arc<Network>, ControlError> {
+        self.get_network(reference).await
+    }
+    async fn create_network(&self, spec: NetworkSpec) -> Result<NetworkId, ControlError> {
+        self.make_network(spec).await
+    }
+    async fn remove_network(&self, reference: &Reference) -> Result<(), ControlError> {
+        self.delete_network(reference).await
+    }
+
+    async fn secrets(&self, filter: &ObjectFilter) -> Result<Vec<Arc<Secret>>, ControlError> {
+        self.list_secrets(filter).await
+    }
+    async fn secret(&self, reference: &Reference) -> Result<Arc<Secret>, ControlError> {
+        self.get_secret(reference).await
+    }
+    async fn create_secret(&self, spec: SecretSpec) -> Result<SecretId, ControlError> {
+        self.make_secret(spec).await
+    }
+    async fn update_secret(&self, reference: &Reference, at: Version, spec: SecretSpec) -> Result<(), ControlError> {
+        self.change_secret(reference, at, spec).await
+    }
+    async fn remove_secret(&self, reference: &Reference) -> Result<(), ControlError> {
+        self.delete_secret(reference).await
+    }
+
+    async fn configs(&self, filter: &ObjectFilter) -> Result<Vec<Arc<Config>>, ControlError> {
+        self.list_configs(filter).await
+    }
+    async fn config(&self, reference: &Reference) -> Result<Arc<Config>, ControlError> {
+        self.get_config(reference).await
+    }
+    async fn create_config(&self, spec: ConfigSpec) -> Result<ConfigId, ControlError> {
+        self.make_config(spec).await
+    }
+    async fn update_config(&self, reference: &Reference, at: Version, spec: ConfigSpec) -> Result<(), ControlError> {
+        self.change_config(reference, at, spec).await
+    }
+    async fn remove_config(&self, reference: &Reference) -> Result<(), ControlError> {
+        self.delete_config(reference).await
+    }
+
+    async fn locate_container(&self, reference: &Reference) -> Result<Option<ContainerLocation>, ControlError> {
+        self.find_container(reference).await
+    }
+    async fn attach(&self, _request: AttachRequest) -> Result<Arc<Task>, ControlError> {
+        Err(ControlError::Unsupported("attaching a plain container to an overlay network".into()))
+    }
+    async fn detach(&self, _task: TaskId) -> Result<(), ControlError> {
+        Err(ControlError::Unsupported("detaching a plain container from an overlay network".into()))
+    }
+
+    async fn open_engine(&self, node: NodeId) -> Result<BoxDuplex, ControlError> {
+        self.parts.streams.open(node).await
+    }
+}

@@ -1,0 +1,117 @@
+//! Networks of the cluster.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use skep_api::ports::control::{ControlError, ObjectFilter};
+use skep_proto::model::network::IpamConfig;
+use skep_proto::model::{Meta, Network, NetworkId, NetworkSpec};
+
+use super::{Control, PATIENCE, lookup, names};
+use crate::store::{Change, State};
+
+/// Names that every node uses for its own networks.
+const NODE_LOCAL: [&str; 4] = ["bridge", "host", "none", "default"];
+
+impl Control {
+    pub(super) async fn list_networks(&self, filter: &ObjectFilter) -> Result<Vec<Arc<Network>>, ControlError> {
+        let state = self.read().await?;
+        let visible = state.networks().values().filter(|n| !n.pending_delete);
+        let matching = visible.filter(|n| lookup::passes(filter, &n.id, &n.spec.annotations));
+        let sorted: BTreeMap<NetworkId, Arc<Network>> = matching.map(|n| (n.id, n.clone())).collect();
+        Ok(sorted.into_values().collect())
+    }
+
+    pub(super) async fn get_network(&self, reference: &str) -> Result<Arc<Network>, ControlError> {
+        find(&*self.read().await?, reference)
+    }
+
+    pub(super) async fn make_network(&self, spec: NetworkSpec) -> Result<NetworkId, ControlError> {
+        check(&spec)?;
+        let id = NetworkId::random(&mut rand::rng());
+        let network =
+            Network { id, meta: Meta::default(), spec, vni: None, subnets: Vec::new(), pending_delete: false };
+        self.change(Change::create(&network)).await?;
+        self.wait_for_subnets(id).await?;
+        Ok(id)
+    }
+
+    /// The allocator gives subnets a moment later; who makes a network expects to see them.
+    async fn wait_for_subnets(&self, id: NetworkId) -> Result<(), ControlError> {
+        let (mut state, mut watch) = self.parts.store.view_and_watch();
+        let allocated = async {
+            loop {
+                match state.networks().get(id) {
+                    Some(network) if network.vni.is_none() => {}
+                    Some(_) => return Ok(()),
+                    None => return Err(ControlError::NotFound { kind: "network", reference: id.to_string() }),
+                }
+                state = watch.next().await.ok_or(ControlError::NoLeader)?.0;
+            }
+        };
+        match tokio::time::timeout(PATIENCE, allocated).await {
+            Ok(result) => result,
+            Err(_) => Err(ControlError::FailedPrecondition(
+                "the network was made, but no subnet is free for it yet: remove unused networks or name one with --subnet".into(),
+            )),
+        }
+    }
+
+    pub(super) async fn delete_network(&self, reference: &str) -> Result<(), ControlError> {
+        let state = self.read().await?;
+        let mut network = (*find(&state, reference)?).clone();
+        if network.spec.ingress {
+            return Err(ControlError::Unsupported("removing the ingress network".into()));
+        }
+        network.pending_delete = true;
+        self.change(Change::update(&network)).await
+    }
+}
+
+/// A network that is not being removed.
+pub fn find(state: &State, reference: &str) -> Result<Arc<Network>, ControlError> {
+    lookup::find(state.networks(), "network", reference, |n| !n.pending_delete)
+}
+
+fn check(spec: &NetworkSpec) -> Result<(), ControlError> {
+    names::check_network_name(&spec.annotations.name)?;
+    let invalid = |text: String| Err(ControlError::InvalidArgument(text));
+    if NODE_LOCAL.contains(&spec.annotations.name.as_str()) {
+        return Err(ControlError::FailedPrecondition(format!(
+            "operation is not permitted on predefined {} network",
+            spec.annotations.name
+        )));
+    }
+    if !matches!(spec.driver.name.as_str(), "" | "overlay") {
+        return Err(ControlError::Unsupported(format!("the network driver {} in swarm scope", spec.driver.name)));
+    }
+    if spec.ipv6 || spec.ipam.iter().any(|c| c.subnet.is_some_and(|s| matches!(s, ipnet::IpNet::V6(_)))) {
+        return Err(ControlError::Unsupported("IPv6 on overlay networks".into()));
+    }
+    if spec.ingress {
+        return Err(ControlError::Unsupported("another ingress network".into()));
+    }
+    if spec.ipam.len() > 1 {
+        return Err(ControlError::Unsupported("more than one subnet a network".into()));
+    }
+    match spec.ipam.iter().find_map(contradiction) {
+        Some(text) => invalid(text),
+        None => Ok(()),
+    }
+}
+
+/// What contradicts itself in a subnet asked for.
+fn contradiction(config: &IpamConfig) -> Option<String> {
+    let Some(subnet) = config.subnet else {
+        let depends = config.range.is_some() || config.gateway.is_some();
+        return depends.then(|| "an ip-range or gateway needs a subnet".to_owned());
+    };
+    if subnet.prefix_len() > 29 {
+        return Some(format!("the subnet {subnet} is too small: /29 is the smallest"));
+    }
+    if let Some(range) = config.range.filter(|r| !subnet.contains(r)) {
+        return Some(format!("the ip-range {range} is not inside the subnet {subnet}"));
+    }
+    let gateway = config.gateway.filter(|g| !subnet.contains(g));
+    gateway.map(|g| format!("the gateway {g} is not inside the subnet {subnet}"))
+}

@@ -1,0 +1,83 @@
+//! Nodes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use skep_api::ports::control::{ControlError, ManagerStatus, NodeStatus};
+use skep_proto::model::{Node, NodeId, NodeSpec, NodeState, Version};
+
+use super::Control;
+use crate::store::{Change, State};
+
+impl Control {
+    pub(super) async fn list_nodes(&self) -> Result<Vec<NodeStatus>, ControlError> {
+        let state = self.read().await?;
+        let sorted: BTreeMap<NodeId, &Arc<Node>> = state.nodes().values().map(|n| (n.id, n)).collect();
+        let statuses = self.parts.membership.statuses().await;
+        Ok(sorted
+            .into_values()
+            .map(|n| NodeStatus { node: n.clone(), manager: statuses.get(&n.id).copied() })
+            .collect())
+    }
+
+    pub(super) async fn get_node(&self, reference: &str) -> Result<NodeStatus, ControlError> {
+        let state = self.read().await?;
+        let node = find(&state, reference)?;
+        let statuses: BTreeMap<NodeId, ManagerStatus> = self.parts.membership.statuses().await;
+        Ok(NodeStatus { manager: statuses.get(&node.id).copied(), node })
+    }
+
+    pub(super) async fn change_node(&self, id: NodeId, at: Version, spec: NodeSpec) -> Result<(), ControlError> {
+        let state = self.read().await?;
+        let found = state.nodes().get(id).ok_or_else(|| not_found(&id.to_string()))?;
+        if spec.role != found.spec.role {
+            return Err(ControlError::Unsupported("promoting or demoting a node".into()));
+        }
+        let mut node = (**found).clone();
+        node.meta.version = at;
+        node.spec = spec;
+        self.change(Change::update(&node)).await
+    }
+
+    pub(super) async fn delete_node(&self, reference: &str, force: bool) -> Result<(), ControlError> {
+        let state = self.read().await?;
+        let node = find(&state, reference)?;
+        if !force && node.state != NodeState::Down && node.state != NodeState::Disconnected {
+            return Err(ControlError::FailedPrecondition(format!("node {} is not down and can't be removed", node.id)));
+        }
+        if node.manager.is_some() {
+            // Refused where the others could not go on without it.
+            self.parts.membership.remove_manager(node.id).await?;
+            let state = self.read().await?;
+            return match state.nodes().get(node.id) {
+                Some(node) => self.change(Change::delete(&**node)).await,
+                None => Ok(()),
+            };
+        }
+        self.change(Change::delete(&*node)).await
+    }
+}
+
+fn not_found(reference: &str) -> ControlError {
+    ControlError::NotFound { kind: "node", reference: reference.to_owned() }
+}
+
+/// By id, by a host name that only one node has, by a unique prefix of an id.
+fn find(state: &State, reference: &str) -> Result<Arc<Node>, ControlError> {
+    if reference.is_empty() {
+        return Err(not_found(reference));
+    }
+    let one_of = |found: Vec<&Arc<Node>>| match found.as_slice() {
+        [] => None,
+        [one] => Some(Ok(Arc::clone(one))),
+        several => {
+            Some(Err(ControlError::Ambiguous { kind: "node", reference: reference.to_owned(), matches: several.len() }))
+        }
+    };
+    let exact = reference.parse().ok().and_then(|id| state.nodes().get(id)).cloned();
+    exact
+        .map(Ok)
+        .or_else(|| one_of(state.nodes().values().filter(|n| n.description.hostname == reference).collect()))
+        .or_else(|| one_of(state.nodes().by_prefix(reference).collect()))
+        .unwrap_or_else(|| Err(not_found(reference)))
+}

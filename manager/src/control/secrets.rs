@@ -1,0 +1,132 @@
+//! Secrets and configs.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use skep_api::ports::control::{ControlError, ObjectFilter};
+use skep_proto::model::secret::SecretData;
+use skep_proto::model::{Annotations, Config, ConfigId, ConfigSpec, Meta, Secret, SecretId, SecretSpec, Version};
+
+use super::{Control, lookup, names};
+use crate::store::Change;
+
+/// Bytes of a secret or config at most (swarmkit: 500 KiB). It bounds what one log entry carries.
+const MOST_BYTES: usize = 500 * 1024;
+
+/// Checks what is common to both kinds.
+fn check(kind: &'static str, annotations: &Annotations, bytes: usize) -> Result<(), ControlError> {
+    names::check_file_name(kind, &annotations.name)?;
+    if bytes == 0 || bytes > MOST_BYTES {
+        let text = format!("{kind} data must be larger than 0 and less than {MOST_BYTES} bytes");
+        return Err(ControlError::InvalidArgument(text));
+    }
+    Ok(())
+}
+
+/// Docker allows labels to change, and nothing else.
+fn only_labels(kind: &'static str, unchanged: bool) -> Result<(), ControlError> {
+    if unchanged {
+        Ok(())
+    } else {
+        Err(ControlError::InvalidArgument(format!(
+            "only updates to Labels are allowed: make another {kind} and use that"
+        )))
+    }
+}
+
+impl Control {
+    pub(super) async fn list_secrets(&self, filter: &ObjectFilter) -> Result<Vec<Arc<Secret>>, ControlError> {
+        let state = self.read().await?;
+        let matching = state.secrets().values().filter(|s| lookup::passes(filter, &s.id, &s.spec.annotations));
+        let sorted: BTreeMap<SecretId, Arc<Secret>> = matching.map(|s| (s.id, Arc::new(without_data(s)))).collect();
+        Ok(sorted.into_values().collect())
+    }
+
+    pub(super) async fn get_secret(&self, reference: &str) -> Result<Arc<Secret>, ControlError> {
+        let state = self.read().await?;
+        let secret = lookup::find(state.secrets(), "secret", reference, |_| true)?;
+        Ok(Arc::new(without_data(&secret)))
+    }
+
+    pub(super) async fn make_secret(&self, spec: SecretSpec) -> Result<SecretId, ControlError> {
+        if spec.driver.is_some() {
+            return Err(ControlError::Unsupported("a secret driver".into()));
+        }
+        if spec.templating.is_some() {
+            return Err(ControlError::Unsupported("templating of secrets".into()));
+        }
+        check("secret", &spec.annotations, spec.data.0.len())?;
+        let id = SecretId::random(&mut rand::rng());
+        self.change(Change::create(&Secret { id, meta: Meta::default(), spec })).await?;
+        Ok(id)
+    }
+
+    pub(super) async fn change_secret(
+        &self,
+        reference: &str,
+        at: Version,
+        spec: SecretSpec,
+    ) -> Result<(), ControlError> {
+        let state = self.read().await?;
+        let mut secret = (*lookup::find(state.secrets(), "secret", reference, |_| true)?).clone();
+        // Clients that read a secret never saw its data, and send it again or not at all.
+        let same_data = spec.data == SecretData::default() || spec.data == secret.spec.data;
+        only_labels("secret", same_data && spec.annotations.name == secret.spec.annotations.name)?;
+        secret.meta.version = at;
+        secret.spec.annotations.labels = spec.annotations.labels;
+        self.change(Change::update(&secret)).await
+    }
+
+    pub(super) async fn delete_secret(&self, reference: &str) -> Result<(), ControlError> {
+        let state = self.read().await?;
+        let secret = lookup::find(state.secrets(), "secret", reference, |_| true)?;
+        self.change(Change::delete(&*secret)).await
+    }
+
+    pub(super) async fn list_configs(&self, filter: &ObjectFilter) -> Result<Vec<Arc<Config>>, ControlError> {
+        let state = self.read().await?;
+        let matching = state.configs().values().filter(|c| lookup::passes(filter, &c.id, &c.spec.annotations));
+        let sorted: BTreeMap<ConfigId, Arc<Config>> = matching.map(|c| (c.id, c.clone())).collect();
+        Ok(sorted.into_values().collect())
+    }
+
+    pub(super) async fn get_config(&self, reference: &str) -> Result<Arc<Config>, ControlError> {
+        lookup::find(self.read().await?.configs(), "config", reference, |_| true)
+    }
+
+    pub(super) async fn make_config(&self, spec: ConfigSpec) -> Result<ConfigId, ControlError> {
+        if spec.templating.is_some() {
+            return Err(ControlError::Unsupported("templating of configs".into()));
+        }
+        check("config", &spec.annotations, spec.data.len())?;
+        let id = ConfigId::random(&mut rand::rng());
+        self.change(Change::create(&Config { id, meta: Meta::default(), spec })).await?;
+        Ok(id)
+    }
+
+    pub(super) async fn change_config(
+        &self,
+        reference: &str,
+        at: Version,
+        spec: ConfigSpec,
+    ) -> Result<(), ControlError> {
+        let state = self.read().await?;
+        let mut config = (*lookup::find(state.configs(), "config", reference, |_| true)?).clone();
+        let same_data = spec.data.is_empty() || spec.data == config.spec.data;
+        only_labels("config", same_data && spec.annotations.name == config.spec.annotations.name)?;
+        config.meta.version = at;
+        config.spec.annotations.labels = spec.annotations.labels;
+        self.change(Change::update(&config)).await
+    }
+
+    pub(super) async fn delete_config(&self, reference: &str) -> Result<(), ControlError> {
+        let state = self.read().await?;
+        let config = lookup::find(state.configs(), "config", reference, |_| true)?;
+        self.change(Change::delete(&*config)).await
+    }
+}
+
+/// What leaves the managers for a face: never the content.
+fn without_data(secret: &Secret) -> Secret {
+    Secret { spec: SecretSpec { data: SecretData::default(), ..secret.spec.clone() }, ..secret.clone() }
+}

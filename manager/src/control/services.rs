@@ -1,0 +1,277 @@
+//! Services.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use skep_api::ports::control::{ControlError, ObjectFilter, ServiceStatus, ServiceUpdate};
+use skep_proto::model::service::{Endpoint, EndpointMode, PreviousSpec, UpdateState, UpdateStatus};
+use skep_proto::model::{Meta, Service, ServiceId, ServiceMode, ServiceSpec};
+
+use super::{Control, lookup, names, networks};
+use crate::scheduler::constraint;
+use crate::store::{Change, State};
+
+/// Replicas of one service at most: a slip of the finger must not fill the store.
+const MOST_REPLICAS: u64 = 100_000;
+
+impl Control {
+    pub(super) async fn list_services(&self, filter: &ObjectFilter) -> Result<Vec<ServiceStatus>, ControlError> {
+        let state = self.read().await?;
+        let is_of_mode = |s: &Service| filter.modes.is_empty() || filter.modes.contains(mode_name(s.spec.mode));
+        let visible = state.services().values().filter(|s| !s.pending_delete);
+        let matching = visible.filter(|s| lookup::passes(filter, &s.id, &s.spec.annotations) && is_of_mode(s));
+        let sorted: BTreeMap<ServiceId, &Arc<Service>> = matching.map(|s| (s.id, s)).collect();
+        Ok(sorted.into_values().map(|s| status_of(s, &state)).collect())
+    }
+
+    pub(super) async fn get_service(&self, reference: &str) -> Result<ServiceStatus, ControlError> {
+        let state = self.read().await?;
+        Ok(status_of(&find(&state, reference)?, &state))
+    }
+
+    pub(super) async fn make_service(&self, mut spec: ServiceSpec) -> Result<ServiceId, ControlError> {
+        let state = self.read().await?;
+        check(&spec)?;
+        resolve_networks(&mut spec, &state)?;
+        let id = ServiceId::random(&mut rand::rng());
+        let service = Service {
+            id,
+            meta: Meta::default(),
+            spec,
+            spec_version: 0,
+            previous: None,
+            endpoint: Endpoint::default(),
+            update_status: None,
+            pending_delete: false,
+        };
+        self.change(Change::create(&service)).await?;
+        Ok(id)
+    }
+
+    pub(super) async fn change_service(&self, reference: &str, update: ServiceUpdate) -> Result<(), ControlError> {
+        let state = self.read().await?;
+        let old = find(&state, reference)?;
+        if old.meta.version != update.at {
+            return Err(ControlError::OutOfSequence);
+        }
+        let service = changed(&old, update, &state)?;
+        self.change(Change::update(&service)).await
+    }
+
+    pub(super) async fn delete_service(&self, reference: &str) -> Result<(), ControlError> {
+        let state = self.read().await?;
+        let mut service = (*find(&state, reference)?).clone();
+        service.pending_delete = true;
+        self.change(Change::update(&service)).await
+    }
+}
+
+/// A service that is not being removed.
+pub fn find(state: &State, reference: &str) -> Result<Arc<Service>, ControlError> {
+    lookup::find(state.services(), "service", reference, |s| !s.pending_delete)
+}
+
+/// The service after the update.
+fn changed(old: &Service, update: ServiceUpdate, state: &State) -> Result<Service, ControlError> {
+    let mut service = old.clone();
+    let mut spec = if update.rollback {
+        let previous = old.previous.as_ref().ok_or_else(|| {
+            ControlError::FailedPrecondition(format!(
+                "service {} does not have a previous spec",
+                old.spec.annotations.name
+            ))
+        })?;
+        previous.spec.clone()
+    } else {
+        update.spec
+    };
+    check(&spec)?;
+    if spec.annotations.name != old.spec.annotations.name {
+        return Err(ControlError::InvalidArgument("renaming services is not supported".into()));
+    }
+    if std::mem::discriminant(&spec.mode) != std::mem::discriminant(&old.spec.mode) {
+        return Err(ControlError::InvalidArgument("service mode change is not allowed".into()));
+    }
+    resolve_networks(&mut spec, state)?;
+    keep_registry_auth(&mut spec, old, update.auth_from_previous);
+    service.update_status = update.rollback.then(|| UpdateStatus {
+        state: UpdateState::RollbackStarted,
+        started_at: state.now(),
+        completed_at: None,
+        message: "manually requested rollback".into(),
+    });
+    service.previous = Some(Box::new(PreviousSpec { spec: old.spec.clone(), spec_version: old.spec_version }));
+    service.spec = spec;
+    Ok(service)
+}
+
+/// Clients send no credential with an update unless they are told to; the one in force stays.
+fn keep_registry_auth(spec: &mut ServiceSpec, old: &Service, from_previous: bool) {
+    let source = match &old.previous {
+        Some(previous) if from_previous => &previous.spec,
+        _ => &old.spec,
+    };
+    for (container, before) in spec.task.containers.iter_mut().zip(&source.task.containers) {
+        if container.registry_auth.is_none() {
+            container.registry_auth.clone_from(&before.registry_auth);
+        }
+    }
+}
+
+/// Clients may name a network by name or id; specs hold ids, but for the node-local ones.
+fn resolve_networks(spec: &mut ServiceSpec, state: &State) -> Result<(), ControlError> {
+    let mut seen = BTreeSet::new();
+    for attachment in &mut spec.task.networks {
+        if !matches!(attachment.target.as_str(), "host" | "bridge" | "none") {
+            let network = networks::find(state, &attachment.target)?;
+            if network.spec.ingress {
+                return Err(ControlError::InvalidArgument(
+                    "Service cannot be explicitly attached to the ingress network \"ingress\"".into(),
+                ));
+            }
+            attachment.target = network.id.to_string();
+        }
+        if !seen.insert(attachment.target.clone()) {
+            return Err(ControlError::InvalidArgument(format!("the network {} is named twice", attachment.target)));
+        }
+    }
+    if seen.contains("host") && seen.len() > 1 {
+        return Err(ControlError::InvalidArgument("a task on the host's network has no other network".into()));
+    }
+    Ok(())
+}
+
+fn status_of(service: &Arc<Service>, state: &State) -> ServiceStatus {
+    let count = state.services().reference(service.id).map(|r| state.count(r)).unwrap_or_default();
+    let desired = match service.spec.mode {
+        ServiceMode::Replicated { replicas } => replicas,
+        ServiceMode::Global | ServiceMode::GlobalJob => u64::from(count.live),
+        ServiceMode::ReplicatedJob { max_concurrent, total_completions } => max_concurrent.min(total_completions),
+    };
+    ServiceStatus { service: service.clone(), running: u64::from(count.running), desired, completed: 0 }
+}
+
+fn mode_name(mode: ServiceMode) -> &'static str {
+    match mode {
+        ServiceMode::Replicated { .. } => "replicated",
+        ServiceMode::Global => "global",
+        ServiceMode::ReplicatedJob { .. } => "replicated-job",
+        ServiceMode::GlobalJob => "global-job",
+    }
+}
+
+/// What makes no sense whatever the state is.
+fn check(spec: &ServiceSpec) -> Result<(), ControlError> {
+    names::check_dns_name(&spec.annotations.name)?;
+    let invalid = |text: String| Err(ControlError::InvalidArgument(text));
+    match spec.mode {
+        ServiceMode::Replicated { replicas } if replicas > MOST_REPLICAS => {
+            return invalid(format!("replicas: at most {MOST_REPLICAS} are allowed, not {replicas}"));
+        }
+        ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob => {
+            return Err(ControlError::Unsupported("a job".into()));
+        }
+        ServiceMode::Replicated { .. } | ServiceMode::Global => {}
+    }
+    check_containers(spec)?;
+    check_resources(spec)?;
+    check_ports(spec)?;
+    for expression in &spec.task.placement.constraints {
+        constraint::parse(expression).map_err(|error| ControlError::InvalidArgument(error.to_string()))?;
+    }
+    if !spec.task.placement.preferences.is_empty() {
+        return Err(ControlError::Unsupported("a placement preference".into()));
+    }
+    Ok(())
+}
+
+fn check_containers(spec: &ServiceSpec) -> Result<(), ControlError> {
+    let [container] = spec.task.containers.as_slice() else {
+        return Err(ControlError::Unsupported("a task with more than one container".into()));
+    };
+    if container.image.is_empty() {
+        return Err(ControlError::InvalidArgument("ContainerSpec: image reference must be provided".into()));
+    }
+    let unsupported = [
+        (!container.secrets.is_empty(), "a service with secrets"),
+        (!container.configs.is_empty(), "a service with configs"),
+        (
+            container.healthcheck.as_ref().is_some_and(|h| h.test.first().is_some_and(|t| t != "NONE")),
+            "a health check of a service",
+        ),
+        (
+            !container.cap_add.is_empty() || !container.cap_drop.is_empty(),
+            "adding or dropping capabilities in a service",
+        ),
+    ];
+    if let Some((_, what)) = unsupported.iter().find(|(asked, _)| *asked) {
+        return Err(ControlError::Unsupported((*what).to_owned()));
+    }
+    let mut targets = BTreeSet::new();
+    for mount in &container.mounts {
+        if !mount.target.starts_with('/') {
+            return Err(ControlError::InvalidArgument(format!(
+                "invalid mount target, must be an absolute path: {}",
+                mount.target
+            )));
+        }
+        if !targets.insert(&mount.target) {
+            return Err(ControlError::InvalidArgument(format!(
+                "ContainerSpec: duplicate mount point: {}",
+                mount.target
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn check_resources(spec: &ServiceSpec) -> Result<(), ControlError> {
+    let limits = spec.task.resources.limits.clone().unwrap_or_default();
+    let reservations = spec.task.resources.reservations.clone().unwrap_or_default();
+    for (what, nano, memory) in
+        [("limits", limits.nano_cpus, limits.memory), ("reservations", reservations.nano_cpus, reservations.memory)]
+    {
+        // swarmkit's floors: below them a container cannot start.
+        if nano != 0 && nano < 1_000_000 {
+            return Err(ControlError::InvalidArgument(format!(
+                "invalid cpu value {nano} of {what}: Must be at least 0.001"
+            )));
+        }
+        if memory != 0 && memory < 4 << 20 {
+            return Err(ControlError::InvalidArgument(format!(
+                "invalid memory value {memory} of {what}: Must be at least 4MiB"
+            )));
+        }
+    }
+    if !reservations.generic.is_empty() {
+        return Err(ControlError::Unsupported("a generic resource".into()));
+    }
+    Ok(())
+}
+
+fn check_ports(spec: &ServiceSpec) -> Result<(), ControlError> {
+    let Some(endpoint) = &spec.endpoint else { return Ok(()) };
+    let mut published = BTreeSet::new();
+    for port in &endpoint.ports {
+        if port.target == 0 {
+            return Err(ControlError::InvalidArgument(
+                "EndpointSpec: published port needs a target port from 1 to 65535".into(),
+            ));
+        }
+        if port.protocol == skep_proto::model::service::Protocol::Sctp {
+            return Err(ControlError::Unsupported("publishing an SCTP port".into()));
+        }
+        if let Some(number) = port.published.filter(|n| *n != 0)
+            && !published.insert((number, port.protocol))
+        {
+            return Err(ControlError::InvalidArgument("EndpointSpec: duplicate published ports provided".into()));
+        }
+        if endpoint.mode == EndpointMode::DnsRoundRobin && port.mode == skep_proto::model::service::PublishMode::Ingress
+        {
+            return Err(ControlError::InvalidArgument(
+                "EndpointSpec: port published with ingress mode can't be used with dnsrr mode".into(),
+            ));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! Tasks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use skep_api::ports::control::{ControlError, TaskFilter, TaskView};
+use skep_proto::model::{ContainerId, NodeId, ServiceId, Task, TaskId, TaskState};
+
+use super::lookup::{has_labels, starts_with_any};
+use super::{Control, lookup};
+use crate::store::State;
+
+impl Control {
+    pub(super) async fn list_tasks(&self, filter: &TaskFilter) -> Result<Vec<TaskView>, ControlError> {
+        let state = self.read().await?;
+        let wanted = Wanted::resolve(filter, &state);
+        // The narrowest index that the filter allows.
+        let candidates: Vec<Task> = match (&wanted.services, &wanted.nodes) {
+            (Some(services), _) => services.iter().flat_map(|id| state.tasks_of_service(*id)).collect(),
+            (None, Some(nodes)) => nodes.iter().flat_map(|id| state.tasks_on_node(*id)).collect(),
+            (None, None) => state.tasks().collect(),
+        };
+        let matching = candidates.into_iter().filter(|task| wanted.accepts(task, &state));
+        let sorted: BTreeMap<TaskId, Task> = matching.map(|task| (task.id, task)).collect();
+        Ok(sorted.into_values().map(|task| self.view_of(task, &state)).collect())
+    }
+
+    pub(super) async fn get_task(&self, reference: &str) -> Result<TaskView, ControlError> {
+        let state = self.read().await?;
+        let mut ids = state.task_ids_by_prefix(reference);
+        let not_found = || ControlError::NotFound { kind: "task", reference: reference.to_owned() };
+        let first = ids.next().filter(|_| !reference.is_empty()).ok_or_else(not_found)?;
+        let others = ids.count();
+        if others > 0 {
+            return Err(ControlError::Ambiguous { kind: "task", reference: reference.to_owned(), matches: others + 1 });
+        }
+        let task = state.task(first).ok_or_else(not_found)?;
+        Ok(self.view_of(task, &state))
+    }
+
+    fn view_of(&self, task: Task, state: &State) -> TaskView {
+        let started = task.status.state >= TaskState::Starting && task.node.is_some();
+        let container = started.then(|| ContainerId::of_task(task.id, 0));
+        let networks = task.attachments.iter().filter_map(|a| state.networks().get(a.network).cloned()).collect();
+        TaskView { container, vitals: self.parts.vitals.of_task(task.id), networks, task: Arc::new(task) }
+    }
+}
+
+/// Name of a task as `docker service ps` and container names have it: `SERVICE.SLOT.ID`, for global services
+/// `SERVICE.NODE.ID`.
+pub fn task_name(task: &Task) -> String {
+    match (task.slot, task.node) {
+        (0, Some(node)) => format!("{}.{node}.{}", task.service_name, task.id),
+        (slot, _) => format!("{}.{slot}.{}", task.service_name, task.id),
+    }
+}
+
+/// A filter whose services and nodes were looked up.
+struct Wanted<'a> {
+    filter: &'a TaskFilter,
+    services: Option<BTreeSet<ServiceId>>,
+    nodes: Option<BTreeSet<NodeId>>,
+}
+
+impl<'a> Wanted<'a> {
+    fn resolve(filter: &'a TaskFilter, state: &State) -> Self {
+        let services = (!filter.services.is_empty()).then(|| {
+            let found =
+                filter.services.iter().filter_map(|r| lookup::find(state.services(), "service", r, |_| true).ok());
+            found.map(|s| s.id).collect()
+        });
+        let nodes = (!filter.nodes.is_empty()).then(|| {
+            let is_meant = |n: &skep_proto::model::Node| {
+                filter.nodes.iter().any(|r| n.description.hostname == *r || n.id.to_string().starts_with(r.as_str()))
+            };
+            state.nodes().values().filter(|n| is_meant(n)).map(|n| n.id).collect()
+        });
+        Self { filter, services, nodes }
+    }
+
+    fn accepts(&self, task: &Task, state: &State) -> bool {
+        let filter = self.filter;
+        let is_of_service = self.services.as_ref().is_none_or(|ids| task.service.is_some_and(|id| ids.contains(&id)));
+        let is_on_node = self.nodes.as_ref().is_none_or(|ids| task.node.is_some_and(|id| ids.contains(&id)));
+        let is_up_to_date = !filter.up_to_date
+            || task
+                .service
+                .and_then(|id| state.services().get(id))
+                .is_some_and(|s| s.spec_version == task.spec_version);
+        is_of_service
+            && is_on_node
+            && is_up_to_date
+            && (filter.desired.is_empty() || filter.desired.contains(&task.desired))
+            && starts_with_any(&filter.ids, || task.id.to_string())
+            && starts_with_any(&filter.names, || task_name(task))
+            && has_labels(&filter.labels, &task.service_labels)
+    }
+}

@@ -1,0 +1,3 @@
+//! Which node each task gets.
+
+pub mod constraint;

@@ -1,0 +1,296 @@
+//! A version of the state as a stream of records, and back.
+//!
+//! Indexes and sums are not written: they are made again from the rows, and the digest, which is written, tells whether
+//! what was read is what was held. Sealing and cutting into chunks is Raft's.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use skep_proto::model::service::{PortConfig, PublishMode};
+use skep_proto::model::{Cluster, Config, Network, Node, Secret, Service, Timestamp};
+
+use super::codec::Encode;
+use super::derived::{Parts, address_key};
+use super::digest::{self, Domain};
+use super::entry::Kind;
+use super::put::object_hash;
+use super::refs::Reference;
+use super::row::{TaskExtra, TaskRow};
+use super::spec::SharedSpec;
+use super::state::{AnsweredRequest, State};
+use super::table::{Object, Table};
+
+const MAGIC: &[u8; 8] = b"skepsnap";
+const FORMAT: u8 = 1;
+const COMPRESSION: i32 = 1;
+/// A record holds one object at most, and those are bounded when they are made.
+const MOST_RECORD: usize = 8 << 20;
+
+/// Append only, like changes.
+#[derive(Serialize, Deserialize)]
+enum Record {
+    Head {
+        index: u64,
+        now_ms: u64,
+        node_index: u16,
+        digest: u64,
+    },
+    Object {
+        kind: Kind,
+        handle: u32,
+        generation: NonZeroU32,
+        bytes: Vec<u8>,
+    },
+    Allocation {
+        kind: Kind,
+        next: u32,
+        free: Vec<(u32, NonZeroU32)>,
+    },
+    /// A spec that tasks were made from, as the service it belonged to then.
+    Spec {
+        service: u32,
+        version: u64,
+        bytes: Vec<u8>,
+    },
+    Row {
+        row: TaskRow,
+        used: bool,
+    },
+    Extra {
+        task: u32,
+        extra: TaskExtra,
+    },
+    Blocked {
+        service: u32,
+        version: u64,
+        text: String,
+    },
+    Cursor {
+        network: u32,
+        address: u32,
+    },
+    Request {
+        id: u128,
+        request: AnsweredRequest,
+    },
+    End,
+}
+
+/// Writes a version.
+pub(super) fn write(state: &State, out: &mut dyn Write) -> io::Result<()> {
+    out.write_all(MAGIC)?;
+    out.write_all(&[FORMAT])?;
+    let mut out = zstd::stream::Encoder::new(out, COMPRESSION)?;
+    let mut put = |record: Record| -> io::Result<()> {
+        let bytes = postcard::to_stdvec(&record).map_err(io::Error::other)?;
+        out.write_all(&u32::try_from(bytes.len()).map_err(io::Error::other)?.to_le_bytes())?;
+        out.write_all(&bytes)
+    };
+    let State { index, now, node_index, digest, .. } = *state;
+    put(Record::Head { index, now_ms: now.0, node_index, digest })?;
+    write_table(&state.clusters, &mut put)?;
+    write_table(&state.nodes, &mut put)?;
+    write_table(&state.networks, &mut put)?;
+    write_table(&state.services, &mut put)?;
+    write_table(&state.secrets, &mut put)?;
+    write_table(&state.configs, &mut put)?;
+    for ((service, version), spec) in &state.specs {
+        put(Record::Spec { service: *service, version: *version, bytes: spec.service.encode().into() })?;
+    }
+    for (handle, row) in state.rows.iter_all() {
+        put(Record::Row { row: *row, used: state.rows.is_used(handle) })?;
+    }
+    for (task, extra) in &state.extras {
+        put(Record::Extra { task: *task, extra: (**extra).clone() })?;
+    }
+    for ((service, version), text) in &state.blocked {
+        put(Record::Blocked { service: *service, version: *version, text: text.to_string() })?;
+    }
+    for (network, address) in &state.cursors {
+        put(Record::Cursor { network: *network, address: *address })?;
+    }
+    for (id, request) in &state.requests {
+        put(Record::Request { id: *id, request: (**request).clone() })?;
+    }
+    put(Record::End)?;
+    out.finish()?.flush()
+}
+
+fn write_table<T: Object>(table: &Table<T>, put: &mut impl FnMut(Record) -> io::Result<()>) -> io::Result<()> {
+    for (reference, object) in table.iter() {
+        let (handle, generation) = (reference.handle(), reference.generation());
+        put(Record::Object { kind: T::KIND, handle, generation, bytes: object.encode().into() })?;
+    }
+    let (next, free) = table.allocation();
+    put(Record::Allocation { kind: T::KIND, next, free })
+}
+
+fn broken(reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, reason)
+}
+
+/// Reads a version.
+///
+/// # Errors
+/// When the bytes are no snapshot, were written by a newer release, or are not what was held.
+pub(super) fn read(from: &mut dyn Read) -> io::Result<State> {
+    let mut head = [0; MAGIC.len() + 1];
+    from.read_exact(&mut head)?;
+    if head[..MAGIC.len()] != *MAGIC {
+        return Err(broken("not a snapshot of skep"));
+    }
+    if head[MAGIC.len()] != FORMAT {
+        return Err(broken(format!(
+            "the snapshot has format {}, this release reads {FORMAT}: upgrade this manager",
+            head[MAGIC.len()]
+        )));
+    }
+    let mut input = BufReader::new(zstd::stream::Decoder::new(from)?);
+    let mut reader = Restore::default();
+    while reader.take(next(&mut input)?)? {}
+    reader.finish()
+}
+
+fn next(input: &mut impl BufRead) -> io::Result<Record> {
+    let mut length = [0; 4];
+    input.read_exact(&mut length)?;
+    let length = u32::from_le_bytes(length) as usize;
+    if length > MOST_RECORD {
+        return Err(broken(format!("a record of the snapshot claims {length} bytes")));
+    }
+    let mut bytes = vec![0; length];
+    input.read_exact(&mut bytes)?;
+    postcard::from_bytes(&bytes).map_err(broken)
+}
+
+#[derive(Default)]
+struct Restore {
+    state: State,
+    expected: u64,
+}
+
+impl Restore {
+    /// Takes one record; false after the last.
+    fn take(&mut self, record: Record) -> io::Result<bool> {
+        let state = &mut self.state;
+        match record {
+            Record::Head { index, now_ms, node_index, digest } => {
+                (state.index, state.now, state.node_index) = (index, Timestamp(now_ms), node_index);
+                self.expected = digest;
+            }
+            Record::Object { kind, handle, generation, bytes } => {
+                let xor = self.restore_object(kind, handle, generation, &bytes)?;
+                self.state.digest ^= xor;
+            }
+            Record::Allocation { kind, next, free } => match kind {
+                Kind::Cluster => state.clusters.restore_allocation(next, free),
+                Kind::Node => state.nodes.restore_allocation(next, free),
+                Kind::Service => state.services.restore_allocation(next, free),
+                Kind::Network => state.networks.restore_allocation(next, free),
+                Kind::Secret => state.secrets.restore_allocation(next, free),
+                Kind::Config => state.configs.restore_allocation(next, free),
+            },
+            Record::Spec { service, version, bytes } => {
+                let object = Arc::new(Service::decode(&bytes).map_err(broken)?);
+                state.specs.insert((service, version), SharedSpec::of(&object));
+            }
+            Record::Row { row, used } => {
+                let handle = state.rows.restore(row, used);
+                if used {
+                    state.digest ^= digest::of(Domain::Row, handle, row);
+                }
+            }
+            Record::Extra { task, extra } => {
+                state.digest ^= digest::of(Domain::Extra, task, &extra);
+                state.extras.insert(task, Arc::new(extra));
+            }
+            Record::Blocked { service, version, text } => {
+                state.digest ^= digest::of(Domain::Blocked, (service, version), text.as_str());
+                state.blocked.insert((service, version), text.into());
+            }
+            Record::Cursor { network, address } => {
+                state.digest ^= digest::of(Domain::Cursor, network, address);
+                state.cursors.insert(network, address);
+            }
+            Record::Request { id, request } => {
+                state.digest ^= digest::of(Domain::Request, id, request.at_ms);
+                state.request_times.insert((request.at_ms, id));
+                state.requests.insert(id, Arc::new(request));
+            }
+            Record::End => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn restore_object(&mut self, kind: Kind, handle: u32, generation: NonZeroU32, bytes: &[u8]) -> io::Result<u64> {
+        fn into<T: Object>(table: &mut Table<T>, handle: u32, generation: NonZeroU32, bytes: &[u8]) -> io::Result<u64> {
+            let hash = |h: u32, g: NonZeroU32, b: &Bytes| object_hash(T::KIND)(h, g, b);
+            table.restore(handle, generation, bytes, hash).map_err(broken)
+        }
+        let state = &mut self.state;
+        match kind {
+            Kind::Cluster => into::<Cluster>(&mut state.clusters, handle, generation, bytes),
+            Kind::Node => into::<Node>(&mut state.nodes, handle, generation, bytes),
+            Kind::Service => into::<Service>(&mut state.services, handle, generation, bytes),
+            Kind::Network => into::<Network>(&mut state.networks, handle, generation, bytes),
+            Kind::Secret => into::<Secret>(&mut state.secrets, handle, generation, bytes),
+            Kind::Config => into::<Config>(&mut state.configs, handle, generation, bytes),
+        }
+    }
+
+    fn finish(self) -> io::Result<State> {
+        let mut state = self.state;
+        state.derive_again();
+        if state.digest != self.expected {
+            return Err(broken("the snapshot's digest is not that of its contents: it is damaged"));
+        }
+        Ok(state)
+    }
+}
+
+impl State {
+    /// Makes every index and sum from the rows and objects.
+    pub(super) fn derive_again(&mut self) {
+        self.derived = super::derived::Derived::default();
+        let rows: Vec<(u32, TaskRow)> = self.rows.iter().map(|(handle, row)| (handle, *row)).collect();
+        let mut counts = std::collections::BTreeMap::<(u32, u64), u32>::new();
+        for (handle, row) in &rows {
+            let extra = self.extras.get(handle).cloned();
+            let key = row.service.map(|s| (s.handle(), row.spec_version));
+            let spec = key.and_then(|key| self.specs.get(&key));
+            self.derived.task(*handle, None, Some(Parts { row, extra: extra.as_deref() }), spec);
+            if let Some(key) = key {
+                *counts.entry(key).or_default() += 1;
+            }
+        }
+        for (key, count) in counts {
+            if let Some(spec) = self.specs.get_mut(&key) {
+                spec.tasks = count;
+            }
+        }
+        for network in self.networks.values() {
+            if let Some(vni) = network.vni {
+                self.derived.vnis.insert(vni, network.id);
+            }
+        }
+        let services: Vec<(u32, Arc<Service>)> = self.services.iter().map(|(r, s)| (r.handle(), s.clone())).collect();
+        for (handle, service) in services {
+            for vip in &service.endpoint.virtual_ips {
+                let network = self.networks.reference(vip.network);
+                if let Some(key) = network.and_then(|n| address_key(n, vip.address.addr())) {
+                    self.derived.addresses.insert(key);
+                }
+            }
+            let asked = service.spec.endpoint.iter().flat_map(|e| &e.ports);
+            let ingress = |p: &&PortConfig| p.mode == PublishMode::Ingress && !service.pending_delete;
+            for port in service.endpoint.ports.iter().chain(asked).filter(ingress) {
+                if let Some(number) = port.published {
+                    self.derived.ingress_ports.insert((port.protocol, number), handle);
+                }
+            }
+        }
+    }
+}
