@@ -1,9 +1,15 @@
 //! Control plane of skep: store, raft, orchestration, scheduling, dispatch, certificates.
 
+pub mod allocator;
 pub mod ca;
 pub mod control;
 pub mod membership;
+pub mod orchestrator;
 pub mod raft;
+pub mod reaper;
+pub mod reconcile;
 pub mod rpc;
 pub mod scheduler;
 pub mod store;
+#[cfg(test)]
+mod world;

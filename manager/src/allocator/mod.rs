@@ -1,0 +1,191 @@
+//! Addresses and ports: VXLAN identifiers and subnets of networks, virtual addresses and published ports of services,
+//! addresses of tasks.
+//!
+//! One planner with one key, because all decisions compete for the same pools. Everything it gives is checked once more
+//! where it is applied. A task leaves the state new only when it has every address that its spec asks for.
+
+mod pool;
+mod ports;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::{IpNet, Ipv4Net};
+use skep_proto::model::network::Subnet;
+use skep_proto::model::service::{Endpoint, EndpointMode, VirtualIp};
+use skep_proto::model::{Network, NetworkId, Service};
+
+use crate::reconcile::{Env, Plan, Planner};
+use crate::store::{Change, Group, NetworkRef, Reference, State, TaskRow, Touched};
+
+/// VXLAN identifiers from here on, as swarmkit gives them: lower ones are left to people (RFC 7348: 24 bits).
+const FIRST_VNI: u32 = 4097;
+const LAST_VNI: u32 = (1 << 24) - 1;
+/// Tasks given addresses in one round.
+const ROUND: usize = 2000;
+
+/// The planner.
+#[derive(Debug, Default)]
+pub struct Allocator;
+
+impl Planner for Allocator {
+    type Key = ();
+    const NAME: &'static str = "allocator";
+
+    fn keys(&self, _: &State) -> Vec<()> {
+        vec![()]
+    }
+
+    fn touched(&self, touched: &Touched, state: &State) -> Vec<()> {
+        let is_needed = !touched.objects.is_empty() || state.unallocated().next().is_some();
+        if is_needed { vec![()] } else { Vec::new() }
+    }
+
+    fn plan(&mut self, state: &State, (): (), _: &mut Env<'_>) -> Plan {
+        plan(state)
+    }
+}
+
+/// Addresses given by this plan and not yet in the state.
+#[derive(Debug, Default)]
+struct Given {
+    addresses: BTreeSet<(u32, u32)>,
+    cursors: std::collections::BTreeMap<u32, u32>,
+}
+
+/// Gives what is missing.
+pub fn plan(state: &State) -> Plan {
+    let mut plan = Plan::default();
+    networks(state, &mut plan);
+    let mut given = Given::default();
+    services(state, &mut given, &mut plan);
+    for (handle, row) in state.unallocated().take(ROUND) {
+        task(state, handle, row, &mut given, &mut plan);
+    }
+    plan
+}
+
+fn networks(state: &State, plan: &mut Plan) {
+    let mut vnis: BTreeSet<u32> = state.networks().values().filter_map(|n| n.vni).collect();
+    let mut taken: Vec<Ipv4Net> = state.networks().values().flat_map(|n| &n.subnets).filter_map(pool::v4).collect();
+    for network in state.networks().values().filter(|n| n.vni.is_none() && !n.pending_delete) {
+        let Some(vni) = (FIRST_VNI..=LAST_VNI).find(|vni| !vnis.contains(vni)) else { return };
+        let Some(subnet) = subnet_for(state, network, &taken) else { continue };
+        vnis.insert(vni);
+        taken.extend(pool::v4(&subnet));
+        let mut changed = (**network).clone();
+        changed.vni = Some(vni);
+        changed.subnets = vec![subnet];
+        plan.groups.push(Group::of(Change::update(&changed)));
+    }
+}
+
+/// The subnet that was asked for, or the next free one of the pools.
+fn subnet_for(state: &State, network: &Network, taken: &[Ipv4Net]) -> Option<Subnet> {
+    let asked = network.spec.ipam.iter().find(|c| matches!(c.subnet, Some(IpNet::V4(_))));
+    let (subnet, range, gateway) = match asked {
+        Some(config) => match config.subnet {
+            Some(IpNet::V4(subnet)) => (subnet.trunc(), config.range, config.gateway),
+            Some(IpNet::V6(_)) | None => return None,
+        },
+        None => {
+            let cluster = state.cluster()?;
+            (pool::next_free(&cluster.address_pools, cluster.subnet_size, taken)?, None, None)
+        }
+    };
+    let gateway = gateway.or_else(|| subnet.hosts().next().map(IpAddr::V4))?;
+    Some(Subnet { subnet: IpNet::V4(subnet), range, gateway })
+}
+
+fn services(state: &State, given: &mut Given, plan: &mut Plan) {
+    let mut ports = ports::Ports::of(state);
+    for service in state.services().values().filter(|s| !s.pending_delete) {
+        let wanted = endpoint(state, service, given, &mut ports);
+        if let Some(wanted) = wanted.filter(|w| *w != service.endpoint) {
+            let mut changed = (**service).clone();
+            changed.endpoint = wanted;
+            plan.groups.push(Group::of(Change::update(&changed)));
+        }
+    }
+}
+
+/// What a service's endpoint should be; `None` while something it needs is not there yet.
+fn endpoint(state: &State, service: &Service, given: &mut Given, ports: &mut ports::Ports) -> Option<Endpoint> {
+    let spec = service.spec.endpoint.clone().unwrap_or_default();
+    let resolved = ports.resolve(service, &spec)?;
+    let mut virtual_ips = Vec::new();
+    if spec.mode == EndpointMode::Vip {
+        for id in overlay_networks(service.spec.task.networks.iter().map(|n| n.target.as_str())) {
+            let known = service.endpoint.virtual_ips.iter().find(|v| v.network == id);
+            let vip = match known {
+                Some(known) => *known,
+                None => VirtualIp { network: id, address: free_address(state, id, given).ok()? },
+            };
+            virtual_ips.push(vip);
+        }
+    }
+    Some(Endpoint { spec: Some(spec), ports: resolved, virtual_ips })
+}
+
+/// Whether everything that was asked of the allocator for a service is there.
+fn is_allocated(service: &Service) -> bool {
+    service.endpoint.spec.as_ref() == Some(&service.spec.endpoint.clone().unwrap_or_default())
+        && (service.endpoint.spec.as_ref().is_none_or(|s| s.mode != EndpointMode::Vip)
+            || overlay_networks(service.spec.task.networks.iter().map(|n| n.target.as_str()))
+                .all(|id| service.endpoint.virtual_ips.iter().any(|v| v.network == id)))
+}
+
+/// Networks of the cluster among the targets of a spec; the others belong to the node.
+fn overlay_networks<'a>(targets: impl Iterator<Item = &'a str> + 'a) -> impl Iterator<Item = NetworkId> + 'a {
+    targets.filter_map(|target| target.parse().ok())
+}
+
+fn task(state: &State, handle: u32, row: &TaskRow, given: &mut Given, plan: &mut Plan) {
+    let Some(spec) = state.spec_of(row) else { return };
+    let service = row.service.and_then(|r| state.services().lookup(r));
+    if service.is_some_and(|s| s.spec_version == row.spec_version && !is_allocated(s)) {
+        return;
+    }
+    let mut addresses: Vec<(NetworkRef, Vec<IpNet>)> = Vec::new();
+    for id in overlay_networks(spec.task.networks.iter().map(|n| n.target.as_str())) {
+        let Some(reference) = state.networks().reference(id) else { return };
+        match free_address(state, id, given) {
+            Ok(address) => addresses.push((reference, vec![address])),
+            Err(text) => {
+                if state.extra(handle).is_none_or(|e| e.error != text) {
+                    plan.groups.push(Group::of(Change::ExplainTask {
+                        task: row.reference(handle),
+                        if_version: row.version,
+                        text,
+                    }));
+                }
+                return;
+            }
+        }
+    }
+    plan.groups.push(Group::of(Change::Allocate { task: row.reference(handle), if_version: row.version, addresses }));
+}
+
+/// The next free address of a network behind the one given last.
+fn free_address(state: &State, id: NetworkId, given: &mut Given) -> Result<IpNet, String> {
+    let gone = || "a network of the task is gone".to_owned();
+    let network = state.networks().get(id).ok_or_else(gone)?;
+    let reference = state.networks().reference(id).ok_or_else(gone)?;
+    let name = &network.spec.annotations.name;
+    let subnet = network.subnets.iter().find(|s| matches!(s.subnet, IpNet::V4(_)));
+    let subnet = subnet.ok_or_else(|| format!("network {name} has no subnet yet"))?;
+    let key = reference.handle();
+    let cursor = given.cursors.get(&key).copied().map(Ipv4Addr::from).or_else(|| state.address_cursor(reference));
+    let is_free = |address: Ipv4Addr| {
+        !given.addresses.contains(&(key, u32::from(address))) && !state.is_address_used(reference, address.into())
+    };
+    let address = pool::next_address(subnet, cursor, is_free).ok_or_else(|| {
+        format!("no free address in network {name} ({}): remove tasks or make a larger network", subnet.subnet)
+    })?;
+    given.addresses.insert((key, u32::from(address)));
+    given.cursors.insert(key, u32::from(address));
+    let net = IpNet::new(address.into(), subnet.subnet.prefix_len());
+    net.map_err(|_| format!("network {name} has an impossible subnet"))
+}

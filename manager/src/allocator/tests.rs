@@ -1,0 +1,91 @@
+use skep_proto::model::ServiceMode;
+use skep_proto::model::service::{EndpointMode, EndpointSpec, PortConfig, Protocol, PublishMode};
+use skep_proto::model::task::NetworkAttachmentSpec;
+
+use crate::world::World;
+
+fn on(network: skep_proto::model::NetworkId) -> Vec<NetworkAttachmentSpec> {
+    vec![NetworkAttachmentSpec { target: network.to_string(), ..NetworkAttachmentSpec::default() }]
+}
+
+#[test]
+fn networks_get_identifiers_and_subnets_that_do_not_overlap() {
+    let mut world = World::new().nodes(1);
+    let (a, b) = (world.add_network("a"), world.add_network("b"));
+    world.settle();
+    let view = world.view();
+    let of =
+        |id| (view.networks().get(id).unwrap().vni, view.networks().get(id).unwrap().subnets[0].subnet.to_string());
+    let mut both = [of(a), of(b)];
+    both.sort();
+    assert_eq!(both, [(Some(4097), "10.0.0.0/24".into()), (Some(4098), "10.0.1.0/24".into())]);
+}
+
+#[test]
+fn a_service_gets_a_virtual_address_and_its_tasks_one_each() {
+    let mut world = World::new().nodes(1);
+    let network = world.add_network("net");
+    let id = world.add_service("web", ServiceMode::Replicated { replicas: 2 }, |s| s.task.networks = on(network));
+    world.settle();
+    let service = world.service(id).unwrap();
+    assert_eq!(service.endpoint.virtual_ips.len(), 1);
+    let mut all: Vec<_> = world.running(id).iter().map(|t| t.attachments[0].addresses[0]).collect();
+    all.push(service.endpoint.virtual_ips[0].address);
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), 3);
+}
+
+#[test]
+fn a_service_with_dnsrr_has_no_virtual_address() {
+    let mut world = World::new().nodes(1);
+    let network = world.add_network("net");
+    let id = world.add_service("web", ServiceMode::Replicated { replicas: 1 }, |s| {
+        s.task.networks = on(network);
+        s.endpoint = Some(EndpointSpec { mode: EndpointMode::DnsRoundRobin, ports: Vec::new() });
+    });
+    world.settle();
+    assert_eq!((world.service(id).unwrap().endpoint.virtual_ips.len(), world.running(id).len()), (0, 1));
+}
+
+#[test]
+fn ports_that_nobody_chose_are_taken_from_30000_on_and_kept() {
+    let mut world = World::new().nodes(1);
+    let port = |published| PortConfig {
+        name: String::new(),
+        protocol: Protocol::Tcp,
+        target: 80,
+        published,
+        mode: PublishMode::Ingress,
+    };
+    let publish = |ports: Vec<PortConfig>| Some(EndpointSpec { ports, ..EndpointSpec::default() });
+    let a = world.add_service("a", ServiceMode::Replicated { replicas: 1 }, |s| s.endpoint = publish(vec![port(None)]));
+    let b = world.add_service("b", ServiceMode::Replicated { replicas: 1 }, |s| s.endpoint = publish(vec![port(None)]));
+    world.settle();
+    let of = |world: &World, id| {
+        world.service(id).unwrap().endpoint.ports.iter().filter_map(|p| p.published).collect::<Vec<_>>()
+    };
+    let before = (of(&world, a), of(&world, b));
+    let mut both = [before.0.clone(), before.1.clone()].concat();
+    both.sort_unstable();
+    assert_eq!(both, [30000, 30001]);
+    world.update_service(a, |s| s.spec.task.force_update = 1);
+    world.settle();
+    assert_eq!((of(&world, a), of(&world, b)), before);
+}
+
+#[test]
+fn a_full_network_says_so() {
+    let mut world = World::new().nodes(1);
+    let network = world.add_network("small");
+    world.settle();
+    let mut small = (**world.view().networks().get(network).unwrap()).clone();
+    small.subnets[0].subnet = "10.9.0.0/29".parse().unwrap();
+    small.subnets[0].gateway = "10.9.0.1".parse().unwrap();
+    world.apply(crate::store::Change::update(&small));
+    let id = world.add_service("web", ServiceMode::Replicated { replicas: 9 }, |s| s.task.networks = on(network));
+    world.settle();
+    assert_eq!(world.running(id).len(), 4, "six hosts less the gateway and the virtual address");
+    let error = world.tasks(id).iter().map(|t| t.status.error.clone()).find(|e| !e.is_empty()).unwrap();
+    assert!(error.starts_with("no free address in network small"), "{error}");
+}

@@ -1,0 +1,156 @@
+//! Which tasks a service has: as many as are wanted, of the spec in force, replaced when they end.
+//!
+//! [`plan`] decides for one service. Each *place* (a slot of a replicated service, a node of a global one) is judged by
+//! its tasks alone ([`place`]); the number of places, and how fast an update goes through them, is decided over all
+//! ([`replicated`], [`global`], [`update`]).
+
+mod global;
+pub mod place;
+mod replicated;
+pub mod restart;
+#[cfg(test)]
+mod tests;
+mod update;
+
+use skep_proto::model::{Availability, Node, NodeState, Service, ServiceMode};
+
+use crate::reconcile::{Env, Plan, Planner};
+use crate::scheduler::filter::fits_for_ever;
+use crate::store::{Change, Group, Kind, NodeRef, Reference, ServiceRef, State, TaskRow, Touched};
+
+/// The planner; its key is a service.
+#[derive(Debug, Default)]
+pub struct Orchestrator;
+
+impl Planner for Orchestrator {
+    type Key = u32;
+    const NAME: &'static str = "orchestrator";
+
+    fn keys(&self, state: &State) -> Vec<u32> {
+        state.services().iter().map(|(reference, _)| reference.handle()).collect()
+    }
+
+    fn touched(&self, touched: &Touched, state: &State) -> Vec<u32> {
+        // A node may concern every service that has, or could have, a task on it.
+        if touched.objects.iter().any(|o| o.kind == Kind::Node) {
+            return self.keys(state);
+        }
+        let services = touched.objects.iter().filter(|o| o.kind == Kind::Service).map(|o| o.handle);
+        services.chain(touched.tasks.iter().filter_map(|t| t.service)).collect()
+    }
+
+    fn plan(&mut self, state: &State, key: u32, env: &mut Env<'_>) -> Plan {
+        plan(state, key, env)
+    }
+}
+
+/// One service, as its planners see it.
+pub(crate) struct Input<'a> {
+    pub state: &'a State,
+    pub reference: ServiceRef,
+    pub service: &'a Service,
+}
+
+/// What the service at that handle lacks.
+pub fn plan(state: &State, handle: u32, env: &mut Env<'_>) -> Plan {
+    let found = state.services().at(handle).and_then(|s| Some((s, state.services().reference(s.id)?)));
+    let Some((service, reference)) = found else { return Plan::default() };
+    let input = Input { state, reference, service };
+    if service.pending_delete {
+        return remove_all(&input);
+    }
+    match service.spec.mode {
+        ServiceMode::Replicated { replicas } => replicated::plan(&input, replicas, env),
+        ServiceMode::Global => global::plan(&input, env),
+        // Refused where specs are read.
+        ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob => Plan::default(),
+    }
+}
+
+/// Tasks of a service that goes are removed; the record follows them.
+fn remove_all(input: &Input<'_>) -> Plan {
+    let rows: Vec<(u32, &TaskRow)> = input.state.rows_of_service(input.reference).collect();
+    let groups = if rows.is_empty() {
+        vec![Group::of(Change::delete(input.service))]
+    } else {
+        rows.into_iter().filter_map(|(handle, row)| remove(handle, row)).map(Group::of).collect()
+    };
+    Plan { groups, recheck_at: None }
+}
+
+/// Withdraws a task for good, unless that was done.
+pub(crate) fn remove(handle: u32, row: &TaskRow) -> Option<Change> {
+    desire(handle, row, skep_proto::model::TaskState::Remove)
+}
+
+/// Changes what is wanted of a task, unless that or more is wanted already.
+pub(crate) fn desire(handle: u32, row: &TaskRow, to: skep_proto::model::TaskState) -> Option<Change> {
+    (row.desired < to).then(|| Change::Desire { task: row.reference(handle), if_version: row.version, to })
+}
+
+/// Why a task on a node cannot stay there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Homeless {
+    /// The node is lost, or was removed.
+    Lost,
+    /// The node is drained, or does not satisfy the constraints any more.
+    Unwanted,
+}
+
+/// Whether a task must leave its node. A task that has none has nowhere to leave.
+pub(crate) fn homeless(state: &State, row: &TaskRow) -> Option<Homeless> {
+    let node = row.node?;
+    let Some(node) = state.nodes().lookup(node) else { return Some(Homeless::Lost) };
+    if matches!(node.state, NodeState::Down | NodeState::Disconnected) {
+        return Some(Homeless::Lost);
+    }
+    let fits = || state.spec_of(row).is_none_or(|spec| fits_for_ever(node, &spec.task.placement));
+    (node.spec.availability == Availability::Drain || !fits()).then_some(Homeless::Unwanted)
+}
+
+/// A node that new tasks of a service may go to, as far as the node alone says.
+pub(crate) fn takes_tasks(node: &Node) -> bool {
+    node.state == NodeState::Ready && node.spec.availability == Availability::Active
+}
+
+/// Makes a task in a place.
+pub(crate) struct Creation {
+    pub slot: u32,
+    pub node: Option<NodeRef>,
+    pub place: u32,
+    pub start: Start,
+    pub restarts: Vec<u64>,
+}
+
+/// When a new task may start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// As soon as it can.
+    Now,
+    /// Not before this time, in milliseconds.
+    At(u64),
+    /// When the others of its place have stopped.
+    AfterOthers,
+}
+
+impl Input<'_> {
+    pub(crate) fn create(&self, creation: Creation, env: &mut Env<'_>) -> Change {
+        use skep_proto::model::TaskState;
+        let (desired, start_ms) = match creation.start {
+            Start::Now => (TaskState::Running, 0),
+            Start::At(at) => (TaskState::Ready, at),
+            Start::AfterOthers => (TaskState::Ready, 0),
+        };
+        Change::CreateTask {
+            id: env.task_id(),
+            service: self.reference,
+            spec_version: self.service.spec_version,
+            slot: creation.slot,
+            node: creation.node,
+            desired,
+            start_ms,
+            restarts: creation.restarts,
+            after: self.state.newest_in_place(self.reference, creation.place),
+        }
+    }
+}

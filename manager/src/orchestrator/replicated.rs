@@ -1,0 +1,137 @@
+//! Replicated services: a number of slots, each with a task.
+
+use std::collections::BTreeMap;
+
+use skep_proto::model::TaskState;
+
+use super::place::{self, Verdict};
+use super::update::{self, Slot};
+use super::{Creation, Input, Start, desire, remove};
+use crate::reconcile::{Env, Plan};
+use crate::store::{Change, Group, TaskRow};
+
+type Rows<'a> = Vec<(u32, &'a TaskRow)>;
+
+/// What a replicated service lacks.
+pub(super) fn plan(input: &Input<'_>, replicas: u64, env: &mut Env<'_>) -> Plan {
+    let mut slots: BTreeMap<u32, Rows<'_>> = BTreeMap::new();
+    for (handle, row) in input.state.rows_of_service(input.reference) {
+        slots.entry(row.slot).or_default().push((handle, row));
+    }
+    let mut plan = Plan::default();
+    let mut judged: BTreeMap<u32, (Verdict, Rows<'_>)> = BTreeMap::new();
+    for (slot, rows) in slots {
+        let verdict = place::judge(input.state, &rows, env.now);
+        start_ready(input, &rows, env, &mut plan);
+        if verdict != Verdict::Empty {
+            judged.insert(slot, (verdict, rows));
+        }
+    }
+    let wanted = usize::try_from(replicas).unwrap_or(usize::MAX);
+    let surplus = judged.len().saturating_sub(wanted);
+    for slot in removal_order(&judged, surplus) {
+        if let Some((_, rows)) = judged.remove(&slot) {
+            let changes: Vec<Change> = rows.iter().filter_map(|(handle, row)| remove(*handle, row)).collect();
+            plan.groups.push(changes.into());
+        }
+    }
+    let free: Vec<u32> =
+        (1..).filter(|slot| !judged.contains_key(slot)).take(wanted.saturating_sub(judged.len())).collect();
+    for slot in free {
+        let creation = Creation { slot, node: None, place: slot, start: Start::Now, restarts: Vec::new() };
+        plan.groups.push(Group::of(input.create(creation, env)));
+    }
+    let mut lived = Vec::new();
+    for (slot, (verdict, rows)) in &judged {
+        match verdict {
+            Verdict::Replace { at, restarts } => {
+                plan.groups.push(replace(input, *slot, rows, *at, restarts.clone(), env));
+            }
+            Verdict::Lived(place) => lived.push(Slot { slot: *slot, place: place.clone(), rows: rows.clone() }),
+            Verdict::Finished if is_outdated(input, rows) => {
+                // A new spec is a new chance.
+                let creation =
+                    Creation { slot: *slot, node: None, place: *slot, start: Start::Now, restarts: Vec::new() };
+                plan.groups.push(retire(rows, input.create(creation, env)));
+            }
+            Verdict::Finished | Verdict::Empty => {}
+        }
+    }
+    update::plan(input, &lived, env, &mut plan);
+    plan
+}
+
+fn is_outdated(input: &Input<'_>, rows: &[(u32, &TaskRow)]) -> bool {
+    let newest = rows.iter().max_by_key(|(_, row)| row.created_index);
+    newest.is_some_and(|(_, row)| row.spec_version != input.service.spec_version)
+}
+
+/// The old tasks of a place step back and a new one takes it, in one group.
+fn retire(rows: &[(u32, &TaskRow)], creation: Change) -> Group {
+    let old = rows.iter().filter_map(|(handle, row)| desire(*handle, row, TaskState::Shutdown));
+    old.chain([creation]).collect::<Vec<_>>().into()
+}
+
+fn replace(
+    input: &Input<'_>,
+    slot: u32,
+    rows: &[(u32, &TaskRow)],
+    at: Option<skep_proto::model::Timestamp>,
+    restarts: Vec<u64>,
+    env: &mut Env<'_>,
+) -> Group {
+    let start = match at {
+        Some(at) if at > env.now => Start::At(at.0),
+        Some(_) | None => Start::Now,
+    };
+    retire(rows, input.create(Creation { slot, node: None, place: slot, start, restarts }, env))
+}
+
+/// Lets ready tasks run whose time has come, and remembers when the next one's comes.
+pub(super) fn start_ready(input: &Input<'_>, rows: &[(u32, &TaskRow)], env: &Env<'_>, plan: &mut Plan) {
+    let (ready, next) = place::to_start(input.state, rows, env.now);
+    for handle in ready {
+        let row = rows.iter().find(|(h, _)| *h == handle).map(|(_, row)| *row);
+        plan.groups.extend(row.and_then(|row| desire(handle, row, TaskState::Running)).map(Group::of));
+    }
+    if let Some(at) = next {
+        plan.recheck(at);
+    }
+}
+
+/// Slots in the order in which they go: those that do not run first, then those on the fullest nodes, the highest first.
+fn removal_order(judged: &BTreeMap<u32, (Verdict, Rows<'_>)>, most: usize) -> Vec<u32> {
+    let mut on_node: BTreeMap<u32, usize> = BTreeMap::new();
+    let node_of = |rows: &Rows<'_>| {
+        rows.iter()
+            .filter(|(_, row)| row.is_live())
+            .filter_map(|(_, row)| row.node)
+            .next_back()
+            .map(crate::store::Reference::handle)
+    };
+    for (_, rows) in judged.values() {
+        if let Some(node) = node_of(rows) {
+            *on_node.entry(node).or_default() += 1;
+        }
+    }
+    let mut left: Vec<(u32, bool, Option<u32>)> = judged
+        .iter()
+        .map(|(slot, (verdict, rows))| {
+            (*slot, matches!(verdict, Verdict::Lived(place) if place.is_running), node_of(rows))
+        })
+        .collect();
+    let mut order = Vec::with_capacity(left.len());
+    while order.len() < most {
+        // Not running before running, fuller before emptier, higher before lower.
+        let key = |(slot, is_running, node): &(u32, bool, Option<u32>)| {
+            (!is_running, node.and_then(|n| on_node.get(&n)).copied().unwrap_or(0), *slot)
+        };
+        let Some(at) = (0..left.len()).max_by_key(|i| key(&left[*i])) else { break };
+        let (slot, _, node) = left.swap_remove(at);
+        if let Some(count) = node.and_then(|n| on_node.get_mut(&n)) {
+            *count -= 1;
+        }
+        order.push(slot);
+    }
+    order
+}
