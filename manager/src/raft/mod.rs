@@ -4,6 +4,7 @@ pub mod config;
 pub mod disk;
 mod facade;
 mod forward;
+pub mod keys;
 mod leadership;
 pub mod log;
 pub mod machine;
