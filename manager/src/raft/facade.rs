@@ -201,6 +201,13 @@ impl Raft {
         self.tenure.borrow().is_some()
     }
 
+    /// The term that this member believes to lead, lease or not. For observers only: to act, ask [`Raft::tenure`].
+    pub fn term_led(&self) -> Option<u64> {
+        let metrics = self.shared.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        (metrics.state == ServerState::Leader).then_some(metrics.current_term)
+    }
+
     /// Index of the last entry that this member's state has applied.
     pub fn applied(&self) -> watch::Receiver<Option<u64>> {
         self.shared.applied.clone()
