@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, InitializeError, RaftError as OpenraftError};
-use openraft::{ChangeMembers, ServerState};
+use openraft::{ChangeMembers, RaftMetrics, ServerState};
 use skep_proto::wire::raft as pb;
 use skep_proto::wire::raft::raft_server::RaftServer;
 use tokio::sync::watch;
@@ -201,6 +201,13 @@ impl Raft {
         self.tenure.borrow().is_some()
     }
 
+    /// The term that this member believes to lead, lease or not. For observers only: to act, ask [`Raft::tenure`].
+    pub fn term_led(&self) -> Option<u64> {
+        let metrics = self.shared.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        (metrics.state == ServerState::Leader).then_some(metrics.current_term)
+    }
+
     /// Index of the last entry that this member's state has applied.
     pub fn applied(&self) -> watch::Receiver<Option<u64>> {
         self.shared.applied.clone()
@@ -234,8 +241,28 @@ impl Raft {
     /// # Errors
     /// [`RaftError::Timeout`] if it did not catch up in time: it stays a learner.
     pub async fn add_learner(&self, id: RaftId, peer: Peer, within: Duration) -> Result<(), RaftError> {
-        let add = self.shared.raft.add_learner(id, peer, true);
-        self.changed(within, async { add.await.map(drop) }).await
+        let deadline = Instant::now() + within;
+        let add = self.shared.raft.add_learner(id, peer, false);
+        self.changed(within, async { add.await.map(drop) }).await?;
+        // Not openraft's own wait: it is content with a learner that lacks no more than some thousand entries.
+        let goal = self.shared.raft.metrics().borrow_watched().last_log_index;
+        let caught_up = self.wait_metrics(|metrics| {
+            let progress = metrics.replication.as_ref().map(|all| all.get(&id).cloned().flatten().map(|m| m.index));
+            // No longer leading: who leads now goes on with it.
+            progress.is_none_or(|matched| matched >= goal)
+        });
+        match tokio::time::timeout_at(deadline, caught_up).await {
+            Ok(done) => done,
+            Err(_) => Err(RaftError::Timeout(within)),
+        }
+    }
+
+    async fn wait_metrics(&self, mut holds: impl FnMut(&RaftMetrics<TypeConfig>) -> bool) -> Result<(), RaftError> {
+        let mut metrics = self.shared.raft.metrics();
+        while !holds(&metrics.borrow_watched()) {
+            metrics.changed().await.map_err(stopped)?;
+        }
+        Ok(())
     }
 
     /// Gives a learner its vote. Only on the leader.
@@ -263,6 +290,9 @@ impl Raft {
 
     /// Notes that a member is reached at another address. Only on the leader.
     pub async fn change_address(&self, id: RaftId, peer: Peer, within: Duration) -> Result<(), RaftError> {
+        if !self.members().iter().any(|member| member.id == id) {
+            return Err(RaftError::Refused(format!("manager {id} does not belong to the group")));
+        }
         self.change(ChangeMembers::SetNodes(BTreeMap::from([(id, peer)])), within).await
     }
 

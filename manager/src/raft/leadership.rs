@@ -64,12 +64,18 @@ pub(super) async fn keep(
     // A lease ends by the passing of time, which changes no metric.
     let mut tick = tokio::time::interval(shared.timing.heartbeat / 2);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut membership = None;
     loop {
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
             changed = metrics.changed() => if changed.is_err() { break },
             _ = tick.tick() => {}
+        }
+        let newest = Arc::clone(&metrics.borrow_watched().membership_config);
+        if membership.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &newest)) {
+            shared.links.learn(newest.membership().nodes());
+            membership = Some(newest);
         }
         let (found, may_act) = look(&shared, lease);
         leader.send_if_modified(|old| replace(old, found));

@@ -4,6 +4,8 @@ pub mod config;
 pub mod disk;
 mod facade;
 mod forward;
+mod inspect;
+pub mod keys;
 mod leadership;
 pub mod log;
 pub mod machine;
@@ -17,5 +19,6 @@ mod snapshot;
 pub mod types;
 
 pub use facade::{Member, Raft, RaftError, StartError};
+pub use inspect::LogSummary;
 pub use leadership::Leader;
 pub use proposer::{Applied, EntryCodec, Group, ProposeError, Proposer};

@@ -162,9 +162,20 @@ impl SnapshotFile {
         })
     }
 
-    /// Removes a snapshot that was not kept.
-    pub(crate) fn discard(&self) -> io::Result<()> {
-        self.disk.remove(&self.name)
+    /// Removes the file if it was not kept: a peer with a newer vote makes openraft drop a snapshot it was given.
+    pub(crate) fn discard_unless_kept(&self) {
+        if self.name.ends_with(UNFINISHED) {
+            remove_unfinished(&*self.disk, &self.name);
+        }
+    }
+}
+
+fn remove_unfinished(disk: &dyn Disk, name: &str) {
+    match disk.remove(name) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(%error, name, "an unfinished snapshot stays until the next start");
+        }
+        _ => {}
     }
 }
 
@@ -252,12 +263,22 @@ impl SnapshotWriter {
             self.put_plain(true)?;
         }
         self.file.sync()?;
-        Ok(SnapshotFile { disk: self.disk, seal: self.seal, name: self.name, length: self.at })
+        let name = std::mem::take(&mut self.name);
+        Ok(SnapshotFile { disk: Arc::clone(&self.disk), seal: self.seal.clone(), name, length: self.at })
     }
 
     /// Whether the last chunk was put.
     pub(crate) fn is_complete(&self) -> bool {
         self.done
+    }
+}
+
+impl Drop for SnapshotWriter {
+    fn drop(&mut self) {
+        // The name is gone when the snapshot was finished.
+        if !self.name.is_empty() {
+            remove_unfinished(&*self.disk, &self.name);
+        }
     }
 }
 

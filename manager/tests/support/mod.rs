@@ -89,6 +89,11 @@ impl Group {
         self.dir.path().join(id.to_string())
     }
 
+    /// The next start of member `id` is at another address.
+    pub fn forget_address(&self, id: RaftId) {
+        self.addresses.lock().unwrap().remove(&id);
+    }
+
     /// Starts member `id`, anew or from what its folder holds.
     pub async fn start(&self, id: RaftId) -> Node {
         let known = self.addresses.lock().unwrap().get(&id).copied();
@@ -169,4 +174,10 @@ pub async fn eventually(mut holds: impl FnMut() -> bool) {
 pub async fn propose(node: &Node, key: &str, value: &str) -> Result<u64, ProposeError> {
     let bytes = Change::set(key, value).encode();
     node.proposer.propose(ChangeGroup { bytes, changes: 1 }).await.map(|applied| applied.index)
+}
+
+/// Puts bytes through `node`, as the value of a key.
+pub async fn propose_bytes(node: &Node, key: &str, value: &[u8]) -> Result<u64, ProposeError> {
+    let value: String = value.iter().map(|b| char::from(b'!' + b % 90)).collect();
+    propose(node, key, &value).await
 }

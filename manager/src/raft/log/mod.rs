@@ -124,6 +124,11 @@ impl LogStore {
         point
     }
 
+    /// All entries since the last purge.
+    pub(crate) fn entries(&self) -> Vec<Entry> {
+        self.read(.., u64::MAX)
+    }
+
     /// Waits until everything appended so far is on disk.
     pub async fn flush(&self) -> io::Result<()> {
         let (done, rx) = oneshot::channel();

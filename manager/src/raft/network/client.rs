@@ -129,16 +129,22 @@ impl Answers {
 impl NetStreamAppend<TypeConfig> for Link {
     fn stream_append<'s, S>(
         &'s mut self,
-        input: S,
+        mut input: S,
         option: RPCOption,
     ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, Rpc>>, Rpc>>
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         Box::pin(async move {
+            // The first request is awaited before dialling: openraft delays it, and nothing else, while it backs off from a
+            // member that cannot be reached. Dialling first would try again without a pause.
+            let Some(first) = input.next().await else {
+                let nothing: BoxStream<'s, _> = Box::pin(stream::empty());
+                return Ok(nothing);
+            };
             let unanswered: Unanswered = Arc::default();
             let sent = Arc::clone(&unanswered);
-            let requests = input.map(move |request| {
+            let requests = stream::iter([first]).chain(input).map(move |request| {
                 sent.lock().expect("no one panics while holding the times").push_back(Instant::now());
                 wire::append_out(request)
             });

@@ -71,15 +71,27 @@ pub(crate) struct Links {
     cluster: Arc<str>,
     connector: Arc<dyn Connector>,
     open: Arc<Mutex<HashMap<RaftId, (Peer, Channel)>>>,
+    /// Where members are now. openraft keeps using what it knew when it began to replicate to a member.
+    moved: Arc<Mutex<HashMap<RaftId, Peer>>>,
 }
 
 impl Links {
     pub(crate) fn new(from: RaftId, cluster: [u8; 16], connector: Arc<dyn Connector>) -> Self {
-        Self { from, cluster: hex::encode(cluster).into(), connector, open: Arc::default() }
+        Self { from, cluster: hex::encode(cluster).into(), connector, open: Arc::default(), moved: Arc::default() }
     }
 
-    /// A client for the manager `id`, on the channel to it if one is open.
+    /// Takes over where the members are from the newest membership.
+    pub(crate) fn learn<'a>(&self, members: impl Iterator<Item = (&'a RaftId, &'a Peer)>) {
+        let members: HashMap<RaftId, Peer> = members.map(|(id, peer)| (*id, peer.clone())).collect();
+        self.open.lock().expect("no one panics while holding the links").retain(|id, _| members.contains_key(id));
+        *self.moved.lock().expect("no one panics while holding the addresses") = members;
+    }
+
+    /// A client for the manager `id`, on the channel to it if one is open. `peer` is where it was last seen, if the
+    /// membership does not say better.
     pub(crate) fn client(&self, id: RaftId, peer: &Peer) -> Result<RaftClient<Channel>, ConnectError> {
+        let now = self.moved.lock().expect("no one panics while holding the addresses").get(&id).cloned();
+        let peer = now.as_ref().unwrap_or(peer);
         let mut open = self.open.lock().expect("no one panics while holding the links");
         let channel = match open.get(&id) {
             Some((known, channel)) if known == peer => channel.clone(),

@@ -105,7 +105,10 @@ impl raft_server::Raft for Service {
         };
         let (vote, meta) = wire::head_in(head)?;
         let snapshot = self.receive(meta, parts).await?;
-        let answer = self.shared.raft.install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
+        let file = snapshot.snapshot.clone();
+        let answer = self.shared.raft.install_full_snapshot(vote, snapshot).await;
+        file.discard_unless_kept();
+        let answer = answer.map_err(stopped)?;
         Ok(Response::new(pb::SnapshotResponse { vote: Some(wire::vote_out(&answer.vote)) }))
     }
 

@@ -2,6 +2,8 @@
 //!
 //! All files lie in one flat folder. Calls block: they are made from the log's and the snapshots' own threads.
 
+pub mod memory;
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
