@@ -2,6 +2,7 @@
 
 pub mod ca;
 pub mod control;
+pub mod dispatcher;
 pub mod membership;
 pub mod raft;
 pub mod rpc;
