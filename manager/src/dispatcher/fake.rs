@@ -253,9 +253,8 @@ impl FakeAgent {
     /// The next set, other messages skipped.
     pub(crate) async fn set(&mut self) -> Assignments {
         loop {
-            match self.next().await.expect("the session goes on") {
-                ManagerMessage::Assignments(set) => return set,
-                _ => {}
+            if let ManagerMessage::Assignments(set) = self.next().await.expect("the session goes on") {
+                return set;
             }
         }
     }

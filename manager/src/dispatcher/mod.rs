@@ -17,6 +17,7 @@ pub mod dirty;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod grpc;
+pub mod leader;
 pub mod liveness;
 pub mod outlook;
 pub mod ports;
