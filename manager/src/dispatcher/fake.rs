@@ -72,10 +72,35 @@ impl ClusterView for FakeView {
     }
 }
 
+type Log = Arc<Mutex<Vec<(u64, Touched)>>>;
+
+struct FakeWatch {
+    log: Log,
+    published: watch::Receiver<u64>,
+    seen: u64,
+}
+
+#[async_trait]
+impl ClusterWatch for FakeWatch {
+    async fn next(&mut self) -> Option<Changes> {
+        let seen = self.seen;
+        self.published.wait_for(|index| *index > seen).await.ok()?;
+        let mut all = Touched::default();
+        for (index, touched) in self.log.lock().unwrap().iter().filter(|(index, _)| *index > seen) {
+            self.seen = *index;
+            all.tasks.extend(&touched.tasks);
+            all.services.extend(&touched.services);
+            all.networks.extend(&touched.networks);
+            all.nodes.extend(&touched.nodes);
+        }
+        Some(Changes::Some(all))
+    }
+}
+
 /// Keeps every version's changes, and what was proposed.
 pub(crate) struct FakeStore {
     state: Mutex<FakeView>,
-    log: Mutex<Vec<(u64, Touched)>>,
+    log: Log,
     index: watch::Sender<u64>,
     pub(crate) batches: Mutex<Vec<Vec<StatusUpdate>>>,
     pub(crate) node_changes: Mutex<Vec<NodeChange>>,
@@ -86,7 +111,7 @@ impl FakeStore {
     pub(crate) fn new() -> Arc<Self> {
         let store = Arc::new(Self {
             state: Mutex::default(),
-            log: Mutex::default(),
+            log: Log::default(),
             index: watch::Sender::new(0),
             batches: Mutex::default(),
             node_changes: Mutex::default(),
@@ -179,18 +204,10 @@ impl ClusterStore for FakeStore {
         Arc::new(self.read())
     }
 
-    async fn changes(&self, after: u64) -> (u64, Changes) {
-        let _ = self.index.subscribe().wait_for(|index| *index > after).await;
-        let mut all = Touched::default();
-        let mut last = after;
-        for (index, touched) in self.log.lock().unwrap().iter().filter(|(index, _)| *index > after) {
-            last = *index;
-            all.tasks.extend(&touched.tasks);
-            all.services.extend(&touched.services);
-            all.networks.extend(&touched.networks);
-            all.nodes.extend(&touched.nodes);
-        }
-        (last, Changes::Some(all))
+    fn watch(&self) -> Box<dyn ClusterWatch> {
+        let published = self.index.subscribe();
+        let seen = *published.borrow();
+        Box::new(FakeWatch { log: self.log.clone(), published, seen })
     }
 
     async fn report(&self, batch: Vec<StatusUpdate>) -> Result<(), ProposeError> {

@@ -20,6 +20,7 @@ pub mod grpc;
 pub mod leader;
 pub mod liveness;
 pub mod outlook;
+pub mod over_store;
 pub mod ports;
 mod reign;
 pub mod relay;
@@ -41,6 +42,7 @@ use skep_proto::model::{NodeId, TaskId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub use over_store::Replicated;
 pub use ports::{ClusterStore, ClusterView, Leadership};
 pub use reign::NoSession;
 pub use relay::Relay;
@@ -128,13 +130,14 @@ impl Dispatcher {
             let goes_on = match now {
                 Leadership::Leading { term } => {
                     let over = CancellationToken::new();
+                    let changes = self.store.watch();
                     let reign = Arc::new(Reign::new(Arc::clone(&self.store), self.timing, over.clone()));
                     self.reign.send_replace(Some(Arc::clone(&reign)));
                     tracing::info!(term, "dispatching");
                     let goes_on = tokio::select! {
                         () = stop.cancelled() => false,
                         goes_on = changed => goes_on,
-                        () = reign.run() => true,
+                        () = reign.run(changes) => true,
                     };
                     self.reign.send_replace(None);
                     over.cancel();

@@ -151,11 +151,8 @@ pub trait ClusterStore: Send + Sync + 'static {
     /// The newest version.
     fn view(&self) -> Arc<dyn ClusterView>;
 
-    /// Waits until the store is past `after`; gives its index then and what changed in between.
-    ///
-    /// # Cancel safety
-    /// Must be safe.
-    async fn changes(&self, after: u64) -> (u64, Changes);
+    /// Tells everything that changes after this call.
+    fn watch(&self) -> Box<dyn ClusterWatch>;
 
     /// Commits statuses. Those that are late, or whose task is gone or elsewhere, are dropped: not an error.
     ///
@@ -168,6 +165,16 @@ pub trait ClusterStore: Send + Sync + 'static {
     /// # Errors
     /// When it could not be committed.
     async fn change_node(&self, change: NodeChange) -> Result<(), ProposeError>;
+}
+
+/// Tells what changed since it was asked last.
+#[async_trait]
+pub trait ClusterWatch: Send {
+    /// Waits for a change. `None` when the store is gone.
+    ///
+    /// # Cancel safety
+    /// Must be safe.
+    async fn next(&mut self) -> Option<Changes>;
 }
 
 /// Who leads.

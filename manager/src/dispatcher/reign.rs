@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dirty::{Cell, Routes};
 use super::liveness::Deadlines;
-use super::ports::{ClusterStore, NodeChange, ProposeError, StatusUpdate};
+use super::ports::{ClusterStore, ClusterWatch, NodeChange, ProposeError, StatusUpdate};
 use super::status::{BATCH, GATHER, Gathered};
 use super::{Timing, chain};
 
@@ -75,8 +75,10 @@ impl Reign {
     }
 
     /// Runs the parts that all sessions share, until the leadership is over.
-    pub(super) async fn run(&self) {
-        let work = async { tokio::join!(self.route(), self.watch_nodes(), self.propose_statuses()) };
+    ///
+    /// `changes` was made before the first session could begin, so that none is missed.
+    pub(super) async fn run(&self, changes: Box<dyn ClusterWatch>) {
+        let work = async { tokio::join!(self.route(changes), self.watch_nodes(), self.propose_statuses()) };
         tokio::select! {
             () = self.over.cancelled() => {}
             _ = work => {}
@@ -162,11 +164,8 @@ impl Reign {
     }
 
     /// Hands each change to the sessions that it concerns.
-    async fn route(&self) {
-        let mut index = self.store.view().index();
-        loop {
-            let (now, changes) = self.store.changes(index).await;
-            index = now;
+    async fn route(&self, mut changes: Box<dyn ClusterWatch>) {
+        while let Some(changes) = changes.next().await {
             self.drop_removed_nodes();
             lock(&self.routes).route(&changes);
         }

@@ -100,15 +100,16 @@ impl AgentSession {
     /// The node's record. One that has just joined may not have been applied here yet.
     async fn wait_for_node(&self) -> Option<Arc<skep_proto::model::Node>> {
         let find = async {
+            let mut changes = self.reign.store.watch();
             loop {
                 let view = self.reign.store.view();
-                if let Some(node) = view.node(self.peer.node) {
+                let node = view.node(self.peer.node);
+                if node.is_some() || changes.next().await.is_none() {
                     return node;
                 }
-                self.reign.store.changes(view.index()).await;
             }
         };
-        timeout(self.reign.timing.hello, find).await.ok()
+        timeout(self.reign.timing.hello, find).await.ok().flatten()
     }
 
     async fn read(&self, inbound: &mut dyn Inbound, described: mpsc::Sender<NodeDescription>) -> Ended {

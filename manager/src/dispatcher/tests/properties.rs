@@ -125,7 +125,7 @@ fn apply(store: &FakeStore, step: &Step) {
 struct Told {
     store: Arc<FakeStore>,
     routes: Routes,
-    routed: u64,
+    watch: Box<dyn super::super::ports::ClusterWatch>,
     cell: Arc<Cell>,
     outlook: Outlook,
     held: Held,
@@ -133,11 +133,8 @@ struct Told {
 
 impl Told {
     fn route(&mut self) {
-        let store = self.store.clone();
-        if store.read().index > self.routed {
-            let (index, changes) = futures_util::FutureExt::now_or_never(store.changes(self.routed)).unwrap();
-            self.routed = index;
-            self.routes.route(&changes);
+        if let Some(changes) = futures_util::FutureExt::now_or_never(self.watch.next()) {
+            self.routes.route(&changes.expect("the store is there"));
         }
     }
 
@@ -173,8 +170,8 @@ proptest! {
         cell.mark(|dirty| dirty.all = true);
         let mut routes = Routes::default();
         routes.insert(N1, cell.clone());
-        let routed = store.read().index;
-        let mut told = Told { store: store.clone(), routes, routed, cell, outlook: Outlook::new(N1), held: Held::default() };
+        let watch = store.watch();
+        let mut told = Told { store: store.clone(), routes, watch, cell, outlook: Outlook::new(N1), held: Held::default() };
         let mut steps = steps.iter();
         while let Some(step) = steps.next() {
             apply(&store, step);
