@@ -15,6 +15,7 @@ use super::ports::TaskFacts;
 use super::*;
 
 mod over_grpc;
+mod over_store;
 mod properties;
 
 const N1: NodeId = NodeId(1);
