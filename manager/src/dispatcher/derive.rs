@@ -89,9 +89,10 @@ fn container_name(view: &dyn ClusterView, task: &TaskFacts) -> Option<String> {
     })
 }
 
-/// Whether every node publishes ports of this service.
+/// Whether every node publishes ports of this service. One that goes has given them up.
 pub fn is_in_mesh(service: &Service) -> bool {
-    service.endpoint.ports.iter().any(|port| port.mode == PublishMode::Ingress && port.published.is_some())
+    !service.pending_delete
+        && service.endpoint.ports.iter().any(|port| port.mode == PublishMode::Ingress && port.published.is_some())
 }
 
 /// Whether a node with these networks resolves or publishes this service.

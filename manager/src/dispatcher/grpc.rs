@@ -77,10 +77,8 @@ impl DispatcherRpc for SessionService {
             inbound: Box::new(GrpcInbound(request.into_inner())),
             outbound: Box::new(GrpcOutbound(sender)),
         };
-        let dispatcher = Arc::clone(&self.0);
-        let address = peer.address.ip();
         // Ends by itself when the call does: both halves of the transport then fail.
-        tokio::spawn(async move { dispatcher.serve(identity, address, transport).await });
+        self.0.spawn(identity, peer.address.ip(), transport);
         Ok(Response::new(ReceiverStream::new(receiver).boxed()))
     }
 }

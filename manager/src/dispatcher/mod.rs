@@ -41,6 +41,7 @@ use skep_proto::model::session::{ManagerMessage, OpenStream, TaskVitals};
 use skep_proto::model::{NodeId, TaskId};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 pub use over_store::Replicated;
 pub use ports::{ClusterStore, ClusterView, Leadership};
@@ -99,6 +100,7 @@ pub struct Dispatcher {
     timing: Timing,
     reign: watch::Sender<Option<Arc<Reign>>>,
     next_session: AtomicU64,
+    sessions: TaskTracker,
 }
 
 impl Dispatcher {
@@ -111,11 +113,19 @@ impl Dispatcher {
         first_session: u64,
     ) -> Self {
         let next_session = AtomicU64::new(first_session);
-        Self { store, leadership, timing, reign: watch::Sender::new(None), next_session }
+        Self { store, leadership, timing, reign: watch::Sender::new(None), next_session, sessions: TaskTracker::new() }
     }
 
-    /// Follows the leadership until `stop`. Sessions end with it.
+    /// Follows the leadership until `stop`. Sessions end with it; they get a moment to say where to go.
     pub async fn run(&self, stop: CancellationToken) {
+        self.follow(stop).await;
+        self.sessions.close();
+        if tokio::time::timeout(self.timing.send, self.sessions.wait()).await.is_err() {
+            tracing::debug!(open = self.sessions.len(), "sessions did not end in time");
+        }
+    }
+
+    async fn follow(&self, stop: CancellationToken) {
         let mut leadership = self.leadership.clone();
         loop {
             let now = *leadership.borrow_and_update();
@@ -152,6 +162,12 @@ impl Dispatcher {
                 return;
             }
         }
+    }
+
+    /// Like [`Self::serve`], on a task of the dispatcher's own.
+    pub fn spawn(self: &Arc<Self>, peer: Identity, address: IpAddr, transport: Transport) {
+        let dispatcher = Arc::clone(self);
+        self.sessions.spawn(async move { dispatcher.serve(peer, address, transport).await });
     }
 
     /// Serves one session of the node `peer`, which connected from `address`, to its end.

@@ -25,6 +25,8 @@ pub struct Outlook {
     specs: HashSet<SpecKey>,
     networks: BTreeMap<NetworkId, u64>,
     services: BTreeMap<ServiceId, u64>,
+    /// Services whose tasks are looked at: those sent, and those that go while their tasks still drain.
+    followed: BTreeSet<ServiceId>,
     /// Other tasks, and own ones as others see them, by position.
     endpoints: BTreeMap<u32, (TaskId, u64)>,
     peers: BTreeMap<NodeId, u64>,
@@ -55,6 +57,7 @@ impl Outlook {
             specs: HashSet::new(),
             networks: BTreeMap::new(),
             services: BTreeMap::new(),
+            followed: BTreeSet::new(),
             endpoints: BTreeMap::new(),
             peers: BTreeMap::new(),
             used: HashMap::new(),
@@ -68,7 +71,7 @@ impl Outlook {
         self.refresh_used(view, dirty);
         let networks = self.own_networks();
         let mut following = Following { moved: dirty.all || before != networks, ..Following::default() };
-        let mut judge = |id: ServiceId, visible: bool| match (visible, self.services.contains_key(&id)) {
+        let mut judge = |id: ServiceId, visible: bool| match (visible, self.followed.contains(&id)) {
             (true, false) => following.more.push(id),
             (false, true) => following.fewer.push(id),
             (true, true) | (false, false) => {}
@@ -78,12 +81,16 @@ impl Outlook {
             let visible: BTreeSet<ServiceId> =
                 all.iter().filter(|s| derive::is_visible(s, &networks)).map(|s| s.id).collect();
             visible.iter().for_each(|id| judge(*id, true));
-            self.services.keys().filter(|id| !visible.contains(id)).for_each(|id| judge(*id, false));
+            self.followed.iter().filter(|id| !visible.contains(id)).for_each(|id| judge(*id, false));
         } else {
             for id in &dirty.services {
                 judge(*id, view.service(*id).is_some_and(|s| derive::is_visible(&s, &networks)));
             }
         }
+        self.followed.extend(&following.more);
+        following.fewer.iter().for_each(|id| {
+            self.followed.remove(id);
+        });
         following
     }
 
@@ -182,14 +189,14 @@ impl Outlook {
         out: &mut Vec<AssignmentChange>,
     ) -> BTreeSet<ServiceId> {
         let mut keys: BTreeSet<ServiceId> = following.more.iter().chain(&following.fewer).copied().collect();
-        keys.extend(dirty.services.iter().filter(|id| self.services.contains_key(id)));
+        keys.extend(dirty.services.iter().filter(|id| self.followed.contains(id)));
         if following.moved {
-            keys.extend(self.services.keys());
+            keys.extend(&self.followed);
         }
         for id in &keys {
-            let service = view.service(*id).filter(|s| derive::is_visible(s, networks));
-            // One that became visible after `follow` comes with its own mark: nothing of it was subscribed to yet.
-            let service = service.filter(|_| self.services.contains_key(id) || following.more.contains(id));
+            // One that became visible after `follow` comes with its own mark: nothing of it was subscribed to yet. The name
+            // and the ports of one that goes may belong to another already.
+            let service = view.service(*id).filter(|s| self.followed.contains(id) && !s.pending_delete);
             let put = service.map(|s| AssignmentChange::PutService(derive::service_view(&s, networks)));
             send(&self.hasher, &mut self.services, *id, put, || AssignmentChange::RemoveService(*id), out);
         }
@@ -221,7 +228,7 @@ impl Outlook {
         for (handle, task) in tasks {
             let view_of = |task: &TaskFacts| {
                 let by_mesh = match task.service {
-                    Some(id) if !self.services.contains_key(&id) => return None,
+                    Some(id) if !self.followed.contains(&id) => return None,
                     Some(id) => view.service(id).is_some_and(|s| derive::is_in_mesh(&s)),
                     None => false,
                 };

@@ -21,6 +21,8 @@ use crate::store::{
 
 /// Bytes of text that a proposal of statuses carries at most: half of an entry, the rest is encoding.
 const BATCH_BYTES: usize = store::MAX_ENTRY_BYTES / 2;
+/// Bytes of a message or an error that are kept.
+const MAX_TEXT: usize = 4096;
 /// Tries to change a node's record while others change it too.
 const TRIES: usize = 5;
 
@@ -136,10 +138,12 @@ impl ClusterStore for Replicated {
     async fn report(&self, batch: Vec<StatusUpdate>) -> Result<(), ProposeError> {
         let state = self.store.view();
         for changes in into_changes(&state, &batch) {
-            match self.proposer.propose(Group::from(changes)).await.map_err(propose_error)? {
-                Outcome::Applied { .. } => {}
+            match self.proposer.propose(Group::from(changes)).await {
+                Ok(Outcome::Applied { .. }) => {}
                 // Observations are never refused; a refusal is a defect, and repeating it would not mend it.
-                Outcome::Refused(refusal) => tracing::error!(%refusal, "statuses were refused"),
+                Ok(Outcome::Refused(refusal)) => tracing::error!(%refusal, "statuses were refused"),
+                Err(control::ProposeError::Refused(reason)) => tracing::error!(reason, "statuses were refused"),
+                Err(error) => return Err(propose_error(error)),
             }
         }
         Ok(())
@@ -189,7 +193,9 @@ fn into_changes(state: &State, batch: &[StatusUpdate]) -> Vec<Vec<Change>> {
         if node != Some(update.node) {
             continue;
         }
-        let text = update.status.message.len() + update.status.error.len() + 64 * (1 + update.status.host_ports.len());
+        let text = clip(&update.status.message).len()
+            + clip(&update.status.error).len()
+            + 64 * (1 + update.status.host_ports.len());
         let len = groups.last().map_or(usize::MAX, Vec::len);
         if bytes.saturating_add(text) > BATCH_BYTES || len >= store::MAX_ENTRY_CHANGES - 1 {
             groups.push(Vec::new());
@@ -211,7 +217,8 @@ fn into_changes(state: &State, batch: &[StatusUpdate]) -> Vec<Vec<Change>> {
 fn status_change(task: store::TaskRef, status: &TaskStatus) -> Change {
     let TaskStatus { state, at, message, error, exit_code, host_ports } = status;
     let (state, at_ms, exit) = (*state, at.0, *exit_code);
-    let message = if message == usual_message(state) { "" } else { message };
+    let message = if message == usual_message(state) { "" } else { clip(message) };
+    let error = clip(error);
     if message.is_empty() && error.is_empty() && host_ports.is_empty() {
         return Change::Status { task, state, at_ms, exit };
     }
@@ -225,9 +232,14 @@ fn status_change(task: store::TaskRef, status: &TaskStatus) -> Change {
         at_ms,
         exit,
         message: message.to_owned(),
-        error: error.clone(),
+        error: error.to_owned(),
         host_ports: ports.collect(),
     }
+}
+
+/// The beginning of a text: what people read of it. Nodes may send more than the log should carry.
+fn clip(text: &str) -> &str {
+    &text[..text.floor_char_boundary(MAX_TEXT)]
 }
 
 struct Watch(store::Watch);

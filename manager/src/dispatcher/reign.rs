@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::dirty::{Cell, Routes};
 use super::liveness::Deadlines;
-use super::ports::{ClusterStore, ClusterWatch, NodeChange, ProposeError, StatusUpdate};
+use super::ports::{Changes, ClusterStore, ClusterWatch, NodeChange, ProposeError, StatusUpdate};
 use super::status::{BATCH, GATHER, Gathered};
 use super::{Timing, chain};
 
@@ -114,8 +114,14 @@ impl Reign {
 
     /// The node lives.
     pub(super) fn heard_of(&self, node: NodeId) {
-        lock(&self.deadlines).set(node, Instant::now() + self.timing.patience(self.heartbeat()));
-        self.deadlines_changed.notify_one();
+        let until = Instant::now() + self.timing.patience(self.heartbeat());
+        let mut deadlines = lock(&self.deadlines);
+        let is_waited_for = deadlines.next().is_some_and(|next| next <= until);
+        deadlines.set(node, until);
+        drop(deadlines);
+        if !is_waited_for {
+            self.deadlines_changed.notify_one();
+        }
     }
 
     /// The node has said that it goes.
@@ -166,7 +172,13 @@ impl Reign {
     /// Hands each change to the sessions that it concerns.
     async fn route(&self, mut changes: Box<dyn ClusterWatch>) {
         while let Some(changes) = changes.next().await {
-            self.drop_removed_nodes();
+            let nodes_changed = match &changes {
+                Changes::All => true,
+                Changes::Some(touched) => !touched.nodes.is_empty(),
+            };
+            if nodes_changed {
+                self.drop_removed_nodes();
+            }
             lock(&self.routes).route(&changes);
         }
     }

@@ -250,6 +250,27 @@ async fn every_node_knows_published_services_and_where_their_tasks_are() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_service_that_goes_gives_up_its_name_while_its_tasks_drain() {
+    let w = World::new().await;
+    w.store.put_network(network(3));
+    w.store.put_service(service(5, &[3], None));
+    w.store.put_task(TaskFacts { state: TaskState::Running, ..task(1, 5, 2, &[3]) });
+    w.store.put_service(service(6, &[3], None));
+    w.store.put_task(task(2, 6, 1, &[3]));
+    let mut agent = w.agent(1).await;
+    let mut held = Held::default();
+    held.apply(&agent.set().await);
+    assert_eq!(held.view.services.len(), 2);
+    w.store.put_service(Service { pending_delete: true, ..service(5, &[3], None) });
+    held.apply(&agent.set().await);
+    assert_eq!(held.view.services.keys().copied().collect::<Vec<_>>(), [ServiceId(6)]);
+    assert!(held.view.endpoints.contains_key(&TaskId(1001)));
+    w.store.change_task(1, |task| task.state = TaskState::Shutdown);
+    held.apply(&agent.set().await);
+    assert!(!held.view.endpoints.contains_key(&TaskId(1001)));
+}
+
+#[tokio::test(start_paused = true)]
 async fn statuses_are_taken_from_a_node_for_its_own_tasks_only_and_only_forward() {
     let w = World::new().await;
     w.store.put_service(service(5, &[], None));

@@ -29,6 +29,7 @@ enum Step {
         networks: Vec<u128>,
         published: bool,
     },
+    GoingService(u128),
     RemoveService(u128),
     PutNetwork {
         id: u128,
@@ -63,6 +64,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0u32..6, 1u128..3, 0u128..3).prop_map(|(handle, on, network)| Step::PlainContainer { handle, on, network }),
         2 => (0u32..6).prop_map(Step::RemoveTask),
         2 => (0u128..3, networks(), any::<bool>()).prop_map(|(id, networks, published)| Step::PutService { id, networks, published }),
+        1 => (0u128..3).prop_map(Step::GoingService),
         1 => (0u128..3).prop_map(Step::RemoveService),
         1 => (0u128..3, any::<bool>()).prop_map(|(id, allocated)| Step::PutNetwork { id, allocated }),
         1 => (1u128..4, any::<bool>()).prop_map(|(id, known)| Step::PutNode { id, known }),
@@ -102,6 +104,11 @@ fn apply(store: &FakeStore, step: &Step) {
         Step::RemoveTask(handle) => store.remove_task(handle),
         Step::PutService { id, networks, published } => {
             store.put_service(service(id, &networks, published.then_some(8080)));
+        }
+        Step::GoingService(id) => {
+            if let Some(service) = store.read().services.get(&ServiceId(id)) {
+                store.put_service(Service { pending_delete: true, ..(**service).clone() });
+            }
         }
         Step::RemoveService(id) => {
             let handles: Vec<u32> = store.read().tasks_of_service(ServiceId(id)).iter().map(|t| t.handle).collect();
