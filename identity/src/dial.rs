@@ -105,6 +105,11 @@ impl Connector {
         endpoint(address, self.timing).connect_with_connector_lazy(self.tls(address, expect))
     }
 
+    /// Like [`Self::channel`], with timing and windows of the caller's own. The address in `endpoint` is not dialled.
+    pub fn channel_with(&self, endpoint: Endpoint, address: SocketAddr, expect: Expect) -> Channel {
+        endpoint.connect_with_connector_lazy(self.tls(address, expect))
+    }
+
     /// Like [`Self::channel`], connected.
     ///
     /// # Errors

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use rand::{CryptoRng, RngCore};
+use rand::CryptoRng;
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 
@@ -50,7 +50,7 @@ pub struct JoinToken {
 
 impl JoinToken {
     /// A new token for the cluster of `root`.
-    pub fn random(root: RootDigest, rng: &mut (impl RngCore + CryptoRng + ?Sized)) -> Self {
+    pub fn random(root: RootDigest, rng: &mut (impl CryptoRng + ?Sized)) -> Self {
         let mut secret = [0; 16];
         rng.fill_bytes(&mut secret);
         Self { root, secret }

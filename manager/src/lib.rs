@@ -3,6 +3,7 @@
 pub mod allocator;
 pub mod ca;
 pub mod control;
+pub mod dispatcher;
 pub mod membership;
 pub mod orchestrator;
 pub mod raft;

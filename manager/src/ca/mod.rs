@@ -11,6 +11,7 @@ pub mod admission;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod limit;
+pub mod over_store;
 pub mod root;
 pub mod service;
 #[cfg(test)]
@@ -22,6 +23,7 @@ use async_trait::async_trait;
 use skep_proto::model::cluster::{JoinTokens, RootCa};
 use skep_proto::model::{Availability, ClusterId, NodeId, NodeRole};
 
+pub use over_store::{StoreCa, StoreRoles, refuse_removed};
 pub use root::{Bootstrap, Signer, SignerError, bootstrap, new_tokens, rotate_token};
 pub use service::CaService;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use rand::{CryptoRng, RngCore};
+use rand::CryptoRng;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
@@ -154,7 +154,7 @@ pub fn bootstrap(
     cluster: ClusterId,
     now: Timestamp,
     life: Duration,
-    rng: &mut (impl RngCore + CryptoRng + ?Sized),
+    rng: &mut (impl CryptoRng + ?Sized),
 ) -> Result<Bootstrap, SignerError> {
     let root = create_root(cluster, now)?;
     let tokens = new_tokens(&root, rng)?;
@@ -189,7 +189,7 @@ pub fn create_root(cluster: ClusterId, now: Timestamp) -> Result<RootCa, SignerE
 ///
 /// # Errors
 /// When the root certificate cannot be read.
-pub fn new_tokens(root: &RootCa, rng: &mut (impl RngCore + CryptoRng + ?Sized)) -> Result<JoinTokens, SignerError> {
+pub fn new_tokens(root: &RootCa, rng: &mut (impl CryptoRng + ?Sized)) -> Result<JoinTokens, SignerError> {
     let mut tokens = JoinTokens::default();
     rotate_token(&mut tokens, NodeRole::Worker, root, rng)?;
     rotate_token(&mut tokens, NodeRole::Manager, root, rng)?;
@@ -204,7 +204,7 @@ pub fn rotate_token(
     tokens: &mut JoinTokens,
     role: NodeRole,
     root: &RootCa,
-    rng: &mut (impl RngCore + CryptoRng + ?Sized),
+    rng: &mut (impl CryptoRng + ?Sized),
 ) -> Result<(), SignerError> {
     let digest = RootDigest::of(&pem::certificates(&root.certificates)?[0]);
     let token = JoinToken::random(digest, rng).to_string();

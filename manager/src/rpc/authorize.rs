@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use futures_util::future::{Either, Ready, ready};
 use http::{Request, Response};
 use skep_identity::{Identity, Revoked};
-use skep_proto::model::{NodeId, NodeRole};
+use skep_proto::model::NodeRole;
 use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
@@ -24,8 +24,11 @@ pub enum Access {
     Open,
     /// Every node of the cluster.
     Node,
-    /// Managers.
+    /// Managers that this manager knows.
     Manager,
+    /// Managers, also one that this manager has not heard of: a member that lags behind must still let the leader bring
+    /// it up to date. For Raft alone, which knows its members.
+    Member,
 }
 
 /// Every method of every service, by path.
@@ -33,14 +36,27 @@ pub const RULES: &[(&str, Access)] = &[
     ("/skep.ca.CertificateAuthority/GetRootCa", Access::Open),
     ("/skep.ca.CertificateAuthority/IssueCertificate", Access::Open),
     ("/skep.ca.CertificateAuthority/RenewCertificate", Access::Node),
+    ("/skep.dispatch.Relay/OpenStream", Access::Manager),
+    ("/skep.dispatch.Relay/Vitals", Access::Manager),
+    ("/skep.membership.Membership/Join", Access::Manager),
+    ("/skep.membership.Membership/Remove", Access::Manager),
+    ("/skep.membership.Membership/Members", Access::Manager),
+    ("/skep.raft.Raft/Append", Access::Member),
+    ("/skep.raft.Raft/Vote", Access::Member),
+    ("/skep.raft.Raft/PreVote", Access::Member),
+    ("/skep.raft.Raft/InstallSnapshot", Access::Member),
+    ("/skep.raft.Raft/TransferLeader", Access::Member),
+    ("/skep.raft.Raft/ReadIndex", Access::Manager),
+    ("/skep.raft.Raft/Propose", Access::Manager),
     ("/skep.session.Dispatcher/Session", Access::Node),
     ("/skep.session.Streams/Attach", Access::Node),
 ];
 
 /// The roles that nodes have now.
 pub trait Roles: Send + Sync + 'static {
-    /// The role of `node`; `None` when this manager has not heard of it.
-    fn role(&self, node: NodeId) -> Option<NodeRole>;
+    /// The role of the node that `certificate` names; `None` when this manager does not know it: it has not heard of it
+    /// yet, or the node was removed.
+    fn role(&self, certificate: &Identity) -> Option<NodeRole>;
 }
 
 /// Believes the certificates.
@@ -48,8 +64,8 @@ pub trait Roles: Send + Sync + 'static {
 pub struct CertificateRoles;
 
 impl Roles for CertificateRoles {
-    fn role(&self, _: NodeId) -> Option<NodeRole> {
-        None
+    fn role(&self, certificate: &Identity) -> Option<NodeRole> {
+        Some(certificate.role)
     }
 }
 
@@ -74,11 +90,17 @@ pub fn decide(
     if revoked.contains(caller.node) {
         return Err(Status::permission_denied(format!("node {} was removed from the cluster", caller.node)));
     }
-    let role = roles.role(caller.node).map_or(caller.role, |now| now.min(caller.role));
+    let known = roles.role(&caller);
+    let role = known.map_or(caller.role, |now| now.min(caller.role));
+    let is_manager = role == NodeRole::Manager;
     match access {
-        Some(Access::Node) => {}
-        Some(Access::Manager) if role == NodeRole::Manager => {}
-        Some(Access::Manager | Access::Open) => {
+        Some(Access::Open | Access::Node) => {}
+        Some(Access::Manager) if is_manager && known.is_some() => {}
+        Some(Access::Member) if is_manager => {}
+        Some(Access::Manager) if is_manager => {
+            return Err(Status::permission_denied(format!("this manager does not know node {}", caller.node)));
+        }
+        Some(Access::Manager | Access::Member) => {
             return Err(Status::permission_denied(format!("{path} is for managers; node {} is a worker", caller.node)));
         }
         None => return Err(Status::permission_denied(format!("{path} is not a call of this cluster"))),

@@ -7,6 +7,7 @@
 pub mod authorize;
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod links;
 pub mod server;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ use std::net::SocketAddr;
 use skep_identity::Identity;
 
 pub use authorize::{Access, Authorize, CertificateRoles, RULES, Roles};
+pub use links::RaftLinks;
 pub use server::{Limits, Listener, Server, TcpAcceptor};
 
 /// The other end of a connection, in every request's extensions. For calls that need a certificate the caller's

@@ -11,6 +11,7 @@ use futures_util::future::OptionFuture;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use skep_identity::{Identity, LiveIdentity, Stream};
+use skep_proto::model::NodeRole;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -185,14 +186,20 @@ impl Shared {
 
     async fn serve(&self, tls: TlsStream<Box<dyn Stream>>, peer: Peer) {
         let is_stranger = peer.identity.is_none();
+        // A manager may be sent, or send, much at once: a follower that catches up.
+        let (stream_window, window) = match peer.identity.map(|identity| identity.role) {
+            None => (64 << 10, 64 << 10),
+            Some(NodeRole::Worker) => (1 << 20, 4 << 20),
+            Some(NodeRole::Manager) => (8 << 20, 16 << 20),
+        };
         let mut http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
         http.timer(TokioTimer::new())
             .keep_alive_interval(self.limits.keepalive.0)
             .keep_alive_timeout(self.limits.keepalive.1)
             .max_header_list_size(16 << 10)
             .max_concurrent_streams(if is_stranger { 4 } else { 1024 })
-            .initial_stream_window_size(if is_stranger { 64 << 10 } else { 1 << 20 })
-            .initial_connection_window_size(if is_stranger { 64 << 10 } else { 4 << 20 });
+            .initial_stream_window_size(stream_window)
+            .initial_connection_window_size(window);
         let service = Authorize::new(self.routes.clone(), peer, Arc::clone(&self.rules));
         let connection = http.serve_connection(TokioIo::new(tls), TowerToHyperService::new(service));
         tokio::pin!(connection);

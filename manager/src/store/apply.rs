@@ -144,7 +144,26 @@ impl State {
             }
             Change::Put { kind, id, if_version, bytes } => self.put(context, *kind, *id, *if_version, bytes),
             Change::Delete { kind, id, if_version } => self.delete(context, *kind, *id, *if_version),
+            Change::Mesh { task, address } => {
+                self.place_in_mesh(context, *task, *address);
+                Ok(())
+            }
         }
+    }
+
+    /// The mesh speaks IPv4 so far.
+    fn place_in_mesh(&mut self, context: &mut Context<'_>, task: TaskRef, address: Option<IpAddr>) {
+        let Some(mut row) = self.row(task).copied() else { return };
+        let address = match address {
+            Some(IpAddr::V4(address)) => Some(address),
+            Some(IpAddr::V6(_)) | None => None,
+        };
+        if row.mesh == address || row.state < TaskState::Assigned || row.state.is_terminal() {
+            return;
+        }
+        row.mesh = address;
+        (row.version, row.updated_ms) = (context.index, context.at.0);
+        self.write(context, task.handle(), Some(row), Extra::Keep);
     }
 
     fn create_task(&mut self, context: &mut Context<'_>, new: &NewTask<'_>) -> Result<TaskRef, Refusal> {
@@ -177,6 +196,7 @@ impl State {
             service: Some(new.service),
             node: new.node,
             attachment: None,
+            mesh: None,
             slot: new.slot,
             generation: generation_after(self.rows.get(handle).map(|freed| freed.generation)),
             exit: TaskRow::NO_EXIT,

@@ -213,6 +213,13 @@ pub enum Change {
         /// Version as read; 0 for "whatever it is".
         if_version: u64,
     },
+    /// Where a task is reached on its node's task bridge. Ignored once the task has ended.
+    Mesh {
+        /// The task.
+        task: TaskRef,
+        /// The address.
+        address: Option<IpAddr>,
+    },
 }
 
 impl Change {

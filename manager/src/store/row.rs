@@ -33,6 +33,8 @@ pub struct TaskRow {
     pub node: Option<NodeRef>,
     /// First network and the IPv4 address there.
     pub attachment: Option<Attachment>,
+    /// Address on its node's task bridge, for the routing mesh: told by the node's agent.
+    pub mesh: Option<Ipv4Addr>,
     /// Slot of a replicated service, from 1; 0 for a global one.
     pub slot: u32,
     /// How often this position was used.

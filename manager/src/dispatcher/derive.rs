@@ -1,0 +1,166 @@
+//! What a node is told of each object. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use skep_proto::model::service::{EndpointSpec, PublishMode};
+use skep_proto::model::session::{AssignedTask, ManagerPeer, SpecKey};
+use skep_proto::model::view::{EndpointAddress, EndpointView, OverlayNetwork, Peer, ServiceView};
+use skep_proto::model::{Network, NetworkId, Node, NodeId, NodeRole, Service, TaskState};
+
+use super::ports::{ClusterView, TaskFacts};
+
+/// Option that turns encryption off, as in Swarm.
+const OPTION_ENCRYPTED: &str = "encrypted";
+const OPTION_MTU: &str = "com.docker.network.driver.mtu";
+
+/// What `node` is given of a task, if it is one of its own. Tasks stay assigned after their end, so that their
+/// containers are kept until the task is forgotten.
+pub fn assigned(task: &TaskFacts, node: NodeId) -> Option<AssignedTask> {
+    let service = task.service?;
+    if task.node != Some(node) || task.state < TaskState::Assigned {
+        return None;
+    }
+    Some(AssignedTask {
+        id: task.id,
+        spec: SpecKey { service, version: task.spec_version },
+        slot: task.slot,
+        desired: task.desired,
+        observed: task.state,
+        attachments: task.attachments.clone(),
+    })
+}
+
+/// Networks that a task needs on its node.
+pub fn networks_used(task: &TaskFacts, node: NodeId) -> impl Iterator<Item = NetworkId> + '_ {
+    let uses = task.node == Some(node) && task.state >= TaskState::Assigned && !task.state.is_terminal();
+    task.attachments.iter().filter(move |_| uses).map(|attachment| attachment.network)
+}
+
+/// What other nodes are told of a task: from the moment it has a node, so that it can be answered while it starts, until
+/// it has ended, so that its connections can drain. It gets new connections only while it runs and is meant to.
+///
+/// `networks` are those of the node that is told. A task on none of them is told only when `by_mesh`.
+pub fn endpoint(
+    view: &dyn ClusterView,
+    task: &TaskFacts,
+    networks: &BTreeSet<NetworkId>,
+    by_mesh: bool,
+) -> Option<EndpointView> {
+    let node = task.node?;
+    if task.state < TaskState::Assigned || task.state.is_terminal() {
+        return None;
+    }
+    let addresses: Vec<EndpointAddress> = task
+        .attachments
+        .iter()
+        .filter(|attachment| networks.contains(&attachment.network))
+        .flat_map(|attachment| {
+            attachment.addresses.iter().map(|address| EndpointAddress {
+                network: attachment.network,
+                address: *address,
+                aliases: attachment.aliases.clone(),
+            })
+        })
+        .collect();
+    let mesh = task.mesh.filter(|_| by_mesh);
+    if addresses.is_empty() && mesh.is_none() {
+        return None;
+    }
+    Some(EndpointView {
+        task: task.id,
+        service: task.service,
+        node,
+        name: container_name(view, task)?,
+        addresses,
+        mesh,
+        serving: task.state == TaskState::Running && task.desired <= TaskState::Running,
+    })
+}
+
+/// Docker's name of a task's container: `web.1.TASK`, and `web.NODE.TASK` for a global service.
+fn container_name(view: &dyn ClusterView, task: &TaskFacts) -> Option<String> {
+    let Some(service) = task.service else { return task.name.clone() };
+    let service = view.service(service)?;
+    let name = &service.spec.annotations.name;
+    Some(match (task.slot, task.node) {
+        (0, Some(node)) => format!("{name}.{node}.{}", task.id),
+        (slot, _) => format!("{name}.{slot}.{}", task.id),
+    })
+}
+
+/// Whether every node publishes ports of this service. One that goes has given them up.
+pub fn is_in_mesh(service: &Service) -> bool {
+    !service.pending_delete
+        && service.endpoint.ports.iter().any(|port| port.mode == PublishMode::Ingress && port.published.is_some())
+}
+
+/// Whether a node with these networks resolves or publishes this service.
+pub fn is_visible(service: &Service, networks: &BTreeSet<NetworkId>) -> bool {
+    is_in_mesh(service) || networks_of(service).any(|network| networks.contains(&network))
+}
+
+/// Networks that the service is on: those of its virtual addresses, and those its tasks ask for.
+pub fn networks_of(service: &Service) -> impl Iterator<Item = NetworkId> + '_ {
+    let virtual_ips = service.endpoint.virtual_ips.iter().map(|vip| vip.network);
+    let wished = service.spec.task.networks.iter().filter_map(|wish| wish.target.parse().ok());
+    virtual_ips.chain(wished)
+}
+
+/// What a node with `networks` is told of a service.
+pub fn service_view(service: &Service, networks: &BTreeSet<NetworkId>) -> ServiceView {
+    let aliases: BTreeMap<NetworkId, Vec<String>> = service
+        .spec
+        .task
+        .networks
+        .iter()
+        .filter(|wish| !wish.aliases.is_empty())
+        .filter_map(|wish| Some((wish.target.parse().ok()?, wish.aliases.clone())))
+        .filter(|(network, _)| networks.contains(network))
+        .collect();
+    let vips = service.endpoint.virtual_ips.iter().filter(|vip| networks.contains(&vip.network));
+    let spec: Option<&EndpointSpec> = service.endpoint.spec.as_ref().or(service.spec.endpoint.as_ref());
+    ServiceView {
+        id: service.id,
+        name: service.spec.annotations.name.clone(),
+        mode: spec.map(|spec| spec.mode).unwrap_or_default(),
+        virtual_ips: vips.copied().collect(),
+        aliases,
+        ports: service.endpoint.ports.clone(),
+    }
+}
+
+/// What a node is told of a network; `None` until the allocator has seen to it.
+pub fn overlay(network: &Network) -> Option<OverlayNetwork> {
+    let options = &network.spec.driver.options;
+    Some(OverlayNetwork {
+        id: network.id,
+        name: network.spec.annotations.name.clone(),
+        vni: network.vni?,
+        subnets: network.subnets.clone(),
+        internal: network.spec.internal,
+        encrypted: options.get(OPTION_ENCRYPTED).is_none_or(|value| value != "false"),
+        mtu: options.get(OPTION_MTU).and_then(|value| value.parse().ok()),
+    })
+}
+
+/// What a node is told of another, or of itself; `None` until it has told its addresses. A node that is down stays a
+/// peer: its tasks may well go on.
+pub fn peer(node: &Node) -> Option<Peer> {
+    let data_path = node.description.data_path.clone();
+    (!data_path.is_empty()).then_some(Peer { node: node.id, index: node.index, data_path })
+}
+
+/// The managers of the cluster, by node.
+pub fn managers(nodes: &[Arc<Node>]) -> Vec<ManagerPeer> {
+    let mut managers: Vec<ManagerPeer> =
+        nodes.iter().filter_map(|node| Some(ManagerPeer { node: node.id, address: node.manager?.address })).collect();
+    managers.sort_by_key(|manager| manager.node);
+    managers
+}
+
+/// The role that a node's certificate should have. A node that is being demoted keeps its own until it has left the Raft
+/// group: without it, it could not take part in its own removal.
+pub fn certificate_role(node: &Node) -> NodeRole {
+    if node.manager.is_some() { NodeRole::Manager } else { node.spec.role }
+}

@@ -1,0 +1,277 @@
+//! What exists while this manager leads: sessions, deadlines, statuses under way. It holds nothing that cannot be
+//! rebuilt, and is dropped with the leadership.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use skep_proto::model::session::{OpenStream, TaskVitals};
+use skep_proto::model::{NodeId, NodeState, TaskId};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::dirty::{Cell, Routes};
+use super::liveness::Deadlines;
+use super::ports::{Changes, ClusterStore, ClusterWatch, NodeChange, ProposeError, StatusUpdate};
+use super::status::{BATCH, GATHER, Gathered};
+use super::{Timing, chain};
+
+/// Text of a node that was not heard of (Docker's words).
+const LOST: &str = "heartbeat failure";
+
+/// State of one leadership.
+pub struct Reign {
+    pub(super) store: Arc<dyn ClusterStore>,
+    pub(super) timing: Timing,
+    /// Ends all sessions.
+    pub(super) over: CancellationToken,
+    pub(super) routes: Mutex<Routes>,
+    sessions: Mutex<HashMap<NodeId, Session>>,
+    deadlines: Mutex<Deadlines>,
+    deadlines_changed: Notify,
+    gathered: Mutex<Gathered>,
+    gathered_changed: Notify,
+}
+
+/// A node's current session, as others in this manager see it.
+struct Session {
+    id: u64,
+    end: CancellationToken,
+    streams: mpsc::Sender<OpenStream>,
+    vitals: HashMap<TaskId, TaskVitals>,
+}
+
+/// A node has no session here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NoSession {
+    /// It is not connected.
+    #[error("node {0} has no session: it is down, or reconnecting")]
+    NotConnected(NodeId),
+    /// Too many requests wait for it.
+    #[error("node {0} is too busy to open another stream")]
+    Busy(NodeId),
+}
+
+/// Places of a new session.
+pub(super) struct Registered {
+    pub(super) cell: Arc<Cell>,
+    pub(super) end: CancellationToken,
+    pub(super) streams: mpsc::Receiver<OpenStream>,
+}
+
+impl Reign {
+    pub(super) fn new(store: Arc<dyn ClusterStore>, timing: Timing, over: CancellationToken) -> Self {
+        Self {
+            store,
+            timing,
+            over,
+            routes: Mutex::default(),
+            sessions: Mutex::default(),
+            deadlines: Mutex::default(),
+            deadlines_changed: Notify::new(),
+            gathered: Mutex::default(),
+            gathered_changed: Notify::new(),
+        }
+    }
+
+    /// Runs the parts that all sessions share, until the leadership is over.
+    ///
+    /// `changes` was made before the first session could begin, so that none is missed.
+    pub(super) async fn run(&self, changes: Box<dyn ClusterWatch>) {
+        let work = async { tokio::join!(self.route(changes), self.watch_nodes(), self.propose_statuses()) };
+        tokio::select! {
+            () = self.over.cancelled() => {}
+            _ = work => {}
+        }
+    }
+
+    /// Registers a session; an older one of the node ends.
+    pub(super) fn begin(&self, node: NodeId, id: u64) -> Registered {
+        let (sender, streams) = mpsc::channel(64);
+        let (cell, end) = (Arc::new(Cell::default()), self.over.child_token());
+        let session = Session { id, end: end.clone(), streams: sender, vitals: HashMap::new() };
+        if let Some(older) = lock(&self.sessions).insert(node, session) {
+            older.end.cancel();
+        }
+        lock(&self.routes).insert(node, Arc::clone(&cell));
+        self.heard_of(node);
+        cell.mark(|dirty| dirty.all = true);
+        Registered { cell, end, streams }
+    }
+
+    /// Forgets a session, unless a newer one has taken its place.
+    pub(super) fn end(&self, node: NodeId, id: u64, cell: &Arc<Cell>) {
+        let mut sessions = lock(&self.sessions);
+        if sessions.get(&node).is_some_and(|session| session.id == id) {
+            sessions.remove(&node);
+        }
+        drop(sessions);
+        let mut routes = lock(&self.routes);
+        if routes.is_current(node, cell) {
+            routes.remove(node);
+        }
+    }
+
+    /// The node lives.
+    pub(super) fn heard_of(&self, node: NodeId) {
+        let until = Instant::now() + self.timing.patience(self.heartbeat());
+        let mut deadlines = lock(&self.deadlines);
+        let is_waited_for = deadlines.next().is_some_and(|next| next <= until);
+        deadlines.set(node, until);
+        drop(deadlines);
+        if !is_waited_for {
+            self.deadlines_changed.notify_one();
+        }
+    }
+
+    /// The node has said that it goes.
+    pub(super) fn forget(&self, node: NodeId) {
+        lock(&self.deadlines).remove(node);
+    }
+
+    /// Time between two heartbeats.
+    pub(super) fn heartbeat(&self) -> std::time::Duration {
+        self.store.view().cluster().map_or(self.timing.heartbeat, |cluster| cluster.spec.heartbeat_period)
+    }
+
+    /// Takes a status in.
+    pub(super) fn report(&self, update: StatusUpdate) {
+        lock(&self.gathered).push(update, Instant::now());
+        self.gathered_changed.notify_one();
+    }
+
+    pub(super) fn set_vitals(&self, node: NodeId, session: u64, task: TaskId, vitals: TaskVitals) {
+        if let Some(session) = lock(&self.sessions).get_mut(&node).filter(|s| s.id == session) {
+            session.vitals.insert(task, vitals);
+        }
+    }
+
+    pub(super) fn drop_vitals(&self, node: NodeId, session: u64, gone: &[TaskId]) {
+        if let Some(session) = lock(&self.sessions).get_mut(&node).filter(|s| s.id == session) {
+            gone.iter().for_each(|task| {
+                session.vitals.remove(task);
+            });
+        }
+    }
+
+    pub(super) fn vitals(&self, node: NodeId, task: TaskId) -> Option<TaskVitals> {
+        lock(&self.sessions).get(&node)?.vitals.get(&task).cloned()
+    }
+
+    pub(super) fn connected(&self) -> Vec<NodeId> {
+        lock(&self.sessions).keys().copied().collect()
+    }
+
+    /// Asks the node to open a stream.
+    pub(super) fn ask_stream(&self, node: NodeId, open: OpenStream) -> Result<(), NoSession> {
+        let sessions = lock(&self.sessions);
+        let session = sessions.get(&node).ok_or(NoSession::NotConnected(node))?;
+        session.streams.try_send(open).map_err(|_| NoSession::Busy(node))
+    }
+
+    /// Hands each change to the sessions that it concerns.
+    async fn route(&self, mut changes: Box<dyn ClusterWatch>) {
+        while let Some(changes) = changes.next().await {
+            let nodes_changed = match &changes {
+                Changes::All => true,
+                Changes::Some(touched) => !touched.nodes.is_empty(),
+            };
+            if nodes_changed {
+                self.drop_removed_nodes();
+            }
+            lock(&self.routes).route(&changes);
+        }
+    }
+
+    /// A node that was removed has no session any more.
+    fn drop_removed_nodes(&self) {
+        let view = self.store.view();
+        for (node, session) in lock(&self.sessions).iter() {
+            if view.node(*node).is_none() {
+                session.end.cancel();
+            }
+        }
+    }
+
+    /// Marks nodes down that were not heard of. A new leader has heard of nobody and waits longer at first.
+    async fn watch_nodes(&self) {
+        let first = Instant::now() + self.timing.grace + self.timing.patience(self.heartbeat());
+        for node in self.store.view().nodes() {
+            if matches!(node.state, NodeState::Ready | NodeState::Unknown) {
+                lock(&self.deadlines).set_if_absent(node.id, first);
+            }
+        }
+        loop {
+            let next = lock(&self.deadlines).next();
+            tokio::select! {
+                () = self.deadlines_changed.notified() => {}
+                () = sleep_until_or_never(next) => {}
+            }
+            let expired = lock(&self.deadlines).take_expired(Instant::now());
+            for node in expired {
+                // One that came back meanwhile has a new deadline.
+                if !lock(&self.deadlines).contains(node) {
+                    self.mark_down(node, LOST).await;
+                }
+            }
+        }
+    }
+
+    pub(super) async fn mark_down(&self, node: NodeId, message: &str) {
+        if let Some(session) = lock(&self.sessions).get(&node) {
+            session.end.cancel();
+        }
+        let view = self.store.view();
+        if view.node(node).is_none_or(|node| node.state == NodeState::Down) {
+            return;
+        }
+        let change =
+            NodeChange { node, state: NodeState::Down, message: message.to_owned(), description: None, address: None };
+        tracing::info!(node.id = %node, "node is down: {message}");
+        if let Err(error) = self.store.change_node(change).await {
+            tracing::warn!(node.id = %node, error = %chain(&error), "cannot mark the node down");
+            lock(&self.deadlines).set_if_absent(node, Instant::now() + self.timing.retry);
+            self.deadlines_changed.notify_one();
+        }
+    }
+
+    /// Proposes statuses in batches, one at a time; those that come meanwhile gather.
+    async fn propose_statuses(&self) {
+        loop {
+            let next = {
+                let mut gathered = lock(&self.gathered);
+                if gathered.is_due(Instant::now()) { None } else { Some(gathered.next()) }
+            };
+            if let Some(next) = next {
+                tokio::select! {
+                    () = self.gathered_changed.notified() => {}
+                    () = sleep_until_or_never(next) => {}
+                }
+                continue;
+            }
+            if lock(&self.gathered).len() < BATCH {
+                sleep(GATHER).await;
+            }
+            let batch = lock(&self.gathered).take(Instant::now());
+            if let Err(error) = self.store.report(batch.clone()).await {
+                tracing::warn!(statuses = batch.len(), error = %chain(&error), "statuses not recorded");
+                lock(&self.gathered).put_back(batch);
+                match error {
+                    ProposeError::NotLeader => return self.over.cancelled().await,
+                    ProposeError::Unavailable { .. } => sleep(self.timing.retry).await,
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn sleep_until_or_never(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
