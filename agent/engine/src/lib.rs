@@ -1,1 +1,3 @@
 //! Filled by the next commits.
+
+pub mod images;
