@@ -162,4 +162,6 @@ fn install_tls_provider() {
 }
 
 #[cfg(test)]
+mod fake;
+#[cfg(test)]
 mod tests;
