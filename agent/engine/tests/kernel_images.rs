@@ -103,7 +103,7 @@ async fn whiteouts_and_opaque_directories_hide_lower_layers_under_overlayfs() {
     let root = tempfile::tempdir().unwrap();
     let images = open(ImagesConfig::new(root.path().join("store"))).await;
     let lower = layer(|a| {
-        for path in ["gone", "kept", "dir/old", "replaced/old", "removed/x"] {
+        for path in ["gone", "kept", "dir/old", "replaced/old", "removed/x", "anew/old", "again/old", "bare/old"] {
             file(a, path, "lower");
         }
     });
@@ -113,6 +113,13 @@ async fn whiteouts_and_opaque_directories_hide_lower_layers_under_overlayfs() {
         }
         file(a, "replaced/new", "upper");
         file(a, "dir/new", "upper");
+        // A name and its whiteout in one layer, in either order, and without an entry of the directory itself.
+        file(a, ".wh.anew", "");
+        a.append_data(&mut header(tar::EntryType::Directory, 0, 0o755), "anew/", std::io::empty()).unwrap();
+        a.append_data(&mut header(tar::EntryType::Directory, 0, 0o755), "again/", std::io::empty()).unwrap();
+        file(a, ".wh.again", "");
+        file(a, ".wh.bare", "");
+        file(a, "bare/new", "upper");
     });
     images.load(upload(docker_archive(&[lower, upper], "o:1"))).await.unwrap();
     let image = images.resolve("o:1", PullPolicy::Never, None).await.unwrap();
@@ -131,7 +138,8 @@ async fn whiteouts_and_opaque_directories_hide_lower_layers_under_overlayfs() {
         names.sort();
         names
     };
-    assert_eq!(names(""), ["dir", "kept", "replaced"]);
+    assert_eq!(names(""), ["again", "anew", "bare", "dir", "kept", "replaced"]);
+    assert_eq!((names("anew").len(), names("again").len(), names("bare")), (0, 0, vec!["new".to_owned()]));
     assert_eq!((names("dir"), names("replaced")), (vec!["new".into(), "old".into()], vec!["new".to_owned()]));
 }
 

@@ -51,8 +51,7 @@ pub async fn with_reader<T: Send + 'static>(
     let feed = async {
         while let Some(chunk) = upload.next().await {
             if sender.send(chunk).await.is_err() {
-                // The reader has what it needs. The rest is taken in all the same, or the client could not finish.
-                while upload.next().await.is_some() {}
+                // The reader has what it needs, or has failed: the work tells.
                 break;
             }
         }

@@ -255,9 +255,12 @@ fn prepare(database: &Database) -> Result<u64, redb::Error> {
     Ok(format)
 }
 
+/// Records of images, then names with ids.
+type Tables = (Vec<Vec<u8>>, Vec<(String, String)>);
+
 fn load(database: &Database, path: &Path) -> Result<State, ImageError> {
     let unreadable = |source: StorageError| ImageError::Storage { context: format!("read {}", path.display()), source };
-    let read = || -> Result<(Vec<Vec<u8>>, Vec<(String, String)>), redb::Error> {
+    let read = || -> Result<Tables, redb::Error> {
         let transaction = database.begin_read()?;
         let images = transaction.open_table(IMAGES)?;
         let images =

@@ -202,13 +202,13 @@ impl Images {
     }
 }
 
-#[cfg(test)]
-mod fixture;
-#[cfg(test)]
-mod tests;
-
 impl std::fmt::Debug for Images {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Images").field("content", &self.0.content).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod fixture;
+#[cfg(test)]
+mod tests;

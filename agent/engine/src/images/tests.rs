@@ -38,7 +38,7 @@ async fn a_loaded_image_is_listed_found_and_used() {
         layers: sample.layers.iter().map(|layer| Digest::of(layer).to_string()).collect(),
         config: ImageConfig { command: vec!["run".into()], env: vec!["A=b".into()], ..ImageConfig::default() },
     };
-    assert_eq!(world.images.list(), [image.clone()]);
+    assert_eq!(world.images.list(), std::slice::from_ref(&image));
     for reference in ["app:1", "docker.io/library/app:1", &sample.id(), &sample.id()[7..19]] {
         assert_eq!(world.images.get(reference).unwrap(), image, "{reference}");
     }

@@ -8,7 +8,7 @@ mod fetch;
 mod pull;
 
 use std::net::IpAddr;
-use std::sync::{Arc, Once};
+use std::sync::Arc;
 use std::time::Duration;
 
 use oci_client::client::{ClientConfig, ClientProtocol};
@@ -154,11 +154,8 @@ fn host_of(registry: &str) -> &str {
 
 /// Makes ring the process's TLS provider, unless the program chose one: the client panics without.
 fn install_tls_provider() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        // An error says that there is one.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    });
+    // An error says that there is one already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
 #[cfg(test)]

@@ -84,7 +84,7 @@ impl Images {
     /// A built-in image is here, or nowhere.
     fn pull_builtin(&self, reference: &Reference) -> Result<PullStream, ImageError> {
         let name: Reference = local_name(reference).parse()?;
-        if self.0.catalog.state().names.get(&name).is_none() {
+        if !self.0.catalog.state().names.contains_key(&name) {
             return Err(ImageError::NoManifest(format!(
                 "manifest for {} not found: no such image is built into skep",
                 name.familiar()

@@ -125,7 +125,8 @@ async fn two_pulls_of_one_image_download_each_layer_once() {
     let (world, registry, sample) = setup(Login::None, Faults::default()).await;
     let reference = format!("{}/app:1", registry.address);
     let (first, second) = tokio::join!(pull(&world, &reference, None), pull(&world, &reference, None));
-    (first.unwrap(), second.unwrap());
+    first.unwrap();
+    second.unwrap();
     for layer in &sample.layers {
         assert_eq!(registry.requests_for(layer).len(), 1);
     }

@@ -106,18 +106,7 @@ impl Tree {
             None => self.root.clone(),
             Some((name, parent)) => {
                 let parent = self.parent(parent)?;
-                match fs::mkdirat(&*parent, *name, Mode::RWXU) {
-                    Ok(()) => {}
-                    Err(Errno::EXIST) if is_directory(&parent, name) => {}
-                    Err(Errno::EXIST) => {
-                        self.remove(&parent, name).map_err(|e| failed(&entry.path, e))?;
-                        fs::mkdirat(&*parent, *name, Mode::RWXU).map_err(|e| failed(&entry.path, e))?;
-                    }
-                    Err(e) => return Err(failed(&entry.path, e)),
-                }
-                let fd = fs::openat(&*parent, *name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty())
-                    .map_err(|e| failed(&entry.path, e))?;
-                Rc::new(fd)
+                Rc::new(self.ensure_directory(&parent, name).map_err(|e| failed(&entry.path, e))?)
             }
         };
         own(&*fd, entry)?;
@@ -189,8 +178,12 @@ impl Tree {
     pub fn make_whiteout(&mut self, parent: &Components<'_>, name: &[u8]) -> Result<(), ArchiveError> {
         let parent = self.parent(parent)?;
         match fs::mknodat(&*parent, name, FileType::CharacterDevice, Mode::empty(), 0) {
-            // The layer has both the name and its whiteout: what the layer adds stands over what it hides.
-            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Ok(()) => Ok(()),
+            // The layer has both the name and its whiteout, which then hides only what lower layers have there.
+            Err(Errno::EXIST) => match fs::openat(&*parent, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty()) {
+                Ok(directory) => set_opaque(&directory).map_err(|e| failed(name, e)),
+                Err(_) => Ok(()),
+            },
             Err(e) => Err(failed(name, e)),
         }
     }
@@ -198,7 +191,7 @@ impl Tree {
     /// Marks that a directory hides lower layers' content.
     pub fn make_opaque(&mut self, path: &Components<'_>) -> Result<(), ArchiveError> {
         let fd = self.parent(path)?;
-        fs::fsetxattr(&*fd, OPAQUE_XATTR, b"y", XattrFlags::empty()).map_err(|e| failed(&path.join(&b'/'), e))
+        set_opaque(&fd).map_err(|e| failed(&path.join(&b'/'), e))
     }
 
     fn create_file(&mut self, path: &Components<'_>, entry: &Entry) -> Result<OwnedFd, ArchiveError> {
@@ -219,6 +212,29 @@ impl Tree {
         }
         fs::utimensat(parent, name, &timestamps(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|e| failed(&entry.path, e))
+    }
+
+    /// The directory `name`, made where it is missing, in place of whatever else has the name. In place of a whiteout it
+    /// is opaque: the layer hides what lower layers have there, and adds a directory of its own.
+    fn ensure_directory(&mut self, parent: &OwnedFd, name: &[u8]) -> rustix::io::Result<OwnedFd> {
+        let open = || fs::openat(parent, name, DIRECTORY | OFlags::NOFOLLOW, Mode::empty());
+        match fs::mkdirat(parent, name, Mode::RWXU) {
+            Ok(()) => open(),
+            Err(Errno::EXIST) => {
+                if let Ok(directory) = open() {
+                    return Ok(directory);
+                }
+                let hides_lower = is_whiteout(parent, name);
+                self.remove(parent, name)?;
+                fs::mkdirat(parent, name, Mode::RWXU)?;
+                let directory = open()?;
+                if hides_lower {
+                    set_opaque(&directory)?;
+                }
+                Ok(directory)
+            }
+            Err(e) => Err(e),
+        }
     }
 
     /// Splits a path into its name and its open parent.
@@ -258,6 +274,17 @@ impl Tree {
                     Ok(()) => self.open_dir(path).map_err(|e| failed(&path.join(&b'/'), e)),
                     Err(e) => Err(failed(&path.join(&b'/'), e)),
                 }
+            }
+            // Perhaps a whiteout has the name, and the archive leaves the directory's own entry out.
+            Err(Errno::NOTDIR) if !path.is_empty() => {
+                let (name, above) = path.split_last().expect("the path is not empty");
+                let above = self.parent(above)?;
+                if !is_whiteout(&above, name) {
+                    return Err(failed(&path.join(&b'/'), Errno::NOTDIR));
+                }
+                let made = self.ensure_directory(&above, name).map_err(|e| failed(&path.join(&b'/'), e))?;
+                fs::fchmod(&made, Mode::from_raw_mode(0o755)).map_err(|e| failed(&path.join(&b'/'), e))?;
+                self.open_dir(path).map_err(|e| failed(&path.join(&b'/'), e))
             }
             Err(e) => Err(failed(&path.join(&b'/'), e)),
         }
@@ -316,9 +343,14 @@ fn remove_directory(parent: &OwnedFd, name: &[u8]) -> rustix::io::Result<()> {
         .map_err(|e| e.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))
 }
 
-fn is_directory(parent: &OwnedFd, name: &[u8]) -> bool {
+fn is_whiteout(parent: &OwnedFd, name: &[u8]) -> bool {
     fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
-        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0)
+}
+
+/// Lower layers' content of the directory does not show (kernel, overlayfs.rst, "whiteouts and opaque directories").
+fn set_opaque(directory: &OwnedFd) -> rustix::io::Result<()> {
+    fs::fsetxattr(directory, OPAQUE_XATTR, b"y", XattrFlags::empty())
 }
 
 /// Owner, mode, attributes and time of a file, in the order that keeps each: a new owner drops setuid bits and
