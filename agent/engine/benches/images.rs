@@ -36,6 +36,8 @@ impl Drop for Running {
 }
 
 fn main() {
+    // The client that pushes panics without.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = tokio::runtime::Runtime::new().expect("a runtime starts");
     runtime.block_on(run());
 }

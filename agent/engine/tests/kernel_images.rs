@@ -1,4 +1,5 @@
 //! Images where the kernel has a say: owners, devices, capabilities, overlay mounts, and pulls from Debian's registry.
+#![allow(clippy::unwrap_used, reason = "a test ends where its ground gives way")]
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -230,6 +231,8 @@ struct Registry {
 
 impl Registry {
     async fn start(password: bool) -> Self {
+        // The client that pushes panics without.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
         // Whoever binds a port to find a free one loses it again; another attempt is made when somebody took it.
         for _ in 0..5 {

@@ -1,4 +1,5 @@
 //! Volumes that are mounts.
+#![allow(clippy::unwrap_used, reason = "a test ends where its ground gives way")]
 
 use std::collections::BTreeMap;
 use std::fs;
