@@ -1,1 +1,4 @@
 //! Filled by the next commits.
+
+pub mod images;
+pub mod volumes;
