@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use skep_proto::model::session::ManagerPeer;
@@ -10,7 +11,7 @@ use skep_proto::model::{NodeDescription, NodeId};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::clock::Clock;
 use crate::executor::Executor;
@@ -24,6 +25,9 @@ use crate::state::held::Held;
 use crate::state::{self, LocalState, StateError};
 use crate::task::Tasks;
 use crate::{collect, network, session, task};
+
+/// How long the last writes may take when the agent stops.
+const FLUSH: Duration = Duration::from_secs(5);
 
 /// What the agent is told.
 #[derive(Debug, Clone)]
@@ -58,6 +62,8 @@ pub struct AgentDeps {
 pub struct Agent {
     status: watch::Receiver<SessionStatus>,
     desired: Arc<Desired>,
+    leaving: watch::Sender<bool>,
+    cancel: CancellationToken,
     parts: JoinSet<()>,
     writer: tokio::task::JoinHandle<()>,
 }
@@ -89,16 +95,24 @@ impl Agent {
             task::worker::Deps { node, executor: Arc::clone(&executor), clock, reports: Arc::clone(&reports) };
         let tasks = Tasks::new(Arc::new(worker_deps), Arc::clone(&desired), loaded.statuses.into_values());
         let (status, status_receiver) = watch::channel(SessionStatus::default());
-        let session_deps =
-            session::Deps { transport, streams, desired: Arc::clone(&desired), reports, description, status };
+        let (leaving, left) = watch::channel(false);
+        let session_deps = session::Deps {
+            transport,
+            streams,
+            desired: Arc::clone(&desired),
+            reports,
+            description,
+            status,
+            leaving: left,
+        };
         let session = Session::new(session_deps, loaded.managers, seeds, rng);
 
         let mut parts = JoinSet::new();
         parts.spawn(tasks.run(cancel.clone()));
         parts.spawn(network::run(network, Arc::clone(&desired), cancel.clone()));
         parts.spawn(collect::run(executor, Arc::clone(&desired), cancel.clone()));
-        parts.spawn(session.run(cancel));
-        Self { status: status_receiver, desired, parts, writer }
+        parts.spawn(session.run(cancel.clone()));
+        Self { status: status_receiver, desired, leaving, cancel, parts, writer }
     }
 
     /// The session with the managers.
@@ -114,6 +128,30 @@ impl Agent {
     /// The assignments.
     pub fn desired(&self) -> &Arc<Desired> {
         &self.desired
+    }
+
+    /// Leaves the cluster: tells a manager, if one answers, removes every task, and stops. What is not done after
+    /// `patience` is left to the next agent on this node, whose managers assign none of it. The caller then removes the
+    /// file of the local state.
+    pub async fn leave(self, patience: Duration) {
+        self.leaving.send_replace(true);
+        let mut status = self.status.clone();
+        let told = async {
+            // Without a session there is nobody to tell.
+            let told = status.wait_for(|status| status.left || status.manager.is_none()).await;
+            drop(told);
+        };
+        let removed = async {
+            if let Err(error) = self.desired.abandon().await {
+                warn!(error = %crate::chain(&error), "cannot write that the node leaves the cluster");
+            }
+            self.desired.emptied().await;
+        };
+        if tokio::time::timeout(patience, async { tokio::join!(told, removed) }).await.is_err() {
+            warn!("left the cluster before every task was removed");
+        }
+        self.cancel.cancel();
+        self.stopped().await;
     }
 
     /// Ends the agent as SIGKILL would.
@@ -137,8 +175,11 @@ impl Agent {
             }
         }
         drop(self.desired);
-        if let Err(panic) = self.writer.await {
-            error!(error = %panic, "the writer of the local state has died");
+        // It ends with the last handle on the state; whoever keeps one must not keep the daemon.
+        match tokio::time::timeout(FLUSH, self.writer).await {
+            Ok(Ok(())) => {}
+            Ok(Err(panic)) => error!(error = %panic, "the writer of the local state has died"),
+            Err(_) => warn!("the local state is still being written"),
         }
     }
 }

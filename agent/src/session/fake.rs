@@ -36,6 +36,8 @@ pub struct Inner {
     /// Every hello: whom it was said to, and the index in it.
     pub hellos: Vec<(SocketAddr, u64)>,
     pub heartbeats: u32,
+    /// A node said that it leaves.
+    pub left: bool,
     pub status_messages: u32,
     /// Sent to every session as they are.
     pub broadcast: Vec<ManagerMessage>,
@@ -153,6 +155,7 @@ impl FakeManagers {
                         self.inner().status_messages += 1;
                         reports.into_iter().for_each(|report| self.take(report));
                     }
+                    Some(AgentMessage::Leaving) => self.inner().left = true,
                     Some(AgentMessage::Heartbeat) => self.inner().heartbeats += 1,
                     Some(_) => {}
                     None => return,

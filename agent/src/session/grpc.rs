@@ -106,3 +106,6 @@ fn whole_messages(
 fn refused(manager: SocketAddr, status: &Status) -> TransportError {
     TransportError::Call { manager, code: status.code(), message: status.message().to_owned() }
 }
+
+#[cfg(test)]
+mod tests;

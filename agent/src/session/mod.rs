@@ -54,6 +54,8 @@ pub struct SessionStatus {
     pub welcome: Option<Welcome>,
     /// Managers of the cluster.
     pub managers: Vec<ManagerPeer>,
+    /// The manager was told that the node leaves.
+    pub left: bool,
     /// A new certificate should be fetched, with this role. The count grows with each request.
     pub renew: (u64, Option<NodeRole>),
     /// Why there is no session, for people; empty while there is one.
@@ -74,6 +76,8 @@ pub struct Deps {
     pub description: watch::Receiver<NodeDescription>,
     /// Where the status is shown.
     pub status: watch::Sender<SessionStatus>,
+    /// Becomes true when the node leaves the cluster of its own will.
+    pub leaving: watch::Receiver<bool>,
 }
 
 /// Keeps a session with the managers.
@@ -212,6 +216,10 @@ impl Session {
                     let description = self.deps.description.borrow_and_update().clone();
                     send(&to_manager, AgentMessage::Describe(description)).await?;
                 }
+                true = is_set(self.deps.leaving.clone()), if !self.deps.status.borrow().left => {
+                    send(&to_manager, AgentMessage::Leaving).await?;
+                    self.deps.status.send_modify(|status| status.left = true);
+                }
                 Some(_) = self.streams.join_next() => {}
             }
         }
@@ -232,6 +240,9 @@ impl Session {
     }
 
     async fn assign(&self, set: Assignments) -> Result<(), ApplyError> {
+        if *self.deps.leaving.borrow() {
+            return Ok(());
+        }
         debug!(index = set.index, complete = set.complete, changes = set.changes.len(), "assignments");
         self.deps.desired.apply(set).await
     }
@@ -255,6 +266,11 @@ impl Session {
         let (transport, service) = (Arc::clone(&self.deps.transport), Arc::clone(&self.deps.streams));
         self.streams.spawn(streams::serve(transport, service, open));
     }
+}
+
+/// Resolves with `true` once the flag is set, with `false` when it never will be.
+async fn is_set(mut flag: watch::Receiver<bool>) -> bool {
+    flag.wait_for(|set| *set).await.is_ok()
 }
 
 fn statuses(reports: Vec<StatusReport>) -> AgentMessage {

@@ -293,3 +293,67 @@ async fn an_agent_that_is_stopped_leaves_its_containers_running() {
     world.agent.take().unwrap().stopped().await;
     assert!(world.node.is_running(1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_leaves_says_so_and_removes_its_tasks() {
+    let mut world = world();
+    world.managers.assign(task(1, TaskState::Running));
+    world.eventually("running", |w| w.managers.observed(1) == Some(TaskState::Running)).await;
+    world.agent.take().unwrap().leave(Duration::from_secs(30)).await;
+    assert!(world.node.task(1).is_none());
+    assert!(world.managers.inner().left);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_without_managers_can_leave_too() {
+    let mut world = world();
+    world.managers.assign(task(1, TaskState::Running));
+    world.eventually("running", |w| w.managers.observed(1) == Some(TaskState::Running)).await;
+    world.managers.change(|inner| inner.down.extend([address(1), address(2)]));
+    world.eventually("no session", |w| w.status().manager.is_none()).await;
+    let began = Instant::now();
+    world.agent.take().unwrap().leave(Duration::from_secs(30)).await;
+    assert!(world.node.task(1).is_none());
+    assert!(began.elapsed() < Duration::from_secs(10));
+}
+
+/// Fails a few times, then keeps what it was given.
+struct SlowNetwork(std::sync::Mutex<(u32, Vec<Arc<skep_proto::model::view::NetworkView>>)>);
+
+#[async_trait::async_trait]
+impl Network for SlowNetwork {
+    async fn apply(&self, view: Arc<skep_proto::model::view::NetworkView>) -> Result<(), NetworkError> {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let mut inner = self.0.lock().unwrap();
+        if inner.0 > 0 {
+            inner.0 -= 1;
+            return Err(NetworkError("netlink: device or resource busy".into()));
+        }
+        inner.1.push(view);
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_network_follows_the_last_view_through_bursts_failures_and_restarts() {
+    use skep_proto::model::session::AssignmentChange;
+    use skep_proto::model::view::Peer;
+
+    let world = World::new(Duration::ZERO);
+    world.eventually("session", |w| w.status().manager.is_some()).await;
+    let network = Arc::new(SlowNetwork(std::sync::Mutex::new((3, Vec::new()))));
+    let cancel = CancellationToken::new();
+    let desired = Arc::clone(world.agent.as_ref().unwrap().desired());
+    let running = tokio::spawn(crate::network::run(Arc::clone(&network) as _, Arc::clone(&desired), cancel.clone()));
+    for id in 1..=50 {
+        let peer = Peer { node: skep_proto::model::NodeId(id), index: 1, data_path: Vec::new() };
+        let index = world.managers.inner().index;
+        let set = Assignments { index, complete: false, changes: vec![AssignmentChange::PutPeer(peer)] };
+        desired.apply(set).await.unwrap();
+    }
+    world.eventually("applied", |_| network.0.lock().unwrap().1.last() == Some(&desired.view())).await;
+    assert_eq!(desired.view().peers.len(), 50);
+    assert!(network.0.lock().unwrap().1.len() <= 3, "a burst costs few passes");
+    cancel.cancel();
+    running.await.unwrap();
+}

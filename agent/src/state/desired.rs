@@ -46,14 +46,16 @@ impl Desired {
     /// # Errors
     /// When it is refused or cannot be kept. In the latter case everything must be asked for again.
     pub async fn apply(&self, set: Assignments) -> Result<(), ApplyError> {
-        let mut known = Vec::new();
-        for change in &set.changes {
-            if let AssignmentChange::PutTask(task) = change {
-                known.extend(self.reports.acknowledge(task.id, task.observed));
-            }
-        }
+        let observed: Vec<_> = set
+            .changes
+            .iter()
+            .filter_map(|change| match change {
+                AssignmentChange::PutTask(task) => Some((task.id, task.observed)),
+                _ => None,
+            })
+            .collect();
         let mut writes = self.held().apply(set)?;
-        writes.append(&mut known);
+        writes.extend(observed.into_iter().filter_map(|(task, state)| self.reports.acknowledge(task, state)));
         if let Err(error) = self.state.write(writes).await {
             // The file now lacks what memory holds. A whole set writes it anew.
             self.ask_for_everything();
@@ -68,6 +70,26 @@ impl Desired {
         let writes = self.held().drop_unused_specs();
         self.state.write_later(writes);
         self.reports.session_began();
+    }
+
+    /// The node leaves the cluster: every task shall go, and the managers' word counts no more.
+    ///
+    /// # Errors
+    /// When that cannot be written; it holds for this process nevertheless.
+    pub async fn abandon(&self) -> Result<(), StateError> {
+        let writes = self.held().abandon();
+        self.revision.send_modify(|revision| *revision += 1);
+        self.state.write(writes).await
+    }
+
+    /// Resolves when nothing of any task is left.
+    pub async fn emptied(&self) {
+        let mut revisions = self.revisions();
+        while !self.held().tasks.is_empty() {
+            if revisions.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     /// Keeps the managers to ask after a restart.
@@ -86,6 +108,7 @@ impl Desired {
             return Ok(false);
         }
         self.reports.forget(task);
+        self.revision.send_modify(|revision| *revision += 1);
         self.state.write(writes).await.map(|()| true)
     }
 

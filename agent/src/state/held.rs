@@ -189,6 +189,14 @@ impl Held {
         }
     }
 
+    /// Every task shall go, and so shall the cluster's network.
+    pub fn abandon(&mut self) -> Vec<Write> {
+        let mut writes = Vec::new();
+        let nothing = Assignments { index: self.index, complete: true, changes: Vec::new() };
+        self.begin_again(&nothing, &mut writes);
+        writes
+    }
+
     /// Nothing of a task that is gone is left.
     pub fn forget(&mut self, task: TaskId) -> Vec<Write> {
         match self.tasks.get(&task) {

@@ -91,7 +91,10 @@ impl Worker {
     /// what the node and the disk show.
     pub(super) async fn run(mut self) {
         self.observe().await;
-        self.publish();
+        if !self.situation.reached.is_terminal() {
+            // Managers do not know the volatile facts of a task that was taken over.
+            self.publish();
+        }
         loop {
             self.situation.goal = *self.goal.borrow_and_update();
             let step = step::step(&self.situation);
