@@ -1,14 +1,20 @@
 //! Workers against a node in memory, on a paused clock.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
 use skep_proto::model::{TaskId, TaskState};
+use tokio::sync::watch;
 
-use crate::executor::fake::Op;
+use super::step::Goal;
+use super::worker::{Deps, Worker};
+use crate::executor::fake::{FakeNode, Op};
 use crate::executor::{Containers, Executor, ExecutorError, Exit};
+use crate::reports::Reports;
 use crate::session::tests::World;
-use crate::test_support::{address, task};
+use crate::state::Placement;
+use crate::test_support::{NODE, Noon, address, database, task, unit};
 
 const SLOW: Duration = Duration::from_secs(30);
 
@@ -146,7 +152,7 @@ async fn what_is_left_of_unknown_tasks_is_removed_once_the_managers_have_spoken(
     let mut world = World::new(Duration::from_millis(10));
     world.managers.change(|inner| inner.down.extend([address(1), address(2)]));
     world.crash().await;
-    world.node.prepare(&crate::test_support::unit(8)).await.unwrap();
+    world.node.prepare(&unit(8)).await.unwrap();
     world.start();
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert!(world.node.task(8).is_some());
@@ -246,4 +252,21 @@ proptest! {
             check(&world, &used)
         })?;
     }
+}
+
+/// A disk that takes nothing: the writer of the local state never runs.
+#[tokio::test(start_paused = true)]
+async fn containers_are_not_started_before_the_disk_says_so() {
+    let (state, _, _writer) = crate::state::with_database(database(), "memory", Placement::Inline).unwrap();
+    let node = FakeNode::new(Duration::from_millis(10));
+    let deps = Deps {
+        node: NODE,
+        executor: Arc::clone(&node) as _,
+        clock: Arc::new(Noon),
+        reports: Arc::new(Reports::new(state, [])),
+    };
+    let (_goal, goal) = watch::channel(Goal::Running);
+    let worker = Worker::new(Arc::new(deps), unit(1), goal, None);
+    assert!(tokio::time::timeout(Duration::from_secs(60), worker.run()).await.is_err());
+    assert_eq!(node.log(1), [Op::Prepare, Op::Create]);
 }
