@@ -2,12 +2,15 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{SinkExt, StreamExt, stream};
 use skep_api::ports::BoxDuplex;
+use skep_identity::{Connector, Expect, Timing};
 use skep_proto::convert::Assembler;
+use skep_proto::model::NodeRole;
 use skep_proto::model::session::{AgentMessage, Hello, ManagerMessage};
 use skep_proto::wire::session as wire;
 use skep_proto::wire::session::dispatcher_client::DispatcherClient;
@@ -36,6 +39,17 @@ pub trait Dialer: Send + Sync + 'static {
     /// # Errors
     /// When it cannot be reached, or is not a manager of the cluster.
     async fn dial(&self, manager: SocketAddr) -> Result<Channel, Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// A manager that is cut off is left within twice this time.
+const KEEPALIVE: Duration = Duration::from_secs(3);
+
+#[async_trait]
+impl Dialer for Connector {
+    async fn dial(&self, manager: SocketAddr) -> Result<Channel, Box<dyn std::error::Error + Send + Sync>> {
+        let timing = Timing { keepalive_interval: KEEPALIVE, keepalive_timeout: KEEPALIVE, ..Timing::default() };
+        Ok(self.with_timing(timing).connect(manager, Expect::Role(NodeRole::Manager)).await?)
+    }
 }
 
 /// The gRPC transport.
