@@ -13,7 +13,6 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use crate::clock::Clock;
 use crate::executor::Executor;
 use crate::network::Network;
 use crate::reports::Reports;
@@ -25,6 +24,7 @@ use crate::state::held::Held;
 use crate::state::{self, LocalState, StateError};
 use crate::task::Tasks;
 use crate::{collect, network, session, task};
+use skep_identity::Clock;
 
 /// How long the last writes may take when the agent stops.
 const FLUSH: Duration = Duration::from_secs(5);

@@ -8,7 +8,6 @@
 //! than those seen are refused; no container ends because the agent did.
 
 pub mod agent;
-pub mod clock;
 pub mod collect;
 pub mod executor;
 pub mod network;

@@ -8,13 +8,14 @@ use redb::backends::InMemoryBackend;
 use skep_proto::model::session::{AssignedSpec, AssignedTask, SpecKey, StatusReport, TaskVitals};
 use skep_proto::model::{ContainerSpec, NodeId, ServiceId, TaskId, TaskSpec, TaskState, TaskStatus, Timestamp};
 
-use crate::clock::Clock;
 use crate::executor::TaskUnit;
 use crate::state::{self, LocalState, Placement};
+use skep_identity::Clock;
 
 pub const NODE: NodeId = NodeId(77);
 
 /// A clock that stands still.
+#[derive(Debug)]
 pub struct Noon;
 
 impl Clock for Noon {

@@ -10,10 +10,10 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::step::{self, Goal, Outcome, Situation, Step};
-use crate::clock::Clock;
 use crate::executor::{Containers, Executor, ExecutorError, TaskUnit};
 use crate::reports::Reports;
 use crate::state::StateError;
+use skep_identity::Clock;
 
 /// First pause after an operation failed; doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);

@@ -1,7 +1,6 @@
 //! From a task to the containers that the engine makes for it. Pure.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 
 use skep_proto::model::NodeId;
 use skep_proto::model::engine::{
@@ -74,8 +73,8 @@ pub fn connection(
     Ok(Connection::Sandbox { bridge, mesh: ingress || (!bridge && (way_out || host_ports)) })
 }
 
-/// The engine's configuration of container number `index`. `netns` is the task's sandbox, `None` for the node's own.
-pub fn container_config(unit: &TaskUnit, node: NodeId, index: usize, netns: Option<PathBuf>) -> ContainerConfig {
+/// The engine's configuration of container number `index`.
+pub fn container_config(unit: &TaskUnit, node: NodeId, index: usize, network: NetworkMode) -> ContainerConfig {
     let mut spec = unit.spec.task.containers[index].clone();
     spec.labels.extend(unit.swarm_labels(node));
     // The credential has done its work; it does not belong into the container's record.
@@ -89,7 +88,7 @@ pub fn container_config(unit: &TaskUnit, node: NodeId, index: usize, netns: Opti
         id: unit.container_id(index),
         name,
         resources: unit.spec.task.resources.clone(),
-        network: netns.map_or(NetworkMode::Host, NetworkMode::Sandbox),
+        network,
         ports: Vec::new(),
         auto_remove: false,
         restart: ContainerRestart::No,
@@ -250,7 +249,7 @@ mod tests {
 
     #[test]
     fn a_tasks_container_has_swarms_name_id_and_labels() {
-        let config = container_config(&unit(1), NODE, 0, None);
+        let config = container_config(&unit(1), NODE, 0, NetworkMode::Host);
         let id = unit(1).task.id;
         assert_eq!(config.name, format!("web.1.{id}"));
         assert_eq!(config.id, skep_proto::model::ContainerId::of_task(id, 0));
@@ -259,7 +258,7 @@ mod tests {
         assert_eq!(config.spec.labels["com.docker.swarm.task"], "");
         let mut global = unit(1);
         global.task.slot = 0;
-        assert_eq!(container_config(&global, NODE, 0, None).name, format!("web.{NODE}.{id}"));
+        assert_eq!(container_config(&global, NODE, 0, NetworkMode::Host).name, format!("web.{NODE}.{id}"));
     }
 
     #[test]
