@@ -1,0 +1,304 @@
+//! From a task to the containers that the engine makes for it. Pure.
+
+use std::net::IpAddr;
+
+use skep_proto::model::NodeId;
+use skep_proto::model::engine::{
+    ContainerConfig, ContainerRestart, ContainerState, ContainerStatus, NetworkMode, TaskOwner,
+};
+use skep_proto::model::service::{PortConfig, PublishMode};
+
+use crate::executor::{Containers, Exit, Running, TaskUnit};
+
+/// How a task's sandbox is connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Connection {
+    /// It has none of its own: the containers use the node's.
+    Host,
+    /// Nothing but a loopback link.
+    Nothing,
+    /// A sandbox of its own.
+    Sandbox {
+        /// It joins the default bridge.
+        bridge: bool,
+        /// It has a task link: a way out for tasks on overlays, and where the routing mesh reaches the task.
+        mesh: bool,
+    },
+}
+
+/// A network that a task cannot have, for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConnectionError {
+    /// It must be alone.
+    #[error("network {0} cannot be combined with other networks")]
+    Alone(String),
+    /// It is not there, or of a kind that tasks cannot use.
+    #[error("network {0} not found")]
+    Unknown(String),
+    /// The managers gave no address.
+    #[error("the task has no address on network {0}")]
+    NoAddress(String),
+}
+
+/// How a task is connected. `is_internal` tells of each attachment whether its network has no way out.
+///
+/// # Errors
+/// When its networks cannot be had together, or one cannot be had at all.
+pub fn connection(
+    unit: &TaskUnit,
+    is_internal: impl Fn(skep_proto::model::NetworkId) -> bool,
+) -> Result<Connection, ConnectionError> {
+    let wanted = &unit.spec.task.networks;
+    let alone = |name: &str| if wanted.len() == 1 { Ok(()) } else { Err(ConnectionError::Alone(name.to_owned())) };
+    let mut bridge = false;
+    for network in wanted {
+        match network.target.as_str() {
+            "host" => return alone("host").map(|()| Connection::Host),
+            "none" => return alone("none").map(|()| Connection::Nothing),
+            "bridge" => bridge = true,
+            id => {
+                let id = id.parse().map_err(|_| ConnectionError::Unknown(id.to_owned()))?;
+                if !unit.task.attachments.iter().any(|a| a.network == id && !a.addresses.is_empty()) {
+                    return Err(ConnectionError::NoAddress(network.target.clone()));
+                }
+            }
+        }
+    }
+    let attachments = &unit.task.attachments;
+    let ingress = unit.spec.ports.iter().any(|port| port.mode == PublishMode::Ingress);
+    let host_ports = unit.spec.ports.iter().any(|port| port.mode == PublishMode::Host);
+    // Without any network a task is on the default bridge, as a plain container is; published ports come by the mesh.
+    let bridge = bridge || (attachments.is_empty() && !ingress);
+    let way_out = attachments.iter().any(|attachment| !is_internal(attachment.network));
+    Ok(Connection::Sandbox { bridge, mesh: ingress || (!bridge && (way_out || host_ports)) })
+}
+
+/// The engine's configuration of container number `index`.
+pub fn container_config(unit: &TaskUnit, node: NodeId, index: usize, network: NetworkMode) -> ContainerConfig {
+    let mut spec = unit.spec.task.containers[index].clone();
+    spec.labels.extend(unit.swarm_labels(node));
+    // The credential has done its work; it does not belong into the container's record.
+    spec.registry_auth = None;
+    let name = match index {
+        0 => unit.name(node),
+        _ if spec.name.is_empty() => format!("{}.{index}", unit.name(node)),
+        _ => format!("{}.{}", unit.name(node), spec.name),
+    };
+    ContainerConfig {
+        id: unit.container_id(index),
+        name,
+        resources: unit.spec.task.resources.clone(),
+        network,
+        ports: Vec::new(),
+        auto_remove: false,
+        restart: ContainerRestart::No,
+        privileged: false,
+        stdin_once: false,
+        attach: (false, false, false),
+        log: unit.spec.task.log_driver.clone(),
+        task: Some(TaskOwner { task: unit.task.id, service: unit.task.spec.service, node }),
+        spec,
+    }
+}
+
+/// The host name of container number `index`, as Docker gives it.
+pub fn hostname(unit: &TaskUnit, index: usize) -> String {
+    match unit.spec.task.containers[index].hostname.as_str() {
+        "" => unit.container_id(index).short(),
+        name => name.to_owned(),
+    }
+}
+
+/// Content of `/etc/hosts`, as Docker writes it: local names, the operator's lines, then the container itself.
+pub fn hosts_file(hostname: &str, extra: &[String], addresses: &[IpAddr]) -> String {
+    let mut text = String::from(
+        "127.0.0.1\tlocalhost\n\
+         ::1\tlocalhost ip6-localhost ip6-loopback\n\
+         fe00::\tip6-localnet\n\
+         ff00::\tip6-mcastprefix\n\
+         ff02::1\tip6-allnodes\n\
+         ff02::2\tip6-allrouters\n",
+    );
+    for line in extra {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if let [address, names @ ..] = &words[..] {
+            text.push_str(&format!("{address}\t{}\n", names.join(" ")));
+        }
+    }
+    for address in addresses {
+        text.push_str(&format!("{address}\t{hostname}\n"));
+    }
+    text
+}
+
+/// Ports of the task that this node publishes by itself.
+pub fn host_ports(unit: &TaskUnit) -> impl Iterator<Item = &PortConfig> {
+    unit.spec.ports.iter().filter(|port| port.mode == PublishMode::Host)
+}
+
+/// The containers of a task, taken together. `states` are those that exist, in order; `wanted` is how many should.
+pub fn together(states: &[ContainerState], wanted: usize, running: Running) -> Containers {
+    if let Some(ended) = states.iter().find_map(end_of) {
+        return Containers::Ended(ended);
+    }
+    let live = states.iter().filter(|state| is_live(state.status)).count();
+    match live {
+        // Some were not made, or removed by hand: creation makes what is missing.
+        0 if states.len() < wanted => Containers::Absent,
+        0 => Containers::Created,
+        _ if live == wanted => {
+            Containers::Running(Running { pid: states.first().map_or(0, |state| state.pid), ..running })
+        }
+        // The start was cut off between two containers. A task is one attempt.
+        _ => Containers::Ended(Exit { code: 0, error: "not all containers of the task were started".into() }),
+    }
+}
+
+fn is_live(status: ContainerStatus) -> bool {
+    match status {
+        ContainerStatus::Running | ContainerStatus::Paused | ContainerStatus::Restarting => true,
+        ContainerStatus::Created | ContainerStatus::Removing | ContainerStatus::Exited | ContainerStatus::Dead => false,
+    }
+}
+
+/// How a container ended; `None` when it has not, or never ran.
+fn end_of(state: &ContainerState) -> Option<Exit> {
+    let ended = match state.status {
+        ContainerStatus::Exited | ContainerStatus::Dead | ContainerStatus::Removing => true,
+        // It could not be started.
+        ContainerStatus::Created => !state.error.is_empty(),
+        ContainerStatus::Running | ContainerStatus::Paused | ContainerStatus::Restarting => false,
+    };
+    ended.then(|| Exit { code: state.exit_code, error: end_error(state) })
+}
+
+fn end_error(state: &ContainerState) -> String {
+    if state.oom_killed { "OOMKilled".to_owned() } else { state.error.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use skep_proto::model::NetworkId;
+    use skep_proto::model::service::Protocol;
+    use skep_proto::model::task::{NetworkAttachment, NetworkAttachmentSpec};
+
+    use super::*;
+    use crate::test_support::{NODE, unit};
+
+    fn on(networks: &[&str], ports: &[PublishMode]) -> TaskUnit {
+        let mut unit = unit(1);
+        let spec = Arc::make_mut(&mut unit.spec);
+        spec.task.networks = networks
+            .iter()
+            .map(|target| NetworkAttachmentSpec { target: (*target).to_owned(), ..NetworkAttachmentSpec::default() })
+            .collect();
+        spec.ports = ports
+            .iter()
+            .map(|mode| PortConfig {
+                name: String::new(),
+                protocol: Protocol::Tcp,
+                target: 80,
+                published: Some(8080),
+                mode: *mode,
+            })
+            .collect();
+        unit.task.attachments = networks
+            .iter()
+            .filter_map(|target| target.parse().ok())
+            .map(|network| NetworkAttachment {
+                network,
+                addresses: vec!["10.0.1.5/24".parse().unwrap()],
+                aliases: Vec::new(),
+            })
+            .collect();
+        unit
+    }
+
+    #[test]
+    fn networks_and_ports_decide_how_a_sandbox_is_connected() {
+        let (open, closed) = (NetworkId(1).to_string(), NetworkId(2).to_string());
+        let sandbox = |bridge, mesh| Ok(Connection::Sandbox { bridge, mesh });
+        use PublishMode::{Host, Ingress};
+        let rows: [(&[&str], &[PublishMode], _); 11] = [
+            (&[], &[], sandbox(true, false)),
+            (&[], &[Host], sandbox(true, false)),
+            (&[], &[Ingress], sandbox(false, true)),
+            (&["bridge"], &[Ingress], sandbox(true, true)),
+            (&[&open], &[], sandbox(false, true)),
+            (&[&closed], &[], sandbox(false, false)),
+            (&[&closed], &[Ingress], sandbox(false, true)),
+            (&[&closed], &[Host], sandbox(false, true)),
+            (&["host"], &[], Ok(Connection::Host)),
+            (&["none"], &[], Ok(Connection::Nothing)),
+            (&["host", "bridge"], &[], Err(ConnectionError::Alone("host".into()))),
+        ];
+        for (networks, ports, expected) in rows {
+            assert_eq!(connection(&on(networks, ports), |n| n == NetworkId(2)), expected, "{networks:?} {ports:?}");
+        }
+    }
+
+    #[test]
+    fn a_network_without_an_address_is_refused_by_name() {
+        let mut unit = on(&[&NetworkId(1).to_string()], &[]);
+        unit.task.attachments.clear();
+        let error = connection(&unit, |_| false).unwrap_err();
+        assert_eq!(error.to_string(), format!("the task has no address on network {}", NetworkId(1)));
+    }
+
+    #[test]
+    fn a_tasks_container_has_swarms_name_id_and_labels() {
+        let config = container_config(&unit(1), NODE, 0, NetworkMode::Host);
+        let id = unit(1).task.id;
+        assert_eq!(config.name, format!("web.1.{id}"));
+        assert_eq!(config.id, skep_proto::model::ContainerId::of_task(id, 0));
+        assert_eq!(config.spec.labels["com.docker.swarm.task.name"], config.name);
+        assert_eq!(config.spec.labels["com.docker.swarm.node.id"], NODE.to_string());
+        assert_eq!(config.spec.labels["com.docker.swarm.task"], "");
+        let mut global = unit(1);
+        global.task.slot = 0;
+        assert_eq!(container_config(&global, NODE, 0, NetworkMode::Host).name, format!("web.{NODE}.{id}"));
+    }
+
+    #[test]
+    fn the_hosts_file_ends_with_the_operators_lines_and_the_container() {
+        let text = hosts_file("box", &["10.1.1.1 db database".into()], &["10.0.1.5".parse().unwrap()]);
+        assert!(text.starts_with("127.0.0.1\tlocalhost\n"));
+        assert!(text.ends_with("10.1.1.1\tdb database\n10.0.1.5\tbox\n"), "{text}");
+    }
+
+    fn state(status: ContainerStatus, exit_code: i32, error: &str) -> ContainerState {
+        ContainerState {
+            status,
+            pid: 9,
+            exit_code,
+            error: error.into(),
+            oom_killed: false,
+            started_at: None,
+            finished_at: None,
+        }
+    }
+
+    #[test]
+    fn containers_of_one_task_live_and_end_together() {
+        use ContainerStatus::{Created, Exited, Running as Runs};
+        let (created, runs) = (state(Created, 0, ""), state(Runs, 0, ""));
+        let running = Containers::Running(Running { pid: 9, ..Running::default() });
+        let ended = |code, error: &str| Containers::Ended(Exit { code, error: error.into() });
+        let cut = "not all containers of the task were started";
+        let rows = [
+            (vec![], Containers::Absent),
+            (vec![created.clone()], Containers::Absent),
+            (vec![created.clone(), created.clone()], Containers::Created),
+            (vec![runs.clone(), runs.clone()], running),
+            (vec![runs.clone(), state(Exited, 3, "")], ended(3, "")),
+            (vec![state(Created, 127, "no such file"), created.clone()], ended(127, "no such file")),
+            (vec![runs.clone(), created], ended(0, cut)),
+            (vec![runs], ended(0, cut)),
+        ];
+        for (states, expected) in rows {
+            assert_eq!(together(&states, 2, Running::default()), expected, "{states:?}");
+        }
+    }
+}
