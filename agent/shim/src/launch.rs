@@ -77,7 +77,8 @@ impl Confinement {
     /// Loads the filter and drops capabilities. The caller has all capabilities in its effective set.
     fn apply(&self) -> Result<(), LaunchError> {
         let step = |step| move |source: io::Error| LaunchError::Step { step, source };
-        let caps_step = |step| move |e: caps::errors::CapsError| LaunchError::Step { step, source: io::Error::other(e) };
+        let caps_step =
+            |step| move |e: caps::errors::CapsError| LaunchError::Step { step, source: io::Error::other(e) };
         for filter in self.filters.iter() {
             sys::load_seccomp(filter).map_err(step("loading the seccomp filter"))?;
         }

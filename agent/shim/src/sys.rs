@@ -45,7 +45,8 @@ pub fn reset_signals() {
 
 /// Blocks the signals that end daemons, and gives a descriptor that is readable when a child has ended.
 pub fn signal_fd() -> io::Result<OwnedFd> {
-    let blocked = [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
+    let blocked =
+        [libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2];
     set_mask(libc::SIG_BLOCK, &blocked);
     let set = signal_set(&[libc::SIGCHLD]);
     // SAFETY: the set is initialised; -1 asks for a new descriptor.

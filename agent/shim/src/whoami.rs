@@ -1,1 +1,3 @@
-pub fn main(_: &[std::ffi::OsString]) -> std::process::ExitCode { std::process::ExitCode::SUCCESS }
+pub fn main(_: &[std::ffi::OsString]) -> std::process::ExitCode {
+    std::process::ExitCode::SUCCESS
+}

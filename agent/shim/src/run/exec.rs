@@ -156,10 +156,8 @@ fn become_program(
         }
         set_user(exec).map_err(step("changing the user"))?;
         let all = caps::read(None, caps::CapSet::Permitted).unwrap_or_default();
-        caps::set(None, caps::CapSet::Effective, &all).map_err(|e| LaunchError::Step {
-            step: "raising capabilities",
-            source: std::io::Error::other(e),
-        })?;
+        caps::set(None, caps::CapSet::Effective, &all)
+            .map_err(|e| LaunchError::Step { step: "raising capabilities", source: std::io::Error::other(e) })?;
         rustix::process::chdir(exec.dir.as_str()).map_err(step("changing to the working directory"))?;
         sys::close_on_exec().map_err(|source| LaunchError::Step { step: "closing descriptors", source })?;
         confinement.exec(&exec.args, &exec.env)

@@ -192,9 +192,11 @@ mod tests {
         log.write(0, b"e\ntwo\nthr");
         log.close();
         let got: Vec<_> = lines(&path).iter().map(|l| (l["log"].clone(), l["stream"].clone())).collect();
-        assert_eq!(got, [("err\n", "stderr"), ("one\n", "stdout"), ("two\n", "stdout"), ("thr", "stdout")].map(
-            |(a, b)| (a.into(), b.into())
-        ));
+        assert_eq!(
+            got,
+            [("err\n", "stderr"), ("one\n", "stdout"), ("two\n", "stdout"), ("thr", "stdout")]
+                .map(|(a, b)| (a.into(), b.into()))
+        );
     }
 
     #[test]

@@ -312,7 +312,9 @@ impl Shim {
         if let Some(text) = &self.create_error {
             return refused(text);
         }
-        let Some(pid) = self.processes.get(&INIT).and_then(|p| p.pid) else { return refused("the container has ended") };
+        let Some(pid) = self.processes.get(&INIT).and_then(|p| p.pid) else {
+            return refused("the container has ended");
+        };
         if self.started_at.is_none() {
             // The created init waits for a connection that ends. The address is short because it is relative.
             if let Err(e) = std::os::unix::net::UnixStream::connect(START_SOCKET) {
@@ -440,7 +442,9 @@ impl Shim {
 
     fn take_input(&mut self, id: u32, bytes: &[u8]) {
         let Some(Role::Stream { process, stdin: true, .. }) = self.clients.get(&id).map(|c| c.role) else { return };
-        if let Some(process) = self.processes.get_mut(&process).filter(|p| p.input_fd().is_some() || p.launching.is_some()) {
+        if let Some(process) =
+            self.processes.get_mut(&process).filter(|p| p.input_fd().is_some() || p.launching.is_some())
+        {
             process.input.extend(bytes);
             if process.launching.is_none() {
                 process.write_input();
@@ -500,8 +504,12 @@ impl Shim {
 
     /// Tells of ends, drops clients that are gone or stuck.
     fn settle(&mut self) {
-        let ended: Vec<u32> =
-            self.processes.iter().filter(|(_, p)| p.exit.is_some() && p.launching.is_none()).map(|(id, _)| *id).collect();
+        let ended: Vec<u32> = self
+            .processes
+            .iter()
+            .filter(|(_, p)| p.exit.is_some() && p.launching.is_none())
+            .map(|(id, _)| *id)
+            .collect();
         // Further processes first: they cannot outlive init, and their clients are told before everybody is.
         for id in ended.into_iter().rev() {
             self.end_process(id);
