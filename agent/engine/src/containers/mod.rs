@@ -24,7 +24,10 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock};
 
-use skep_proto::model::engine::{Container, ContainerConfig, ImageConfig, NetworkMode, ResolvedMount};
+use futures_util::stream::BoxStream;
+use skep_proto::model::engine::{
+    Container, ContainerConfig, ImageConfig, LogLine, LogQuery, NetworkMode, ResolvedMount,
+};
 use skep_proto::model::{ContainerId, Timestamp};
 use tokio::sync::broadcast;
 
@@ -259,6 +262,23 @@ impl Containers {
     /// [`ContainerError::NotFound`].
     pub fn usage(&self, id: ContainerId) -> Result<Usage, ContainerError> {
         Ok(self.inner.cgroups.usage(&self.entry(id)?.id.to_string()))
+    }
+
+    /// Lines of a container's log. Following ends when the container does.
+    ///
+    /// # Errors
+    /// [`ContainerError::Invalid`] when its log driver cannot be read.
+    pub fn logs(
+        &self,
+        id: ContainerId,
+        query: LogQuery,
+    ) -> Result<BoxStream<'static, io::Result<LogLine>>, ContainerError> {
+        let path = self.entry(id)?.view().log_path;
+        if path.as_os_str().is_empty() {
+            return Err(ContainerError::Invalid("configured logging driver does not support reading".to_owned()));
+        }
+        let ended = self.wait(id, WaitCondition::NotRunning)?;
+        Ok(crate::logs::read(path, query, async { drop(ended.await) }))
     }
 
     fn entries(&self) -> Vec<Arc<Entry>> {
