@@ -113,3 +113,26 @@ pub fn set_limit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
     let rc = unsafe { libc::prlimit64(0, resource as _, &raw const limit, std::ptr::null_mut()) };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
+
+/// The signals that end a program, blocked, to be waited for. A pid 1 has no default handlers: without this it cannot be
+/// asked to stop.
+pub struct EndSignals(libc::sigset_t);
+
+impl EndSignals {
+    /// Blocks them in this thread and those that it starts.
+    pub fn block() -> Self {
+        let signals = [libc::SIGTERM, libc::SIGINT];
+        set_mask(libc::SIG_BLOCK, &signals);
+        Self(signal_set(&signals))
+    }
+
+    /// Waits for one; `false` when none came in time.
+    pub fn wait(&self, limit: std::time::Duration) -> bool {
+        let limit = libc::timespec {
+            tv_sec: libc::time_t::try_from(limit.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: limit.subsec_nanos().into(),
+        };
+        // SAFETY: set and limit are initialised and only read; what came is not asked for.
+        unsafe { libc::sigtimedwait(&raw const self.0, std::ptr::null_mut(), &raw const limit) > 0 }
+    }
+}
