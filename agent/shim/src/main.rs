@@ -5,6 +5,7 @@
 //! skep-shim whoami [...]   an HTTP server that tells who it is and who asks
 //! ```
 
+mod devices;
 mod launch;
 mod run;
 mod seccomp;

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::ffi::{CString, c_int};
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::process::Pid;
 use seccompiler::sock_filter;
@@ -135,4 +135,113 @@ impl EndSignals {
         // SAFETY: set and limit are initialised and only read; what came is not asked for.
         unsafe { libc::sigtimedwait(&raw const self.0, std::ptr::null_mut(), &raw const limit) > 0 }
     }
+}
+
+/// `struct bpf_insn` of linux/bpf.h.
+#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+pub struct BpfInstruction {
+    code: u8,
+    registers: u8,
+    offset: i16,
+    constant: i32,
+}
+
+impl BpfInstruction {
+    /// An instruction.
+    pub fn new(code: u8, destination: u8, source: u8, offset: i16, constant: i32) -> Self {
+        Self { code, registers: destination | source << 4, offset, constant }
+    }
+
+    /// A jump that is taken or not (class `BPF_JMP32`).
+    pub fn is_jump(self) -> bool {
+        self.code & 0x07 == 0x06
+    }
+
+    /// Sets how many instructions a jump leaves out.
+    pub fn set_offset(&mut self, offset: i16) {
+        self.offset = offset;
+    }
+}
+
+/// The part of `union bpf_attr` for `BPF_PROG_LOAD`, up to what is used.
+#[repr(C)]
+struct BpfLoad {
+    program_type: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+}
+
+/// The part of `union bpf_attr` for `BPF_PROG_ATTACH`.
+#[repr(C)]
+struct BpfAttach {
+    target: u32,
+    program: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// Loads a program of type `BPF_PROG_TYPE_CGROUP_DEVICE`.
+pub fn load_device_program(program: &[BpfInstruction]) -> io::Result<OwnedFd> {
+    const BPF_PROG_LOAD: c_int = 5;
+    const CGROUP_DEVICE: u32 = 15;
+    let load = BpfLoad {
+        program_type: CGROUP_DEVICE,
+        instruction_count: u32::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        instructions: program.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log: 0,
+        kernel_version: 0,
+        flags: 0,
+        name: *b"skep_devices\0\0\0\0",
+    };
+    // SAFETY: the struct is a prefix of union bpf_attr of the size given; program and licence outlive the call.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<BpfLoad>()) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = c_int::try_from(fd).map_err(|_| io::ErrorKind::InvalidData)?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Attaches a device program to a cgroup of version 2, beside those of its parents.
+pub fn attach_device_program(cgroup: &impl AsRawFd, program: &OwnedFd) -> io::Result<()> {
+    const BPF_PROG_ATTACH: c_int = 8;
+    const DEVICE: u32 = 6;
+    const ALLOW_MULTI: u32 = 2;
+    let number = |fd: c_int| u32::try_from(fd).expect("an open descriptor is not negative");
+    let (target, program) = (number(cgroup.as_raw_fd()), number(program.as_raw_fd()));
+    let attach = BpfAttach { target, program, attach_type: DEVICE, flags: ALLOW_MULTI };
+    // SAFETY: the struct is a prefix of union bpf_attr of the size given; both descriptors are open.
+    let rc = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attach, size_of::<BpfAttach>()) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Brings the loopback device of this process's network namespace up.
+pub fn loopback_up() -> io::Result<()> {
+    let socket = rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    // SAFETY: all bytes zero is a valid ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = libc::c_char::try_from(*from).expect("ASCII fits");
+    }
+    request.ifr_ifru.ifru_flags = libc::c_short::try_from(libc::IFF_UP | libc::IFF_RUNNING).expect("flags fit");
+    // SAFETY: the request is initialised and outlives the call; the kernel reads it.
+    let rc = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

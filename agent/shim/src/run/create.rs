@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use libcontainer::container::builder::ContainerBuilder;
@@ -16,6 +16,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::thread::ThreadNameSpaceType;
 use skep_shim::protocol::{Params, SPEC};
 
 use crate::launch::{Confinement, find};
@@ -78,7 +79,7 @@ pub fn create(dir: &Path, params: &Params, streams: ChildStreams) -> Result<Pid,
 fn build(dir: &Path, params: &Params, streams: ChildStreams) -> Result<Pid, String> {
     let confinement =
         Confinement::new(&params.capabilities, &params.capabilities, params.seccomp).map_err(|e| e.to_string())?;
-    write_bundle(dir)?;
+    let spec = write_bundle(dir)?;
     let builder = ContainerBuilder::new(NAME.to_owned(), SyscallType::default())
         .with_root_path(dir.join(STATE))
         .map_err(|e| describe(&e))?
@@ -91,11 +92,37 @@ fn build(dir: &Path, params: &Params, streams: ChildStreams) -> Result<Pid, Stri
     };
     let built = builder.as_init(dir.join("bundle")).with_systemd(false).as_sibling(true).with_detach(true).build();
     let pid = built.map_err(|e| describe(&e))?.pid().ok_or("the runtime did not tell the container's pid")?;
-    Pid::from_raw(pid.as_raw()).ok_or_else(|| "the runtime told no valid pid".to_owned())
+    let pid = Pid::from_raw(pid.as_raw()).ok_or("the runtime told no valid pid")?;
+    complete(&spec, params, pid).inspect_err(|_| {
+        // It waits for its start, which must never come.
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    })?;
+    Ok(pid)
 }
 
-/// Writes the configuration that libcontainer gets: the container's own without what [`Confinement`] does.
-fn write_bundle(dir: &Path) -> Result<(), String> {
+/// What libcontainer leaves out: device rules on cgroup version 2, and a loopback device that is up.
+fn complete(spec: &serde_json::Value, params: &Params, init: Pid) -> Result<(), String> {
+    if !params.device_cgroup.is_empty() {
+        crate::devices::guard(spec, Path::new(&params.device_cgroup)).map_err(|e| {
+            format!(
+                "devices cannot be guarded on this kernel, so the container is not started: loading a BPF program: {e}"
+            )
+        })?;
+    }
+    let namespaces = spec.pointer("/linux/namespaces").and_then(|n| n.as_array());
+    if namespaces.is_some_and(|all| all.iter().any(|n| n["type"] == "network" && n.get("path").is_none())) {
+        let up = || -> std::io::Result<()> {
+            let init = rustix::process::pidfd_open(init, rustix::process::PidfdFlags::empty())?;
+            rustix::thread::move_into_thread_name_spaces(init.as_fd(), ThreadNameSpaceType::NETWORK)?;
+            sys::loopback_up()
+        };
+        up().map_err(|e| format!("bringing the loopback device up: {e}"))?;
+    }
+    Ok(())
+}
+
+/// Writes the configuration that libcontainer gets: the container's own without what [`Confinement`] does. Gives it.
+fn write_bundle(dir: &Path) -> Result<serde_json::Value, String> {
     let text = |e: &dyn std::fmt::Display| format!("reading the container's configuration: {e}");
     let spec = fs::read(dir.join(SPEC)).map_err(|e| text(&e))?;
     let mut spec: serde_json::Value = serde_json::from_slice(&spec).map_err(|e| text(&e))?;
@@ -107,7 +134,8 @@ fn write_bundle(dir: &Path) -> Result<(), String> {
     }
     let bundle = dir.join("bundle");
     fs::create_dir_all(&bundle).map_err(|e| text(&e))?;
-    fs::write(bundle.join("config.json"), spec.to_string()).map_err(|e| text(&e))
+    fs::write(bundle.join("config.json"), spec.to_string()).map_err(|e| text(&e))?;
+    Ok(spec)
 }
 
 /// The error and its causes in one line; only the last part where a process could not be launched.
