@@ -1,5 +1,7 @@
 //! Containers on a real kernel: life cycle, streams, protections, the daemon's and the shim's death.
 
+#![allow(clippy::unwrap_used)] // A test may panic.
+
 mod support;
 
 use std::time::Duration;

@@ -1,5 +1,7 @@
 //! Names, restarts, pauses, logs and many containers at once, on a real kernel.
 
+#![allow(clippy::unwrap_used)] // A test may panic.
+
 mod support;
 
 use std::time::{Duration, Instant};

@@ -62,7 +62,7 @@ impl Containers {
             if record.state.pid != pid {
                 self.note_running(&entry, pid, at_nanos);
             }
-            turn.with.network = record.config.network.clone();
+            turn.with.network = record.network.clone();
             turn.supervisor = Some(self.supervise(entry.clone(), watch));
             return;
         }

@@ -99,15 +99,24 @@ impl Containers {
     pub async fn start(&self, id: ContainerId, with: StartWith) -> Result<bool, ContainerError> {
         let entry = self.entry(id)?;
         let mut turn = entry.turn.lock().await;
-        let started = self.start_in_turn(&entry, &mut turn, with).await?;
-        if started {
+        // Before the start, as the container may end at once.
+        if matches!(entry.state().status, ContainerStatus::Created | ContainerStatus::Exited) {
             turn.failures = 0;
             entry.update(|r| {
                 r.restart_count = 0;
                 r.stopped_by_hand = false;
+                r.network.clone_from(&with.network);
             });
         }
-        Ok(started)
+        let started = self.start_in_turn(&entry, &mut turn, with).await;
+        drop(turn);
+        if let Err(ContainerError::StartFailed(_) | ContainerError::Internal { .. }) = &started
+            && entry.record().config.auto_remove
+            && let Err(error) = self.remove(id, true).await
+        {
+            tracing::warn!(container.id = %id, %error, "removing a container that could not be started");
+        }
+        started
     }
 
     pub(super) async fn start_in_turn(

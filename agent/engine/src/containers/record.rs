@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use skep_proto::model::Timestamp;
-use skep_proto::model::engine::{ContainerConfig, ContainerState, ContainerStatus, ResolvedMount, ResolvedProcess};
+use skep_proto::model::engine::{
+    ContainerConfig, ContainerState, ContainerStatus, NetworkMode, ResolvedMount, ResolvedProcess,
+};
 
 /// Format of the file. Raised when an older daemon could not read it.
 const FORMAT: u32 = 1;
@@ -38,6 +40,8 @@ pub struct Record {
     pub restart_count: u32,
     /// It was stopped by hand: `unless-stopped` leaves it so.
     pub stopped_by_hand: bool,
+    /// The network of the last start, for restarts by the policy.
+    pub network: NetworkMode,
     /// The boot in which it last ran; in another one nothing of it is left.
     pub boot: String,
 }
@@ -81,6 +85,7 @@ impl Record {
             },
             restart_count: 0,
             stopped_by_hand: false,
+            network: NetworkMode::None,
             boot: String::new(),
         }
     }

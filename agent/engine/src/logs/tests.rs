@@ -9,7 +9,7 @@ fn query() -> LogQuery {
 }
 
 fn entry(n: u32) -> String {
-    let stream = if n % 2 == 0 { "stdout" } else { "stderr" };
+    let stream = if n.is_multiple_of(2) { "stdout" } else { "stderr" };
     format!("{{\"log\":\"{n}\\n\",\"stream\":\"{stream}\",\"time\":\"1970-01-01T00:00:{:02}.5Z\"}}\n", n % 60)
 }
 

@@ -1,5 +1,5 @@
 //! A node's containers in a directory and a cgroup of their own, for tests on a real kernel.
-#![allow(dead_code)] // Each test file uses its part.
+#![allow(dead_code, clippy::unwrap_used)] // Each test file uses its part, and a test may panic.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
