@@ -65,7 +65,7 @@ async fn an_auto_removed_container_tells_its_code_when_it_is_gone() {
     node.start(id).await;
     assert_eq!(within(gone).await.0, 5);
     assert!(node.containers.inspect(id).is_err());
-    assert_eq!(std::fs::read_dir(&node.config.root).unwrap().count(), 0);
+    eventually("its files are gone", || std::fs::read_dir(&node.config.root).unwrap().count() == 0).await;
 }
 
 #[tokio::test]
@@ -165,6 +165,7 @@ async fn a_hundred_containers_live_side_by_side_and_leave_nothing() {
     }
     assert!(node.containers.list(true).is_empty());
     let root = node.config.root.display().to_string();
+    eventually("no file is left", || std::fs::read_dir(&node.config.root).unwrap().count() == 0).await;
     eventually("no mount is left", || !std::fs::read_to_string("/proc/self/mounts").unwrap().contains(&root)).await;
     let left = |d: std::path::PathBuf| {
         std::fs::read_dir(d.parent().unwrap()).is_ok_and(|d| d.flatten().any(|e| e.path().is_dir()))

@@ -1,7 +1,6 @@
 //! After the daemon's start: finds the shims that went on without it, and the ends that it missed.
 
 use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 
 use skep_proto::model::Timestamp;
@@ -9,9 +8,9 @@ use skep_proto::model::engine::ContainerStatus;
 use skep_shim::protocol::{Answer, Op, Watch};
 
 use super::entry::Entry;
-use super::lifecycle::finish_cleanup;
+use super::lifecycle::{TRASH, finish_cleanup};
 use super::record::Record;
-use super::run::Paths;
+use super::run::{self, Paths};
 use super::shim::Connection;
 use super::{ContainerError, Containers};
 
@@ -27,14 +26,16 @@ impl Containers {
         for dir in fs::read_dir(&self.inner.config.root).map_err(failed)? {
             let dir = dir.map_err(failed)?.path();
             let paths = Paths { dir: dir.clone() };
+            let is_removed = dir.file_name().is_some_and(|n| n.to_string_lossy().starts_with(TRASH));
             match Record::load(&dir) {
+                _ if is_removed => sweep(&paths),
                 Ok(record) => {
                     let entry = Arc::new(Entry::new(record, paths));
                     self.index(&entry);
                     let containers = self.clone();
                     adopted.push(tokio::spawn(async move { containers.adopt(entry).await }));
                 }
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => sweep(&dir),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => sweep(&paths),
                 Err(error) => {
                     tracing::error!(path = %dir.display(), %error, "a container's record cannot be read; left alone")
                 }
@@ -100,11 +101,11 @@ async fn find_shim(entry: &Entry) -> Option<(Connection, u32, u64)> {
     }
 }
 
-/// A directory without a record is a creation that did not finish.
-fn sweep(dir: &Path) {
-    if dir.is_dir()
-        && let Err(error) = fs::remove_dir_all(dir)
+/// A removed container, or a creation that did not finish.
+fn sweep(paths: &Paths) {
+    if paths.dir.is_dir()
+        && let Err(error) = run::remove_files(paths)
     {
-        tracing::warn!(path = %dir.display(), %error, "removing half a container");
+        tracing::warn!(path = %paths.dir.display(), %error, "removing what is left of a container");
     }
 }

@@ -46,8 +46,8 @@ pub struct Entry {
 /// What only the operation whose turn it is may use.
 #[derive(Default)]
 pub struct Turn {
-    /// Takes the last run away, in the background.
-    pub cleanup: Option<JoinHandle<io::Result<()>>>,
+    /// Takes the last run away, in the background: its processes, then its files.
+    pub cleanup: Option<(JoinHandle<io::Result<()>>, JoinHandle<io::Result<()>>)>,
     /// Reads the shim's events.
     pub supervisor: Option<JoinHandle<()>>,
     /// What the last start was given.

@@ -21,6 +21,8 @@ use crate::runtime::spec::{self, Netns};
 
 /// Docker's grace between the stop signal and SIGKILL.
 const STOP_GRACE: Duration = Duration::from_secs(10);
+/// Beginning of the names of directories that are to be deleted.
+pub(super) const TRASH: &str = "removed-";
 /// How long a killed container may take to be gone: the kernel may be writing out its memory.
 const KILL_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -84,6 +86,13 @@ impl Containers {
         index.by_name.insert(name.to_owned(), entry.id);
         index.by_id.insert(entry.id, entry.clone());
         Ok(())
+    }
+
+    /// Where a removed container's directory goes until it is deleted. Without a record there it is swept at the next
+    /// opening at the latest.
+    fn trash(&self, id: &str) -> Paths {
+        let number = self.inner.removals.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Paths { dir: self.inner.config.root.join(format!("{TRASH}{}-{number}-{id}", std::process::id())) }
     }
 
     fn forget(&self, entry: &Entry) {
@@ -229,15 +238,24 @@ impl Containers {
     /// Takes the run away in the background: unmounting and removing cgroups wait for the kernel.
     pub(super) fn clean_up(&self, entry: &Arc<Entry>, turn: &mut Turn, shim_is_left: bool) {
         let (inner, id, paths) = (self.inner.clone(), entry.id.to_string(), entry.paths.clone());
-        turn.cleanup = Some(tokio::spawn(async move {
+        let gone = tokio::sync::oneshot::channel();
+        let files = entry.paths.clone();
+        let processes = tokio::spawn(async move {
             if shim_is_left && let Ok(mut shim) = Connection::open(&paths.run()).await {
                 // It answers by leaving.
                 let _ = tokio::time::timeout(KILL_PATIENCE, shim.ask(Op::Shutdown(Shutdown {}))).await;
             }
-            tokio::task::spawn_blocking(move || run::end(&inner.cgroups, &id, &paths))
-                .await
-                .map_err(std::io::Error::other)?
-        }));
+            let ended = on_thread(move || run::end_processes(&inner.cgroups, &id)).await;
+            // The other half waits for nothing else.
+            let _ = gone.0.send(());
+            ended
+        });
+        let files = tokio::spawn(async move {
+            // Also when the other half panicked.
+            let _ = gone.1.await;
+            on_thread(move || run::end_files(&files)).await
+        });
+        turn.cleanup = Some((processes, files));
     }
 
     fn netns(&self, network: &NetworkMode) -> Result<Netns, ContainerError> {
@@ -470,17 +488,29 @@ impl Containers {
             let text = format!("container {id} was started while it was to be removed; stop it and try again");
             return Err(ContainerError::Conflict(text));
         }
-        if let Err(error) = finish_cleanup(&mut turn).await {
-            tracing::warn!(container.id = %id, %error, "taking away what the last run left");
+        // Another container of this id may follow: cgroup and directory are free when this returns. Unmounting waits for
+        // the kernel and does not need to be waited for.
+        let (processes, files) = turn.cleanup.take().unzip();
+        if let Some(Err(error)) = join(processes).await {
+            tracing::warn!(container.id = %id, %error, "ending what the last run left");
         }
         let (inner, paths, name) = (self.inner.clone(), entry.paths.clone(), id.to_string());
+        let trash = self.trash(&name);
+        let moved = trash.clone();
         blocking(move || {
+            let failed = |e| ContainerError::internal("removing the container", e);
             // Again, for what an earlier attempt left.
-            run::end(&inner.cgroups, &name, &paths)
-                .and_then(|()| fs::remove_dir_all(&paths.dir))
-                .map_err(|e| ContainerError::internal("removing the container's files", e))
+            run::end_processes(&inner.cgroups, &name).map_err(failed)?;
+            fs::rename(&paths.dir, &moved.dir).map_err(failed)
         })
         .await?;
+        tokio::spawn(async move {
+            // It may have looked for the mount before the move or after it.
+            let _ = join(files).await;
+            if let Err(error) = on_thread(move || run::remove_files(&trash)).await {
+                tracing::warn!(container.id = %id, %error, "removing a container's files; tried again at the next start");
+            }
+        });
         turn.removed = true;
         drop(entry.take_waiting());
         self.forget(&entry);
@@ -518,10 +548,17 @@ impl Containers {
 
 /// Waits until what the last run left is taken away.
 pub(super) async fn finish_cleanup(turn: &mut Turn) -> std::io::Result<()> {
-    match turn.cleanup.take() {
-        Some(cleanup) => cleanup.await.map_err(std::io::Error::other)?,
-        None => Ok(()),
-    }
+    let (processes, files) = turn.cleanup.take().unzip();
+    let (processes, files) = (join(processes).await, join(files).await);
+    processes.unwrap_or(Ok(())).and(files.unwrap_or(Ok(())))
+}
+
+async fn join(task: Option<tokio::task::JoinHandle<std::io::Result<()>>>) -> Option<std::io::Result<()>> {
+    Some(task?.await.unwrap_or_else(|e| Err(std::io::Error::other(e))))
+}
+
+async fn on_thread(work: impl FnOnce() -> std::io::Result<()> + Send + 'static) -> std::io::Result<()> {
+    tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
 }
 
 fn default_etc(hostname: &str) -> EtcContents {

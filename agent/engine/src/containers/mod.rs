@@ -22,6 +22,7 @@ mod top;
 use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 
 use futures_util::stream::BoxStream;
@@ -181,6 +182,8 @@ struct Inner {
     cgroups: Cgroups,
     index: RwLock<Index>,
     execs: Mutex<HashMap<String, Arc<exec::Session>>>,
+    /// Counts removals, for names of directories.
+    removals: AtomicU64,
     events: broadcast::Sender<Event>,
 }
 
@@ -204,6 +207,7 @@ impl Containers {
             cgroups,
             index: RwLock::default(),
             execs: Mutex::default(),
+            removals: AtomicU64::default(),
             events: broadcast::channel(EVENTS).0,
         };
         let containers = Self { inner: Arc::new(inner) };

@@ -198,16 +198,30 @@ fn spawn(shim: &Path, run: &Path) -> Result<(), ContainerError> {
     Err(ContainerError::internal("starting the shim", io::Error::other(text)))
 }
 
-/// Takes away what a run left: processes, cgroup, mount, run directory. May be repeated.
-pub fn end(cgroups: &Cgroups, id: &str, paths: &Paths) -> io::Result<()> {
+/// Ends what a run left running: processes and cgroup. May be repeated.
+pub fn end_processes(cgroups: &Cgroups, id: &str) -> io::Result<()> {
     cgroups.kill_all(id);
-    let removed = cgroups.remove(id);
+    cgroups.remove(id)
+}
+
+/// Takes away what a run left in the file system: the mount, which waits for the kernel, and the run directory. May be
+/// repeated.
+pub fn end_files(paths: &Paths) -> io::Result<()> {
     rootfs::detach(&paths.rootfs())?;
-    match fs::remove_dir_all(paths.run()) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
+    remove_all(&paths.run())
+}
+
+/// Removes all of a container that has ended.
+pub fn remove_files(paths: &Paths) -> io::Result<()> {
+    end_files(paths)?;
+    remove_all(&paths.dir)
+}
+
+fn remove_all(dir: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
     }
-    removed
 }
 
 /// Resource limits as the shim's protocol has them.
