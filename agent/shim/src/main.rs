@@ -1,2 +1,39 @@
-//! Filled by the next commits.
-fn main() {}
+//! `skep-shim`: the parent and reaper of one container, and the program of the built-in image.
+//!
+//! ```text
+//! skep-shim run DIR        the shim of the container whose run directory is DIR
+//! skep-shim whoami [...]   an HTTP server that tells who it is and who asks
+//! ```
+
+mod devices;
+mod launch;
+mod run;
+mod seccomp;
+mod sys;
+mod whoami;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// The command line is wrong (sysexits.h).
+const EX_USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let outcome = match words.split_first() {
+        Some((mode, [dir])) if mode == "run" => run::run(Path::new(dir)).map_err(|e| e.to_string()),
+        Some((mode, options)) if mode == "whoami" => return whoami::main(options),
+        _ => {
+            eprintln!("usage: skep-shim run DIR | skep-shim whoami [OPTION]...");
+            return ExitCode::from(EX_USAGE);
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(text) => {
+            eprintln!("skep-shim: {text}");
+            ExitCode::FAILURE
+        }
+    }
+}

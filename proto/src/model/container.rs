@@ -5,10 +5,13 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::{ConfigId, Labels, SecretId};
 
 /// One container of a task. Absent options mean "the image's or Docker's default", and are shown as absent.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ContainerSpec {
     /// Name inside the task; empty for the only container of a Docker task.
     pub name: String,
@@ -63,6 +66,7 @@ pub struct ContainerSpec {
     /// Resource limits of the process.
     pub ulimits: Vec<Ulimit>,
     /// Credentials for pulling the image, as the client sent them in `X-Registry-Auth`. Sealed with the log, shown to nobody.
+    #[serde(skip)]
     pub registry_auth: Option<RegistryAuth>,
 }
 
@@ -77,7 +81,7 @@ impl fmt::Debug for RegistryAuth {
 }
 
 /// A file system mounted into a container.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
     /// What is mounted.
     pub kind: MountKind,
@@ -98,7 +102,7 @@ pub struct Mount {
 }
 
 /// What a mount mounts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum MountKind {
     /// A path of the node.
     Bind,
@@ -109,7 +113,8 @@ pub enum MountKind {
 }
 
 /// Options of a bind mount.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct BindOptions {
     /// `private`, `rprivate`, `shared`, `rshared`, `slave`, `rslave`; empty for rprivate.
     pub propagation: String,
@@ -120,7 +125,8 @@ pub struct BindOptions {
 }
 
 /// Options of a volume mount.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct VolumeOptions {
     /// Do not copy the image's content of the target into an empty volume.
     pub no_copy: bool,
@@ -133,7 +139,8 @@ pub struct VolumeOptions {
 }
 
 /// Options of a tmpfs mount.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct TmpfsOptions {
     /// Size in bytes; 0 for no limit but the container's memory.
     pub size: u64,
@@ -142,7 +149,8 @@ pub struct TmpfsOptions {
 }
 
 /// A plug-in's name and options (log driver, volume driver, IPAM driver).
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Driver {
     /// The driver's name.
     pub name: String,
@@ -151,7 +159,8 @@ pub struct Driver {
 }
 
 /// A health check (Engine API, `HealthConfig`). Zero durations and counts mean "inherit".
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Healthcheck {
     /// `[]` inherit, `["NONE"]` off, `["CMD", …]`, `["CMD-SHELL", line]`.
     pub test: Vec<String>,
@@ -168,7 +177,8 @@ pub struct Healthcheck {
 }
 
 /// Resolver settings of a container.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DnsConfig {
     /// Servers asked for names that are not the cluster's.
     pub nameservers: Vec<IpAddr>,
@@ -179,7 +189,8 @@ pub struct DnsConfig {
 }
 
 /// Where a secret or config appears in the file system.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct FileTarget {
     /// File name; relative to `/run/secrets` for secrets, to `/` for configs.
     pub name: String,
@@ -192,7 +203,7 @@ pub struct FileTarget {
 }
 
 /// A secret as a container uses it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretReference {
     /// The secret.
     pub id: SecretId,
@@ -203,7 +214,7 @@ pub struct SecretReference {
 }
 
 /// A config as a container uses it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigReference {
     /// The config.
     pub id: ConfigId,
@@ -214,7 +225,7 @@ pub struct ConfigReference {
 }
 
 /// A resource limit of the process (setrlimit(2)).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ulimit {
     /// Name without `RLIMIT_`, lower case: `nofile`.
     pub name: String,

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::container::{Driver, Healthcheck};
 use super::service::Protocol;
@@ -12,7 +13,7 @@ use super::task::Resources;
 use super::{ContainerId, ContainerSpec, Labels, NetworkId, NodeId, ServiceId, TaskId, Timestamp};
 
 /// All that a container is created from. Kept as given, so that inspection shows what was asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerConfig {
     /// Identity, chosen by the caller: drawn for plain containers, derived for tasks'.
     pub id: ContainerId,
@@ -43,7 +44,7 @@ pub struct ContainerConfig {
 }
 
 /// The task that owns a container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TaskOwner {
     /// The task.
     pub task: TaskId,
@@ -54,7 +55,7 @@ pub struct TaskOwner {
 }
 
 /// How a container is connected.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum NetworkMode {
     /// The node's default bridge.
     #[default]
@@ -72,7 +73,8 @@ pub enum NetworkMode {
 }
 
 /// A wish to join a named network.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct NetworkEndpoint {
     /// Name or id of the network.
     pub network: String,
@@ -83,7 +85,7 @@ pub struct NetworkEndpoint {
 }
 
 /// A port published on this node.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PortBinding {
     /// Protocol.
     pub protocol: Protocol,
@@ -96,7 +98,7 @@ pub struct PortBinding {
 }
 
 /// What happens after a plain container's end (Engine API, `RestartPolicy`). Tasks never restart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum ContainerRestart {
     /// Nothing.
     #[default]
@@ -139,7 +141,8 @@ pub struct Container {
 }
 
 /// The node's files behind three files of a container.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct EtcFiles {
     /// `/etc/hostname`.
     pub hostname: PathBuf,
@@ -150,7 +153,8 @@ pub struct EtcFiles {
 }
 
 /// A process as resolved from spec and image.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ResolvedProcess {
     /// First word.
     pub path: String,
@@ -194,7 +198,7 @@ pub struct ResolvedMount {
 }
 
 /// A container's place on one network.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointState {
     /// The network's name.
     pub network: String,
@@ -213,7 +217,7 @@ pub struct EndpointState {
 }
 
 /// Where a container stands (Engine API, `ContainerState`).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerState {
     /// The word for it.
     pub status: ContainerStatus,
@@ -232,7 +236,7 @@ pub struct ContainerState {
 }
 
 /// Docker's words for where a container stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum ContainerStatus {
     /// Never started.
     Created,
@@ -266,7 +270,8 @@ impl ContainerStatus {
 }
 
 /// A process to run inside a container (Engine API, `ExecConfig`).
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ExecConfig {
     /// Words of the command.
     pub command: Vec<String>,
@@ -333,7 +338,8 @@ pub struct Image {
 }
 
 /// What containers inherit of an image (OCI image-spec, `config`).
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct ImageConfig {
     /// User.
     pub user: String,

@@ -31,7 +31,8 @@ pub struct TaskSpec {
 }
 
 /// Limits and reservations.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Resources {
     /// Enforced by cgroups.
     pub limits: Option<Limits>,
@@ -40,7 +41,8 @@ pub struct Resources {
 }
 
 /// What the kernel enforces. Zero means none.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Limits {
     /// CPU in nano-CPUs.
     pub nano_cpus: i64,
@@ -51,7 +53,8 @@ pub struct Limits {
 }
 
 /// What the scheduler counts. Zero means none.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Reservations {
     /// CPU in nano-CPUs.
     pub nano_cpus: i64,

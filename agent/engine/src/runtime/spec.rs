@@ -1,0 +1,486 @@
+//! From a container's configuration to its OCI configuration (runtime-spec 1.0). Pure.
+//!
+//! Values are Docker's defaults; where one differs from moby's `oci/defaults.go` the reason is beside it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use skep_proto::model::ContainerSpec;
+use skep_proto::model::container::{Mount, MountKind, Ulimit};
+use skep_proto::model::engine::{ContainerConfig, EtcFiles, ImageConfig, ResolvedMount, ResolvedProcess};
+
+use super::users::User;
+
+/// Search path of images that name none.
+pub const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Capabilities of a container, as Docker's.
+pub const DEFAULT_CAPABILITIES: [&str; 14] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
+];
+
+/// Every capability, in the kernel's order (linux/capability.h).
+pub const ALL_CAPABILITIES: [&str; 41] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_MKNOD",
+    "CAP_LEASE",
+    "CAP_AUDIT_WRITE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+];
+
+const MASKED_PATHS: [&str; 12] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+
+const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Period of the CPU quota in microseconds, the kernel's and Docker's default.
+const CPU_PERIOD: i64 = 100_000;
+
+/// The network namespace of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Netns {
+    /// A new one with nothing but loopback.
+    New,
+    /// The node's own.
+    Host,
+    /// One that exists.
+    Path(PathBuf),
+}
+
+/// What cannot be expressed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// Neither image nor configuration name a command.
+    #[error("no command specified")]
+    NoCommand,
+    /// Not a capability.
+    #[error("invalid capability: {0:?}: see capabilities(7)")]
+    Capability(String),
+    /// Not a resource limit.
+    #[error("invalid ulimit type: {0}")]
+    Ulimit(String),
+    /// Not a signal.
+    #[error("invalid signal: {0}")]
+    Signal(String),
+}
+
+/// All that the OCI configuration is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Input<'a> {
+    /// As the caller gave it.
+    pub config: &'a ContainerConfig,
+    /// From [`resolve_process`].
+    pub process: &'a ResolvedProcess,
+    /// From the container's own files.
+    pub user: &'a User,
+    /// As the caller resolved them.
+    pub mounts: &'a [ResolvedMount],
+    /// Files given to the container.
+    pub etc: &'a EtcFiles,
+    /// Its network.
+    pub netns: &'a Netns,
+    /// Its cgroup, an absolute cgroup path.
+    pub cgroup: &'a str,
+    /// cgroup version 2 is the machine's only one.
+    pub unified: bool,
+    /// The mounted root file system.
+    pub rootfs: &'a Path,
+}
+
+/// Combines configuration and image as Docker does.
+///
+/// # Errors
+/// [`SpecError::NoCommand`] and [`SpecError::Signal`].
+pub fn resolve_process(config: &ContainerConfig, image: &ImageConfig) -> Result<ResolvedProcess, SpecError> {
+    let spec = &config.spec;
+    let entrypoint = if spec.command.is_empty() { image.entrypoint.clone() } else { spec.command.clone() };
+    let command = match (&spec.args, &spec.command) {
+        (args, _) if !args.is_empty() => args.clone(),
+        // The image's command are arguments of the image's entry point, not of another one.
+        (_, command) if !command.is_empty() => Vec::new(),
+        _ => image.command.clone(),
+    };
+    let mut words = entrypoint.iter().chain(&command).cloned();
+    let path = words.next().filter(|w| !w.is_empty()).ok_or(SpecError::NoCommand)?;
+    let mut labels = image.labels.clone();
+    labels.extend(spec.labels.clone());
+    let stop_signal = [&spec.stop_signal, &image.stop_signal].into_iter().find(|s| !s.is_empty());
+    Ok(ResolvedProcess {
+        path,
+        args: words.collect(),
+        env: merge_env(&spec.env, &image.env),
+        dir: first(&[&spec.dir, &image.dir, "/"]),
+        user: first(&[&spec.user, &image.user]),
+        hostname: first(&[&spec.hostname, &short_id(config)]),
+        entrypoint,
+        command,
+        labels,
+        stop_signal: stop_signal.map_or(Ok(libc::SIGTERM), |s| parse_signal(s))?,
+        healthcheck: spec.healthcheck.clone().or_else(|| image.healthcheck.clone()),
+    })
+}
+
+fn first(values: &[&str]) -> String {
+    values.iter().find(|v| !v.is_empty()).map_or_else(String::new, |v| (*v).to_owned())
+}
+
+fn short_id(config: &ContainerConfig) -> String {
+    config.id.to_string().chars().take(12).collect()
+}
+
+/// The given variables, then those of `defaults` that they do not set. A name without a value takes a variable away.
+fn merge_env(given: &[String], defaults: &[String]) -> Vec<String> {
+    let name = |e: &String| e.split('=').next().unwrap_or_default().to_owned();
+    let mut merged: Vec<String> = Vec::new();
+    for entry in given {
+        match merged.iter_mut().find(|m| name(m) == name(entry)) {
+            Some(earlier) => earlier.clone_from(entry),
+            None => merged.push(entry.clone()),
+        }
+    }
+    let missing = defaults.iter().filter(|d| !merged.iter().any(|m| name(m) == name(d))).cloned();
+    let all: Vec<String> = merged.iter().cloned().chain(missing).collect();
+    all.into_iter().filter(|e| e.contains('=')).collect()
+}
+
+/// The whole environment of a process: Docker's own variables, then the resolved ones, then what the caller adds.
+pub fn process_env(process: &ResolvedProcess, tty: bool, home: &str, extra: &[String]) -> Vec<String> {
+    let mut own = vec![DEFAULT_PATH.to_owned(), format!("HOSTNAME={}", process.hostname)];
+    if tty {
+        own.push("TERM=xterm".to_owned());
+    }
+    own.push(format!("HOME={home}"));
+    let set = merge_env(extra, &process.env);
+    let name = |e: &String| e.split('=').next().unwrap_or_default().to_owned();
+    own.retain(|o| !set.iter().any(|s| name(s) == name(o)));
+    own.extend(set);
+    own
+}
+
+/// Names (`SIGTERM`, `TERM`, `RTMIN+3`) and numbers.
+///
+/// # Errors
+/// [`SpecError::Signal`].
+pub fn parse_signal(text: &str) -> Result<i32, SpecError> {
+    const NAMES: [&str; 31] = [
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
+        "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
+        "WINCH", "IO", "PWR", "SYS",
+    ];
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let offset = |base: i32, rest: &str| rest.parse::<i32>().ok().map(|n| base + n);
+    let number = match name {
+        "RTMIN" => Some(34),
+        "RTMAX" => Some(64),
+        "POLL" => Some(29),
+        "IOT" => Some(6),
+        _ if name.starts_with("RTMIN+") => offset(34, &name[6..]),
+        _ if name.starts_with("RTMAX-") => name[6..].parse::<i32>().ok().map(|n| 64 - n),
+        _ => NAMES.iter().position(|n| *n == name).and_then(|at| i32::try_from(at + 1).ok()).or(upper.parse().ok()),
+    };
+    number.filter(|n| (1..=64).contains(n)).ok_or_else(|| SpecError::Signal(text.to_owned()))
+}
+
+/// The container's capabilities: the defaults without those dropped, with those added; `ALL` means all of them.
+///
+/// # Errors
+/// [`SpecError::Capability`].
+pub fn capabilities(spec: &ContainerSpec, privileged: bool) -> Result<Vec<String>, SpecError> {
+    let names = |list: &[String]| -> Result<Vec<String>, SpecError> {
+        list.iter()
+            .map(|given| {
+                let upper = given.to_ascii_uppercase();
+                let name = if upper == "ALL" || upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
+                let known = name == "ALL" || name == "CAP_ALL" || ALL_CAPABILITIES.contains(&name.as_str());
+                if known { Ok(name) } else { Err(SpecError::Capability(given.clone())) }
+            })
+            .collect()
+    };
+    let (add, drop) = (names(&spec.cap_add)?, names(&spec.cap_drop)?);
+    let all = |list: &[String]| list.iter().any(|n| n == "ALL" || n == "CAP_ALL");
+    let has = |list: &[String], name: &str| list.iter().any(|n| n == name);
+    let kept = |name: &str| match (all(&add), all(&drop)) {
+        _ if privileged => true,
+        (true, _) => !has(&drop, name),
+        (false, true) => has(&add, name),
+        (false, false) => has(&add, name) || (DEFAULT_CAPABILITIES.contains(&name) && !has(&drop, name)),
+    };
+    Ok(ALL_CAPABILITIES.iter().filter(|c| kept(c)).map(|c| (*c).to_owned()).collect())
+}
+
+/// Resource limits of the container's processes, by the kernel's number, soft and hard. What is not named is inherited
+/// from the daemon, as with Docker: its unit file decides.
+///
+/// # Errors
+/// [`SpecError::Ulimit`].
+pub fn limits(ulimits: &[Ulimit]) -> Result<BTreeMap<u32, (u64, u64)>, SpecError> {
+    let mut limits = BTreeMap::new();
+    for limit in ulimits {
+        let at = RLIMITS.iter().position(|n| n.eq_ignore_ascii_case(&limit.name));
+        let number = at.and_then(|at| u32::try_from(at).ok()).ok_or_else(|| SpecError::Ulimit(limit.name.clone()))?;
+        let value = |n: i64| u64::try_from(n).unwrap_or(u64::MAX);
+        limits.insert(number, (value(limit.soft), value(limit.hard)));
+    }
+    Ok(limits)
+}
+
+/// In the kernel's order (asm-generic/resource.h).
+const RLIMITS: [&str; 16] = [
+    "cpu",
+    "fsize",
+    "data",
+    "stack",
+    "core",
+    "rss",
+    "nproc",
+    "nofile",
+    "memlock",
+    "as",
+    "locks",
+    "sigpending",
+    "msgqueue",
+    "nice",
+    "rtprio",
+    "rttime",
+];
+
+/// The OCI configuration.
+///
+/// # Errors
+/// Names of capabilities and limits that do not exist.
+pub fn oci_spec(input: &Input<'_>) -> Result<Value, SpecError> {
+    let Input { config, process, user, .. } = *input;
+    let spec = &config.spec;
+    let caps = capabilities(spec, config.privileged)?;
+    let rlimits: Vec<Value> = limits(&spec.ulimits)?
+        .into_iter()
+        .map(|(number, (soft, hard))| {
+            let name = format!("RLIMIT_{}", RLIMITS[number as usize].to_ascii_uppercase());
+            json!({"type": name, "soft": soft, "hard": hard})
+        })
+        .collect();
+    let args: Vec<&String> = std::iter::once(&process.path).chain(&process.args).collect();
+    let masked: &[&str] = if config.privileged { &[] } else { &MASKED_PATHS };
+    let readonly: &[&str] = if config.privileged { &[] } else { &READONLY_PATHS };
+    Ok(json!({
+        "ociVersion": "1.0.2",
+        "process": {
+            "terminal": spec.tty,
+            "user": {"uid": user.uid, "gid": user.gid, "additionalGids": user.groups},
+            "args": args,
+            "env": process_env(process, spec.tty, &user.home, &[]),
+            "cwd": process.dir,
+            "capabilities": {"bounding": caps, "effective": caps, "permitted": caps},
+            "rlimits": rlimits,
+            // Set, so that the container does not inherit the score of who starts it.
+            "oomScoreAdj": 0,
+        },
+        "root": {"path": input.rootfs, "readonly": spec.read_only},
+        "hostname": process.hostname,
+        "mounts": mounts(input),
+        "linux": {
+            "sysctl": sysctls(input),
+            "resources": resources(config),
+            "cgroupsPath": input.cgroup,
+            "namespaces": namespaces(input),
+            "rootfsPropagation": "private",
+            "maskedPaths": masked,
+            "readonlyPaths": readonly,
+        },
+    }))
+}
+
+fn namespaces(input: &Input<'_>) -> Vec<Value> {
+    let mut namespaces: Vec<Value> = ["mount", "uts", "pid", "ipc"].iter().map(|t| json!({"type": t})).collect();
+    match input.netns {
+        Netns::New => namespaces.push(json!({"type": "network"})),
+        Netns::Path(path) => namespaces.push(json!({"type": "network", "path": path})),
+        Netns::Host => {}
+    }
+    // As Docker: private on version 2, the node's on version 1.
+    if input.unified && !input.config.privileged {
+        namespaces.push(json!({"type": "cgroup"}));
+    }
+    namespaces
+}
+
+/// Low ports and ping for everyone, as Docker sets them where the network is the container's own.
+fn sysctls(input: &Input<'_>) -> BTreeMap<String, String> {
+    let mut sysctls = BTreeMap::new();
+    if *input.netns != Netns::Host {
+        sysctls.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
+        sysctls.insert("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
+    }
+    sysctls.extend(input.config.spec.sysctls.clone());
+    sysctls
+}
+
+fn resources(config: &ContainerConfig) -> Value {
+    let limits = config.resources.limits.clone().unwrap_or_default();
+    let mut resources = serde_json::Map::new();
+    resources.insert("devices".to_owned(), device_rules(config.privileged));
+    if limits.memory > 0 {
+        resources.insert("memory".to_owned(), json!({"limit": limits.memory}));
+    }
+    if limits.nano_cpus > 0 {
+        // The kernel refuses a quota below one millisecond.
+        let quota = (i128::from(limits.nano_cpus) * i128::from(CPU_PERIOD) / 1_000_000_000).max(1000);
+        let quota = i64::try_from(quota).unwrap_or(i64::MAX);
+        resources.insert("cpu".to_owned(), json!({"quota": quota, "period": CPU_PERIOD}));
+    }
+    if limits.pids > 0 {
+        resources.insert("pids".to_owned(), json!({"limit": limits.pids}));
+    }
+    Value::Object(resources)
+}
+
+/// Nothing but the default devices may be opened; nodes of any device may be made, as `CAP_MKNOD` is a default.
+fn device_rules(privileged: bool) -> Value {
+    if privileged {
+        return json!([{"allow": true, "access": "rwm"}]);
+    }
+    let open = |major: i64, minor: Option<i64>| {
+        let mut rule = json!({"allow": true, "type": "c", "major": major, "access": "rwm"});
+        if let Some(minor) = minor {
+            rule["minor"] = minor.into();
+        }
+        rule
+    };
+    let mut rules = vec![
+        json!({"allow": false, "access": "rwm"}),
+        json!({"allow": true, "type": "c", "access": "m"}),
+        json!({"allow": true, "type": "b", "access": "m"}),
+    ];
+    // null, zero, full, random, urandom, tty, console, ptmx, then the slaves of terminals.
+    rules.extend([(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)].map(|(a, b)| open(a, Some(b))));
+    rules.push(open(136, None));
+    Value::Array(rules)
+}
+
+fn mounts(input: &Input<'_>) -> Vec<Value> {
+    let fs = |target: &str, kind: &str, options: &[&str]| json!({"destination": target, "type": kind, "source": kind, "options": options});
+    let sysfs = if input.config.privileged { "rw" } else { "ro" };
+    let mut mounts = vec![
+        fs("/proc", "proc", &["nosuid", "noexec", "nodev"]),
+        fs("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        fs("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        fs("/sys", "sysfs", &["nosuid", "noexec", "nodev", sysfs]),
+        fs("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        fs("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=67108864"]),
+    ];
+    if input.unified {
+        // On version 1 that would be a dozen mounts a container, and shows the node's hierarchy: left out.
+        mounts.push(json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
+            "options": ["nosuid", "noexec", "nodev", "relatime", sysfs]}));
+    }
+    let bind = |source: &Path, target: &str, options: &[&str]| json!({"destination": target, "type": "bind", "source": source, "options": options});
+    let etc = [
+        (&input.etc.hostname, "/etc/hostname"),
+        (&input.etc.hosts, "/etc/hosts"),
+        (&input.etc.resolv_conf, "/etc/resolv.conf"),
+    ];
+    for (source, target) in etc {
+        let taken = input.mounts.iter().any(|m| m.target == target);
+        if !source.as_os_str().is_empty() && !taken {
+            mounts.push(bind(source, target, &["rbind", "rprivate"]));
+        }
+    }
+    let mut given: Vec<&ResolvedMount> = input.mounts.iter().collect();
+    // A mount below another one comes after it.
+    given.sort_by_key(|m| Path::new(&m.target).components().count());
+    for mount in given {
+        let wish = input.config.spec.mounts.iter().find(|w| w.target == mount.target);
+        if mount.kind == "tmpfs" {
+            mounts.push(tmpfs(mount, wish));
+            continue;
+        }
+        let shallow = wish.and_then(|w| w.bind.as_ref()).is_some_and(|b| b.non_recursive);
+        let propagation = if mount.propagation.is_empty() { "rprivate" } else { &mount.propagation };
+        let mut options = vec![if shallow { "bind" } else { "rbind" }, propagation];
+        if !mount.writable {
+            options.push("ro");
+        }
+        mounts.push(bind(&mount.source, &mount.target, &options));
+    }
+    mounts
+}
+
+fn tmpfs(mount: &ResolvedMount, wish: Option<&Mount>) -> Value {
+    let wanted = wish.filter(|w| w.kind == MountKind::Tmpfs).and_then(|w| w.tmpfs).unwrap_or_default();
+    let mut options = vec!["nosuid".to_owned(), "nodev".to_owned(), "noexec".to_owned()];
+    if !mount.writable {
+        options.push("ro".to_owned());
+    }
+    if wanted.size > 0 {
+        options.push(format!("size={}", wanted.size));
+    }
+    options.push(format!("mode={:o}", if wanted.mode == 0 { 0o1777 } else { wanted.mode }));
+    json!({"destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": options})
+}
+
+#[cfg(test)]
+#[path = "spec_tests.rs"]
+mod tests;
