@@ -51,11 +51,6 @@ pub(crate) fn parse(text: &str) -> Option<i32> {
     NAMES.iter().find(|(n, _)| *n == name).map(|(_, number)| *number)
 }
 
-/// `SIGTERM` for 15; the number for those without a name.
-pub(crate) fn name(number: i32) -> String {
-    NAMES.iter().find(|(_, n)| *n == number).map_or_else(|| number.to_string(), |(name, _)| format!("SIG{name}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -69,6 +64,5 @@ mod tests {
         for text in ["", "0", "65", "SIG", "NOPE", "RTMIN-1", "-9"] {
             assert_eq!(parse(text), None, "{text}");
         }
-        assert_eq!(name(15), "SIGTERM");
     }
 }

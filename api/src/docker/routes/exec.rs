@@ -4,10 +4,11 @@ use axum::Router;
 use axum::extract::{FromRequest, Path, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use futures_util::StreamExt;
 use http::StatusCode;
 use hyper::upgrade::OnUpgrade;
 use serde::Deserialize;
-use skep_proto::model::engine::ExecConfig;
+use skep_proto::model::engine::{ExecConfig, Output, OutputStream};
 
 use crate::docker::detach::Detach;
 use crate::docker::error::ApiError;
@@ -16,7 +17,8 @@ use crate::docker::spec::refuse;
 use crate::docker::state::Local;
 use crate::docker::stream::{self, Hijack};
 use crate::docker::types::container as json;
-use crate::ports::engine::TerminalSize;
+use crate::ports::EngineError;
+use crate::ports::engine::{Attached, TerminalSize};
 
 pub(crate) fn routes() -> Router<Local> {
     Router::new()
@@ -72,11 +74,22 @@ async fn start(
         .console_size
         .map(|[height, width]| TerminalSize { height, width })
         .filter(|size| *size != TerminalSize::default());
-    let Some(attached) = local.engine.exec_start(&id, body.detach, body.tty, size).await? else {
-        return Ok(StatusCode::OK.into_response());
+    let attached = match local.engine.exec_start(&id, body.detach, body.tty, size).await {
+        Ok(Some(attached)) => attached,
+        Ok(None) => return Ok(StatusCode::OK.into_response()),
+        // dockerd takes the connection over before it starts: who is attached reads the reason, and asks for the code.
+        Err(EngineError::StartFailed(reason)) if !body.detach => said(&reason, state.config.tty),
+        Err(error) => return Err(error.into()),
     };
     let hijack = upgrade.map_or_else(|| Hijack::Body(axum::body::Body::empty()), Hijack::Upgrade);
     Ok(stream::connect(hijack, attached, detach, version, &local.pumps))
+}
+
+/// A process that said one line and ended.
+fn said(line: &str, tty: bool) -> Attached {
+    let bytes = bytes::Bytes::from(format!("{line}\r\n"));
+    let output = Output { stream: OutputStream::Stdout, bytes };
+    Attached { tty, input: None, output: futures_util::stream::iter([Ok(output)]).boxed() }
 }
 
 /// `GET /exec/{id}/json` (Engine API, Exec, "Inspect an exec instance").
