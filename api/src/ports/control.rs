@@ -43,6 +43,14 @@ pub trait Swarm: Send + Sync + 'static {
     /// [`ControlError::AlreadyInSwarm`], [`ControlError::JoinRefused`].
     async fn join(&self, request: JoinRequest) -> Result<(), ControlError>;
 
+    /// Gives the unlock key to a manager that is locked.
+    ///
+    /// # Errors
+    /// [`ControlError::Unsupported`] where managers cannot be locked, [`ControlError::InvalidArgument`] for a wrong key.
+    async fn unlock(&self, _key: &str) -> Result<(), ControlError> {
+        Err(ControlError::Unsupported("unlocking a manager".into()))
+    }
+
     /// Leaves the cluster and forgets it: certificates, Raft state, tasks.
     ///
     /// # Errors
@@ -145,6 +153,11 @@ pub trait ControlPlane: Send + Sync + 'static {
     async fn cluster(&self) -> Result<Arc<Cluster>, ControlError>;
     /// Changes what is wanted of it, and what is to be rotated.
     async fn update_cluster(&self, at: Version, spec: ClusterSpec, rotate: Rotations) -> Result<(), ControlError>;
+
+    /// The key that unlocks managers, `SWMKEY-1-…`.
+    async fn unlock_key(&self) -> Result<String, ControlError> {
+        Err(ControlError::Unsupported("the unlock key".into()))
+    }
 
     /// The nodes, by id.
     async fn nodes(&self) -> Result<Vec<NodeStatus>, ControlError>;

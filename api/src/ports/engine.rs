@@ -31,6 +31,12 @@ pub trait Engine: Send + Sync + 'static {
     async fn start(&self, reference: &Reference) -> Result<bool, EngineError>;
     /// Sends the stop signal, then SIGKILL after `grace` seconds (`None`: the container's own). `Ok(false)`: it had stopped.
     async fn stop(&self, reference: &Reference, signal: Option<i32>, grace: Option<u64>) -> Result<bool, EngineError>;
+    /// Stops it as [`Self::stop`] does, and starts it. An engine that removes containers at their end overrides this.
+    async fn restart(&self, reference: &Reference, signal: Option<i32>, grace: Option<u64>) -> Result<(), EngineError> {
+        self.stop(reference, signal, grace).await?;
+        self.start(reference).await?;
+        Ok(())
+    }
     /// Sends a signal.
     async fn kill(&self, reference: &Reference, signal: i32) -> Result<(), EngineError>;
     /// Freezes or thaws it.

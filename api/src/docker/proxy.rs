@@ -1,0 +1,215 @@
+//! Requests about containers of other nodes: the whole exchange goes to the node that has the container.
+//!
+//! ```text
+//! client -> middleware: does this node's engine know it? -> its own routes
+//!                       else ControlPlane::locate_container -> open_engine(node) -> that node's local routes
+//! ```
+//!
+//! Upgrades, half-closed connections and streams pass through unchanged. A request is sent once, never repeated.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use http::header::HOST;
+use http::{HeaderValue, Method, StatusCode};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use skep_proto::model::NodeId;
+use tokio_util::task::TaskTracker;
+
+use super::error::ApiError;
+use super::extract::ApiVersion;
+use super::state::App;
+use super::types::container::ExecCreated;
+use crate::ports::{ControlPlane, EngineError};
+
+/// Exec sessions of other nodes that are remembered. The oldest is forgotten first; a client uses its own at once.
+const EXECS: usize = 4096;
+/// Largest answer to the creation of an exec session, in bytes: an id.
+const EXEC_ANSWER: usize = 64 << 10;
+
+/// What is known of other nodes' engines.
+#[derive(Clone, Default)]
+pub(crate) struct Remote {
+    /// Exec sessions made through this node, oldest first.
+    execs: Arc<Mutex<VecDeque<(String, NodeId)>>>,
+    /// Owns connections to other nodes.
+    connections: TaskTracker,
+}
+
+impl Remote {
+    fn remember(&self, exec: String, node: NodeId) {
+        let mut execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        if execs.len() == EXECS {
+            execs.pop_front();
+        }
+        execs.push_back((exec, node));
+    }
+
+    fn node_of(&self, exec: &str) -> Option<NodeId> {
+        let execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
+        execs.iter().rev().find(|(id, _)| id == exec).map(|(_, node)| *node)
+    }
+
+    /// Sends one request to a node's engine.
+    ///
+    /// # Errors
+    /// 503 when the node cannot be reached, 502 when it breaks off.
+    pub(crate) async fn send(
+        &self,
+        control: &dyn ControlPlane,
+        node: NodeId,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<Incoming>, ApiError> {
+        let connection = control.open_engine(node).await?;
+        let broken = |error: hyper::Error| ApiError::bad_gateway(format!("node {node} broke off: {error}"));
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(connection)).await.map_err(broken)?;
+        self.connections.spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(node.id = %node, %error, "a connection to an engine ended");
+            }
+        });
+        sender.send_request(request).await.map_err(broken)
+    }
+}
+
+/// Where a request belongs.
+enum Place {
+    Here,
+    Node(Arc<dyn ControlPlane>, NodeId),
+}
+
+/// Lets this node's routes answer, or the node that has the container or exec session.
+pub(crate) async fn route(State(app): State<App>, request: Request, next: Next) -> Response {
+    let path = request.uri().path().to_owned();
+    let mut parts = path.splitn(4, '/').skip(1);
+    let (kind, id, verb) = (parts.next(), parts.next().map(decode), parts.next());
+    let place = match (kind, &id) {
+        (Some("containers"), Some(id)) => find_container(&app, id).await,
+        (Some("exec"), Some(id)) => find_exec(&app, id).await,
+        _ => Ok(Place::Here),
+    };
+    match place {
+        Ok(Place::Here) => next.run(request).await,
+        Ok(Place::Node(control, node)) => {
+            let makes_exec = request.method() == Method::POST && kind == Some("containers") && verb == Some("exec");
+            forward(&app, &*control, node, request, makes_exec).await.unwrap_or_else(ApiError::into_response)
+        }
+        Err(error) => error.into_response(),
+    }
+}
+
+/// Undoes percent-encoding; what is no text afterwards names nothing.
+fn decode(part: &str) -> String {
+    let mut bytes = Vec::with_capacity(part.len());
+    let mut rest = part.as_bytes();
+    while let Some((&byte, tail)) = rest.split_first() {
+        let hex = tail.get(..2).and_then(|h| std::str::from_utf8(h).ok()).and_then(|h| u8::from_str_radix(h, 16).ok());
+        match (byte, hex) {
+            (b'%', Some(value)) => {
+                bytes.push(value);
+                rest = &tail[2..];
+            }
+            _ => {
+                bytes.push(byte);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8(bytes).unwrap_or_default()
+}
+
+async fn find_container(app: &App, id: &str) -> Result<Place, ApiError> {
+    match app.engine().container(id).await {
+        Err(EngineError::NoSuchContainer(_)) => {}
+        Ok(_) | Err(_) => return Ok(Place::Here),
+    }
+    // Only managers know of other nodes.
+    let Ok(control) = app.swarm.control() else { return Ok(Place::Here) };
+    match control.locate_container(id).await? {
+        Some(found) if app.node() != Some(found.node) => Ok(Place::Node(control, found.node)),
+        _ => Ok(Place::Here),
+    }
+}
+
+async fn find_exec(app: &App, id: &str) -> Result<Place, ApiError> {
+    let Some(node) = app.remote.node_of(id) else { return Ok(Place::Here) };
+    Ok(Place::Node(app.control()?, node))
+}
+
+/// Passes the exchange to `node`: the request, the answer, and what follows an upgrade.
+async fn forward(
+    app: &App,
+    control: &dyn ControlPlane,
+    node: NodeId,
+    mut request: Request,
+    makes_exec: bool,
+) -> Result<Response, ApiError> {
+    let client = hyper::upgrade::on(&mut request);
+    if let Some(version) = request.extensions().get::<ApiVersion>() {
+        let target = request.uri().path_and_query().map_or("/", |p| p.as_str());
+        let versioned = format!("/v{version}{target}");
+        *request.uri_mut() =
+            versioned.parse().map_err(|e| ApiError::bad_request(format!("the path is not valid: {e}")))?;
+    }
+    request.headers_mut().insert(HOST, HeaderValue::from_static("engine"));
+    // Extensions are this server's own matters.
+    let (mut parts, body) = request.into_parts();
+    parts.extensions = http::Extensions::new();
+    let mut response = app.remote.send(control, node, http::Request::from_parts(parts, body)).await?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let engine = hyper::upgrade::on(&mut response);
+        app.remote.connections.spawn(async move {
+            if let (Ok(client), Ok(engine)) = tokio::join!(client, engine) {
+                let (mut client, mut engine) = (TokioIo::new(client), TokioIo::new(engine));
+                // Ends when both ways have ended; each way is closed on its own.
+                let _ = tokio::io::copy_bidirectional(&mut client, &mut engine).await;
+            }
+        });
+        // An answer without a body, whose reason phrase clients show.
+        return Ok(response.map(|_| Body::empty()));
+    }
+    if makes_exec && response.status() == StatusCode::CREATED {
+        return remember_exec(app, node, response).await;
+    }
+    Ok(response.map(Body::new))
+}
+
+async fn remember_exec(app: &App, node: NodeId, response: http::Response<Incoming>) -> Result<Response, ApiError> {
+    let (parts, body) = response.into_parts();
+    let bytes = axum::body::to_bytes(Body::new(body), EXEC_ANSWER)
+        .await
+        .map_err(|e| ApiError::bad_gateway(format!("node {node} broke off: {e}")))?;
+    if let Ok(created) = serde_json::from_slice::<ExecCreated>(&bytes) {
+        app.remote.remember(created.id, node);
+    }
+    Ok(Response::from_parts(parts, Body::from(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_exec_session_is_forgotten_first() {
+        let remote = Remote::default();
+        for i in 0..=EXECS {
+            remote.remember(i.to_string(), NodeId(i as u128));
+        }
+        assert_eq!(remote.node_of("0"), None);
+        assert_eq!(remote.node_of("1"), Some(NodeId(1)));
+        assert_eq!(remote.node_of(&EXECS.to_string()), Some(NodeId(EXECS as u128)));
+    }
+
+    #[test]
+    fn names_in_paths_are_decoded_once() {
+        assert_eq!(decode("web.1%2Ex"), "web.1.x");
+        assert_eq!(decode("%2561"), "%61");
+        assert_eq!(decode("%zz%"), "%zz%");
+    }
+}
