@@ -366,6 +366,22 @@ async fn a_removed_node_is_cut_off_and_cannot_come_back() {
 }
 
 #[tokio::test]
+async fn the_handshake_itself_refuses_a_removed_node_in_either_part() {
+    let w = world();
+    let key = NodeKey::generate().unwrap();
+    let certificate = w.issue(&key, NodeRole::Worker, START);
+    raw_tls(&w, &certificate, &key.to_pem()).await.unwrap();
+    w.manager.revoked().insert(key.node());
+    let alert = raw_tls(&w, &certificate, &key.to_pem()).await.unwrap_err().to_string();
+    assert!(alert.contains("CertificateRevoked"), "{alert}");
+    // A removed manager that still serves: a node that knows does not speak to it.
+    let connector = w.joined(NodeRole::Worker).await;
+    call(&connector, &w).await.unwrap();
+    connector.live().revoked().insert(w.manager.identity().node);
+    assert!(connector.connect(w.address, Expect::Role(NodeRole::Manager)).await.is_err());
+}
+
+#[tokio::test]
 async fn an_expired_certificate_is_refused_on_both_sides() {
     let w = world();
     let connector = w.joined(NodeRole::Worker).await;

@@ -139,6 +139,14 @@ struct Told {
 }
 
 impl Told {
+    fn new(store: &Arc<FakeStore>) -> Self {
+        let (cell, watch) = (Arc::new(Cell::default()), store.watch());
+        cell.mark(|dirty| dirty.all = true);
+        let mut routes = Routes::default();
+        routes.insert(N1, cell.clone());
+        Self { store: store.clone(), routes, watch, cell, outlook: Outlook::new(N1), held: Held::default() }
+    }
+
     fn route(&mut self) {
         if let Some(changes) = futures_util::FutureExt::now_or_never(self.watch.next()) {
             self.routes.route(&changes.expect("the store is there"));
@@ -166,6 +174,23 @@ fn fresh(store: &FakeStore) -> Held {
     held
 }
 
+#[test]
+fn a_task_that_goes_unheard_while_its_service_is_dropped_is_removed() {
+    let store = FakeStore::new();
+    store.put_service(service(1, &[], Some(8080)));
+    let mesh = Some("100.64.2.5".parse().unwrap());
+    store.put_task(TaskFacts { mesh, state: TaskState::Running, ..task(1, 1, 2, &[]) });
+    let mut told = Told::new(&store);
+    told.tell(|| {});
+    assert_eq!(told.held.view.endpoints.len(), 1);
+    store.put_service(service(1, &[], None));
+    told.route();
+    told.tell(|| store.remove_task(1));
+    told.route();
+    told.tell(|| {});
+    assert_eq!(told.held.view, fresh(&store).view);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
 
@@ -173,12 +198,7 @@ proptest! {
     fn differences_add_up_to_what_a_fresh_session_is_told(steps in steps()) {
         let store = FakeStore::new();
         store.put_node(node(1));
-        let cell = Arc::new(Cell::default());
-        cell.mark(|dirty| dirty.all = true);
-        let mut routes = Routes::default();
-        routes.insert(N1, cell.clone());
-        let watch = store.watch();
-        let mut told = Told { store: store.clone(), routes, watch, cell, outlook: Outlook::new(N1), held: Held::default() };
+        let mut told = Told::new(&store);
         let mut steps = steps.iter();
         while let Some(step) = steps.next() {
             apply(&store, step);
