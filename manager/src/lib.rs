@@ -4,6 +4,7 @@ pub mod allocator;
 pub mod ca;
 pub mod control;
 pub mod dispatcher;
+pub mod manager;
 pub mod membership;
 pub mod orchestrator;
 pub mod raft;
@@ -14,3 +15,5 @@ pub mod scheduler;
 pub mod store;
 #[cfg(test)]
 mod world;
+
+pub use manager::{Birth, Config, Manager, ManagerError};

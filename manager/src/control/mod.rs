@@ -14,6 +14,7 @@ mod secrets;
 mod services;
 mod tasks;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use skep_api::ports::control::{
     AttachRequest, ContainerLocation, ControlError, ControlPlane, NodeStatus, ObjectFilter, Reference, Rotations,
     ServiceStatus, ServiceUpdate, TaskFilter, TaskView,
 };
+use skep_proto::model::session::TaskVitals;
 use skep_proto::model::{
     Cluster, ClusterSpec, Config, ConfigId, ConfigSpec, Network, NetworkId, NetworkSpec, NodeId, NodeSpec, Secret,
     SecretId, SecretSpec, ServiceId, ServiceSpec, Task, TaskId, Version,
@@ -65,10 +67,11 @@ pub trait EngineStreams: Send + Sync + 'static {
     async fn open(&self, node: NodeId) -> Result<BoxDuplex, ControlError>;
 }
 
-/// Volatile facts of tasks that this manager's sessions know.
+/// Volatile facts of tasks, which only the manager that holds the sessions knows.
+#[async_trait]
 pub trait Vitals: Send + Sync + 'static {
-    /// Of one task; the default when nothing is known.
-    fn of_task(&self, task: TaskId) -> skep_proto::model::session::TaskVitals;
+    /// Of these tasks, as far as they can be had now.
+    async fn of_tasks(&self, tasks: &[TaskId]) -> BTreeMap<TaskId, TaskVitals>;
 }
 
 /// What the control plane is made of.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use skep_api::ports::control::{ControlError, TaskFilter, TaskView};
+use skep_proto::model::session::TaskVitals;
 use skep_proto::model::{ContainerId, NodeId, ServiceId, Task, TaskId, TaskState};
 
 use super::lookup::{has_labels, starts_with_any};
@@ -22,7 +23,10 @@ impl Control {
         };
         let matching = candidates.into_iter().filter(|task| wanted.accepts(task, &state));
         let sorted: BTreeMap<TaskId, Task> = matching.map(|task| (task.id, task)).collect();
-        Ok(sorted.into_values().map(|task| self.view_of(task, &state)).collect())
+        let running: Vec<TaskId> =
+            sorted.values().filter(|t| t.status.state == TaskState::Running).map(|t| t.id).collect();
+        let mut vitals = if running.is_empty() { BTreeMap::new() } else { self.parts.vitals.of_tasks(&running).await };
+        Ok(sorted.into_iter().map(|(id, task)| view_of(task, vitals.remove(&id).unwrap_or_default(), &state)).collect())
     }
 
     pub(super) async fn get_task(&self, reference: &str) -> Result<TaskView, ControlError> {
@@ -35,15 +39,16 @@ impl Control {
             return Err(ControlError::Ambiguous { kind: "task", reference: reference.to_owned(), matches: others + 1 });
         }
         let task = state.task(first).ok_or_else(not_found)?;
-        Ok(self.view_of(task, &state))
+        let vitals = self.parts.vitals.of_tasks(&[first]).await.remove(&first).unwrap_or_default();
+        Ok(view_of(task, vitals, &state))
     }
+}
 
-    fn view_of(&self, task: Task, state: &State) -> TaskView {
-        let started = task.status.state >= TaskState::Starting && task.node.is_some();
-        let container = started.then(|| ContainerId::of_task(task.id, 0));
-        let networks = task.attachments.iter().filter_map(|a| state.networks().get(a.network).cloned()).collect();
-        TaskView { container, vitals: self.parts.vitals.of_task(task.id), networks, task: Arc::new(task) }
-    }
+fn view_of(task: Task, vitals: TaskVitals, state: &State) -> TaskView {
+    let started = task.status.state >= TaskState::Starting && task.node.is_some();
+    let container = started.then(|| ContainerId::of_task(task.id, 0));
+    let networks = task.attachments.iter().filter_map(|a| state.networks().get(a.network).cloned()).collect();
+    TaskView { container, vitals, networks, task: Arc::new(task) }
 }
 
 /// Name of a task as `docker service ps` and container names have it: `SERVICE.SLOT.ID`, for global services

@@ -1,5 +1,6 @@
 //! The dispatcher's ports over the replicated store.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -309,9 +310,9 @@ impl EngineStreams for Streams {
     }
 }
 
-impl Vitals for Dispatcher {
-    /// Known on the leader only; elsewhere [`super::Relay::vitals`] asks it.
-    fn of_task(&self, task: TaskId) -> TaskVitals {
-        self.vitals(task).unwrap_or_default()
+#[async_trait]
+impl Vitals for super::Relay {
+    async fn of_tasks(&self, tasks: &[TaskId]) -> BTreeMap<TaskId, TaskVitals> {
+        self.vitals(tasks).await
     }
 }

@@ -1,0 +1,350 @@
+//! One manager, put together.
+//!
+//! ```text
+//!            faces ── Control ──┐                    ┌── Orchestrator, Allocator, Scheduler, Reaper, membership::role
+//!  2377/tcp ─ Server ─ services ┼─ Proposer ─ Raft ─ Store ─┤   (on the leader)
+//!                               └── Dispatcher ──────┘
+//! ```
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use skep_api::ports::control::ClusterCounts;
+use skep_identity::{Clock, Connector};
+use skep_proto::model::{Cluster, ClusterId, Node, NodeId, NodeRole};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use crate::ca::CaService;
+use crate::ca::over_store::{StoreCa, StoreRoles, refuse_removed};
+use crate::control::{Control, Parts, Propose, ProposeError};
+use crate::dispatcher::grpc::{RelayService, SessionService, StreamService};
+use crate::dispatcher::{self, Dispatcher, Leadership, Relay, Replicated, Streams};
+use crate::membership::{self, Membership, MembershipService};
+use crate::raft::config::Config as RaftConfig;
+use crate::raft::disk::Folder;
+use crate::raft::keys::{DataKeys, KeyError};
+use crate::raft::proposer::Limits;
+use crate::raft::types::Peer;
+use crate::raft::{Proposer, Raft, RaftError, StartError};
+use crate::reconcile::{self, Planner};
+use crate::rpc::links::RaftLinks;
+use crate::rpc::server::{Server, TcpAcceptor};
+use crate::store::{Change, Codec, Group, Outcome, Proposals, Replica, Store};
+use crate::{allocator, orchestrator, reaper, scheduler};
+
+/// Threads of Raft's own runtime: with more, single writes take longer.
+const RAFT_THREADS: usize = 2;
+/// How long a new cluster may take to elect its only manager.
+const BIRTH: Duration = Duration::from_secs(10);
+/// How long parts may take to stop.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// What a manager is told.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This node.
+    pub node: NodeId,
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Its number in the Raft group.
+    pub raft_id: u64,
+    /// Directory of log, snapshots and their keys.
+    pub dir: PathBuf,
+    /// Where other managers and agents reach it.
+    pub advertise: SocketAddr,
+}
+
+/// A manager cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum ManagerError {
+    /// Directory of the log.
+    #[error("cannot use {}", dir.display())]
+    Directory {
+        /// Which.
+        dir: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Keys of the log.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// The Raft member.
+    #[error(transparent)]
+    Raft(#[from] StartError),
+    /// No thread for Raft.
+    #[error("cannot start the threads of raft")]
+    Threads(#[source] std::io::Error),
+    /// The new cluster.
+    #[error("the new cluster could not be made: {0}")]
+    Birth(String),
+}
+
+impl From<RaftError> for ManagerError {
+    fn from(error: RaftError) -> Self {
+        Self::Birth(error.to_string())
+    }
+}
+
+/// The records of a new cluster and of its first node.
+#[derive(Debug, Clone)]
+pub struct Birth {
+    /// The cluster.
+    pub cluster: Cluster,
+    /// Its first manager.
+    pub node: Node,
+}
+
+/// A running manager.
+pub struct Manager {
+    store: Arc<Store>,
+    raft: Raft,
+    control: Arc<Control>,
+    membership: Arc<Membership>,
+    node: NodeId,
+    stop: CancellationToken,
+    parts: JoinSet<()>,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Manager {
+    /// Starts a manager whose Raft member exists on disk, is about to be taken in, or, with `birth`, begins a cluster.
+    /// `listener` is where it serves; `connector` is this node's identity.
+    ///
+    /// # Errors
+    /// [`ManagerError`], which says what to do.
+    pub async fn start(
+        config: Config,
+        listener: TcpListener,
+        connector: Connector,
+        clock: Arc<dyn Clock>,
+        birth: Option<Birth>,
+    ) -> Result<Self, ManagerError> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(RAFT_THREADS)
+            .thread_name("raft")
+            .enable_all()
+            .build()
+            .map_err(ManagerError::Threads)?;
+        let at = |source| ManagerError::Directory { dir: config.dir.clone(), source };
+        std::fs::create_dir_all(&config.dir).map_err(at)?;
+        let disk = Arc::new(Folder::open(&config.dir).map_err(at)?);
+        let sealer = DataKeys::open(&*disk, None)?.sealer();
+        let (replica, store) = Replica::new();
+        let settings = RaftConfig::new(config.raft_id, config.cluster.0.to_be_bytes());
+        let links = Arc::new(RaftLinks(connector.clone()));
+        let handle = runtime.handle().clone();
+        let raft = Raft::start(settings, disk, Arc::new(sealer), Box::new(replica), links, handle).await?;
+
+        let now: reconcile::Clock = {
+            let clock = Arc::clone(&clock);
+            Arc::new(move || clock.now())
+        };
+        let millis = Arc::clone(&now);
+        let proposer = Proposer::start(
+            &raft,
+            Arc::new(Codec { proposer: config.node }),
+            Arc::new(move || millis().0),
+            Limits::default(),
+        );
+        let proposer: Arc<dyn Propose> = Arc::new(Proposals(proposer));
+        let stop = CancellationToken::new();
+        let mut parts = JoinSet::new();
+
+        let (leadership_tx, leadership) = watch::channel(Leadership::Following { leader: None });
+        parts.spawn(dispatcher::leader::follow(raft.tenure(), raft.leader(), leadership_tx, stop.clone()));
+        let replicated = Arc::new(Replicated::new(Arc::clone(&store), Arc::clone(&proposer)));
+        let dispatcher = Arc::new(Dispatcher::new(replicated, leadership, dispatcher::Timing::default(), now().0));
+        let relay = Arc::new(Relay::new(Arc::clone(&dispatcher), connector.clone()));
+        let (_, own_address) = watch::channel(config.advertise);
+        let streams = Streams::new(own_address, Arc::clone(&relay) as Arc<_>);
+        let membership =
+            Arc::new(Membership::new(Arc::clone(&store), raft.clone(), Arc::clone(&proposer), connector.clone()));
+        let live = connector.live().clone();
+        let authority = Arc::new(StoreCa::new(Arc::clone(&store), raft.clone(), Arc::clone(&proposer)));
+        let routes = Routes::new(CaService::new(authority, live.clone()).into_server())
+            .add_service(SessionService(Arc::clone(&dispatcher)).into_server())
+            .add_service(StreamService(streams.clone()).into_server())
+            .add_service(RelayService(Arc::clone(&dispatcher)).into_server())
+            .add_service(raft.service())
+            .add_service(MembershipService::server(Arc::clone(&membership)));
+        let server = Server::new(routes, live.clone(), Arc::new(StoreRoles(Arc::clone(&store))));
+        parts.spawn(server.run(TcpAcceptor(listener), stop.clone()));
+        parts.spawn(refuse_removed(Arc::clone(&store), live.revoked().clone(), stop.clone()));
+        let leader =
+            Leader { store: Arc::clone(&store), raft: raft.clone(), proposer: Arc::clone(&proposer), clock: now };
+        parts.spawn(leader.run(stop.clone()));
+        let dispatching = (Arc::clone(&dispatcher), stop.clone());
+        parts.spawn(async move { dispatching.0.run(dispatching.1).await });
+
+        let control = Arc::new(Control::new(Parts {
+            store: Arc::clone(&store),
+            raft: raft.clone(),
+            proposer: Arc::clone(&proposer),
+            membership: Arc::clone(&membership),
+            streams: Arc::new(streams),
+            vitals: relay,
+        }));
+        let node = config.node;
+        let manager = Self { store, raft, control, membership, node, stop, parts, runtime: Some(runtime) };
+        if let Some(birth) = birth
+            && let Err(error) = manager.begin(&config, birth, &*proposer).await
+        {
+            manager.stop().await;
+            return Err(error);
+        }
+        Ok(manager)
+    }
+
+    /// Makes the group of one and the first records. May be repeated after an interruption.
+    async fn begin(&self, config: &Config, birth: Birth, proposer: &dyn Propose) -> Result<(), ManagerError> {
+        if !self.raft.is_initialized().await? {
+            let me = Peer { address: config.advertise.to_string(), node_id: config.node.to_string() };
+            self.raft.initialize(me).await?;
+        }
+        let mut tenure = self.raft.tenure();
+        let elected = tokio::time::timeout(BIRTH, tenure.wait_for(Option::is_some)).await;
+        if !matches!(elected, Ok(Ok(_))) {
+            return Err(ManagerError::Birth("the only manager was not elected in time".into()));
+        }
+        if self.store.view().cluster().is_some() {
+            return Ok(());
+        }
+        let records = vec![Change::create(&birth.cluster), Change::create(&birth.node)];
+        match proposer.propose(Group::from(records)).await {
+            Ok(Outcome::Applied { .. }) => Ok(()),
+            Ok(Outcome::Refused(refusal)) => Err(ManagerError::Birth(refusal.to_string())),
+            Err(ProposeError::NoLeader | ProposeError::Timeout) => {
+                Err(ManagerError::Birth("the first change was not confirmed".into()))
+            }
+            Err(ProposeError::Refused(reason)) => Err(ManagerError::Birth(reason)),
+        }
+    }
+
+    /// What faces call.
+    pub fn control(&self) -> Arc<Control> {
+        Arc::clone(&self.control)
+    }
+
+    /// Joins and departures.
+    pub fn membership(&self) -> &Arc<Membership> {
+        &self.membership
+    }
+
+    /// Waits until this manager votes and knows a leader.
+    ///
+    /// # Errors
+    /// When that does not happen within `patience`.
+    pub async fn wait_until_ready(&self, patience: Duration) -> Result<(), RaftError> {
+        let ready = async {
+            loop {
+                let votes = self.raft.members().iter().any(|m| m.id == self.raft.id() && m.voter);
+                if votes && self.raft.leader().borrow().is_some() && self.store.view().cluster().is_some() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(patience, ready).await.map_err(|_| RaftError::Timeout(patience))
+    }
+
+    /// Whether this node's own record says manager: false once it was removed or demoted.
+    pub fn is_member(&self) -> bool {
+        self.store
+            .view()
+            .nodes()
+            .get(self.node)
+            .is_some_and(|n| n.manager.is_some() || n.spec.role == NodeRole::Manager)
+    }
+
+    /// Counts for `docker info`, of what this manager has; `None` while there is no leader.
+    pub fn counts(&self) -> Option<ClusterCounts> {
+        self.raft.leader().borrow().as_ref()?;
+        let state = self.store.view();
+        let count = |n: usize| u64::try_from(n).unwrap_or(u64::MAX);
+        let managers = state.nodes().values().filter(|n| n.manager.is_some()).count();
+        Some(ClusterCounts {
+            cluster: state.cluster()?.clone(),
+            nodes: count(state.nodes().len()),
+            managers: count(managers),
+        })
+    }
+
+    /// The managers of the cluster.
+    pub fn managers(&self) -> Vec<(NodeId, SocketAddr)> {
+        self.store.view().nodes().values().filter_map(|n| Some((n.id, n.manager?.address))).collect()
+    }
+
+    /// Stops serving and leading. The cluster goes on without this manager.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        let ended = async { while self.parts.join_next().await.is_some() {} };
+        if tokio::time::timeout(GRACE, ended).await.is_err() {
+            tracing::warn!("parts of the manager did not stop in time");
+        }
+        self.raft.shutdown().await;
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(runtime) = self.runtime.take() {
+            // Dropping a runtime waits for its tasks, which is forbidden where this may be dropped.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// What runs only while this manager leads.
+struct Leader {
+    store: Arc<Store>,
+    raft: Raft,
+    proposer: Arc<dyn Propose>,
+    clock: reconcile::Clock,
+}
+
+impl Leader {
+    async fn run(self, stop: CancellationToken) {
+        let mut tenure = self.raft.tenure();
+        loop {
+            let term = *tenure.borrow_and_update();
+            let reign = stop.child_token();
+            let mut parts = JoinSet::new();
+            if let Some(term) = term {
+                tracing::info!(term, "this manager leads");
+                self.start(&mut parts, &reign);
+            }
+            let goes_on = tokio::select! {
+                () = stop.cancelled() => false,
+                changed = tenure.changed() => changed.is_ok(),
+            };
+            reign.cancel();
+            while parts.join_next().await.is_some() {}
+            if !goes_on {
+                return;
+            }
+        }
+    }
+
+    fn start(&self, parts: &mut JoinSet<()>, reign: &CancellationToken) {
+        self.plan(parts, orchestrator::Orchestrator, reign);
+        self.plan(parts, allocator::Allocator, reign);
+        self.plan(parts, scheduler::Scheduler, reign);
+        self.plan(parts, reaper::Reaper, reign);
+        parts.spawn(membership::role::run(Arc::clone(&self.store), self.raft.clone(), reign.clone()));
+    }
+
+    fn plan<P: Planner>(&self, parts: &mut JoinSet<()>, planner: P, reign: &CancellationToken) {
+        let (store, proposer, clock) = (Arc::clone(&self.store), Arc::clone(&self.proposer), Arc::clone(&self.clock));
+        parts.spawn(reconcile::run(planner, store, proposer, clock, reign.clone()));
+    }
+}
