@@ -40,7 +40,8 @@ async fn a_running_container_takes_further_processes_and_signals() {
         .await;
     assert_eq!((code, out.as_str()), (3, "b\n/tmp\n33\n34 29\n"));
     let missing = node.containers.exec_create(id, ExecConfig { command: command(&["nope"]), ..ExecConfig::default() });
-    match node.containers.exec_start(&missing.unwrap(), false, false, None).await {
+    let missing = missing.unwrap();
+    match node.containers.exec_start(&missing, false, false, None).await {
         Err(ContainerError::StartFailed(text)) => assert_eq!(
             text,
             "OCI runtime exec failed: exec failed: unable to start container process: exec: \"nope\": executable file \
@@ -48,6 +49,7 @@ async fn a_running_container_takes_further_processes_and_signals() {
         ),
         _ => panic!("a missing program must not start"),
     }
+    assert_eq!(node.containers.exec_inspect(&missing).unwrap().exit_code, Some(127));
     node.containers.kill(id, libc::SIGKILL).await.unwrap();
     assert_eq!(node.wait(id).await, 137);
     node.containers.remove(id, false).await.unwrap();

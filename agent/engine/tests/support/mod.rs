@@ -74,7 +74,7 @@ impl Node {
     }
 
     pub async fn with(overlay: OverlayApi) -> Self {
-        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let dir = tempfile::tempdir_in(std::env::var_os("SKEP_TEST_TMP").unwrap_or("/var/tmp".into())).unwrap();
         let (layer, empty) = (dir.path().join("layer"), dir.path().join("empty"));
         busybox(&layer);
         std::fs::create_dir(&empty).unwrap();
