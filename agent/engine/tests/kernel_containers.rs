@@ -137,8 +137,11 @@ async fn init_and_exec_are_filtered_and_have_dockers_capabilities() {
 #[ignore = "needs root"]
 async fn stop_asks_first_and_kills_after_the_grace() {
     let node = Node::new().await;
-    let id = node.create(node.config(&["sh", "-c", "trap 'exit 42' TERM; while :; do sleep 0.01; done"])).await;
+    let id =
+        node.create(node.config(&["sh", "-c", "trap 'exit 42' TERM; echo ready; while :; do sleep 0.01; done"])).await;
     node.start(id).await;
+    // Without its handler a pid 1 takes no notice of the signal.
+    node.has_logged(id, 1).await;
     assert!(node.containers.stop(id, None, None).await.unwrap());
     assert_eq!(node.containers.inspect(id).unwrap().state.exit_code, 42);
     assert!(!node.containers.stop(id, None, None).await.unwrap());
