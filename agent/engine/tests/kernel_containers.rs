@@ -40,7 +40,8 @@ async fn a_running_container_takes_further_processes_and_signals() {
         .await;
     assert_eq!((code, out.as_str()), (3, "b\n/tmp\n33\n34 29\n"));
     let missing = node.containers.exec_create(id, ExecConfig { command: command(&["nope"]), ..ExecConfig::default() });
-    match node.containers.exec_start(&missing.unwrap(), false, false, None).await {
+    let missing = missing.unwrap();
+    match node.containers.exec_start(&missing, false, false, None).await {
         Err(ContainerError::StartFailed(text)) => assert_eq!(
             text,
             "OCI runtime exec failed: exec failed: unable to start container process: exec: \"nope\": executable file \
@@ -48,6 +49,7 @@ async fn a_running_container_takes_further_processes_and_signals() {
         ),
         _ => panic!("a missing program must not start"),
     }
+    assert_eq!(node.containers.exec_inspect(&missing).unwrap().exit_code, Some(127));
     node.containers.kill(id, libc::SIGKILL).await.unwrap();
     assert_eq!(node.wait(id).await, 137);
     node.containers.remove(id, false).await.unwrap();
@@ -135,8 +137,11 @@ async fn init_and_exec_are_filtered_and_have_dockers_capabilities() {
 #[ignore = "needs root"]
 async fn stop_asks_first_and_kills_after_the_grace() {
     let node = Node::new().await;
-    let id = node.create(node.config(&["sh", "-c", "trap 'exit 42' TERM; while :; do sleep 0.01; done"])).await;
+    let id =
+        node.create(node.config(&["sh", "-c", "trap 'exit 42' TERM; echo ready; while :; do sleep 0.01; done"])).await;
     node.start(id).await;
+    // Without its handler a pid 1 takes no notice of the signal.
+    node.has_logged(id, 1).await;
     assert!(node.containers.stop(id, None, None).await.unwrap());
     assert_eq!(node.containers.inspect(id).unwrap().state.exit_code, 42);
     assert!(!node.containers.stop(id, None, None).await.unwrap());

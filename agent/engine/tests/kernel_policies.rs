@@ -151,11 +151,15 @@ async fn a_hundred_containers_live_side_by_side_and_leave_nothing() {
     for n in 0..100 {
         let node = node.clone();
         runs.spawn(async move {
-            let id = node.create(node.config(&["sh", "-c", &format!("sleep 0.5; exit {n}")])).await;
+            let id = node
+                .create(node.config(&["sh", "-c", &format!("while ! test -e /tmp/go; do sleep 0.05; done; exit {n}")]))
+                .await;
             node.start(id).await;
             let command = vec!["echo".to_owned(), n.to_string()];
             let (code, out, _) = node.exec(id, ExecConfig { command, ..ExecConfig::default() }).await;
             assert_eq!((code, out), (0, format!("{n}\n")));
+            let pid = node.containers.inspect(id).unwrap().state.pid;
+            std::fs::write(format!("/proc/{pid}/root/tmp/go"), "").unwrap();
             assert_eq!(node.wait(id).await, n);
             node.containers.remove(id, false).await.unwrap();
         });

@@ -43,11 +43,14 @@ pub struct Entry {
     waiting: Mutex<Vec<Ends>>,
 }
 
+/// Work that an operation began and does not wait for.
+pub type Background = JoinHandle<io::Result<()>>;
+
 /// What only the operation whose turn it is may use.
 #[derive(Default)]
 pub struct Turn {
     /// Takes the last run away, in the background: its processes, then its files.
-    pub cleanup: Option<(JoinHandle<io::Result<()>>, JoinHandle<io::Result<()>>)>,
+    pub cleanup: Option<(Background, Background)>,
     /// Reads the shim's events.
     pub supervisor: Option<JoinHandle<()>>,
     /// What the last start was given.
@@ -138,7 +141,9 @@ impl Entry {
 
     /// Keeps a client's streams until the start.
     pub fn keep_waiting(&self, ends: Ends) {
-        self.waiting.lock().expect("nothing panics while it holds the lock").push(ends);
+        let mut waiting = self.waiting.lock().expect("nothing panics while it holds the lock");
+        waiting.retain(|other| !other.is_abandoned());
+        waiting.push(ends);
     }
 
     /// Streams of clients that attached before the start.

@@ -90,8 +90,8 @@ impl Containers {
             state.started = true;
         }
         let begun = self.exec_begin(exec, &session, &entry, detach, tty, size).await;
-        if begun.is_err() {
-            session.ended(126);
+        if let Err(e) = &begun {
+            session.ended(super::lifecycle::code_of_failure(&e.to_string(), 126));
         }
         begun
     }

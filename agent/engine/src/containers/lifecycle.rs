@@ -8,7 +8,7 @@ use skep_proto::model::engine::{ContainerStatus, NetworkMode};
 use skep_proto::model::{ContainerId, Timestamp};
 use skep_shim::protocol::{Answer, Attach, ExitRecord, Kill, Op, Shutdown, Start, Watch};
 
-use super::entry::{Entry, Turn};
+use super::entry::{Background, Entry, Turn};
 use super::record::Record;
 use super::run::{self, Paths};
 use super::shim::{Connection, Reader, ShimError};
@@ -37,6 +37,11 @@ impl Containers {
         spec::capabilities(&new.config.spec, new.config.privileged).map_err(invalid)?;
         spec::limits(&new.config.spec.ulimits).map_err(invalid)?;
         run::log_options(new.config.log.as_ref())?;
+        if new.config.spec.init == Some(true) {
+            return Err(ContainerError::Invalid(
+                "an init process in the container is not supported by skep yet".to_owned(),
+            ));
+        }
         if new.image.layers.is_empty() {
             return Err(ContainerError::Invalid(format!("image {} has no layers", new.image.id)));
         }
@@ -212,14 +217,9 @@ impl Containers {
         });
     }
 
-    /// Docker's exit codes: 127 for a program that is not there, 126 for one that may not be run, 128 for anything else.
     fn start_failed(&self, entry: &Arc<Entry>, turn: &mut Turn, error: &ContainerError) {
         let text = error.to_string();
-        let code = match () {
-            () if text.contains("executable file not found") || text.contains("no such file or directory") => 127,
-            () if text.contains("permission denied") || text.contains("is a directory") => 126,
-            () => 128,
-        };
+        let code = code_of_failure(&text, 128);
         drop(entry.take_waiting());
         entry.update(|r| {
             r.state.status = ContainerStatus::Created;
@@ -553,12 +553,21 @@ pub(super) async fn finish_cleanup(turn: &mut Turn) -> std::io::Result<()> {
     processes.unwrap_or(Ok(())).and(files.unwrap_or(Ok(())))
 }
 
-async fn join(task: Option<tokio::task::JoinHandle<std::io::Result<()>>>) -> Option<std::io::Result<()>> {
+async fn join(task: Option<Background>) -> Option<std::io::Result<()>> {
     Some(task?.await.unwrap_or_else(|e| Err(std::io::Error::other(e))))
 }
 
 async fn on_thread(work: impl FnOnce() -> std::io::Result<()> + Send + 'static) -> std::io::Result<()> {
     tokio::task::spawn_blocking(work).await.map_err(std::io::Error::other)?
+}
+
+/// Docker's exit codes: 127 for a program that is not there, 126 for one that may not be run.
+pub(super) fn code_of_failure(text: &str, other: i32) -> i32 {
+    match () {
+        () if text.contains("executable file not found") || text.contains("no such file or directory") => 127,
+        () if text.contains("permission denied") || text.contains("is a directory") => 126,
+        () => other,
+    }
 }
 
 fn default_etc(hostname: &str) -> EtcContents {

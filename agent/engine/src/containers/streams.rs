@@ -46,6 +46,13 @@ pub struct Ends {
     input: Option<DuplexStream>,
 }
 
+impl Ends {
+    /// The client left.
+    pub fn is_abandoned(&self) -> bool {
+        self.output.is_closed()
+    }
+}
+
 /// Both ends of new streams.
 pub fn pair(wanted: Wanted, tty: bool) -> (Attached, Ends) {
     let (output, pieces) = mpsc::channel(PIECES);

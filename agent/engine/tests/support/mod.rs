@@ -13,7 +13,7 @@ use skep_engine::containers::{Attached, Config, Containers, ImageRef, NewContain
 use skep_engine::runtime::cgroups::Cgroups;
 use skep_engine::runtime::rootfs::OverlayApi;
 use skep_proto::model::engine::{
-    ContainerConfig, ContainerRestart, ExecConfig, ImageConfig, NetworkMode, OutputStream,
+    ContainerConfig, ContainerRestart, ExecConfig, ImageConfig, LogQuery, NetworkMode, OutputStream,
 };
 use skep_proto::model::task::Resources;
 use skep_proto::model::{ContainerId, ContainerSpec, Timestamp};
@@ -74,7 +74,7 @@ impl Node {
     }
 
     pub async fn with(overlay: OverlayApi) -> Self {
-        let dir = tempfile::tempdir_in("/var/tmp").unwrap();
+        let dir = tempfile::tempdir_in(std::env::var_os("SKEP_TEST_TMP").unwrap_or("/var/tmp".into())).unwrap();
         let (layer, empty) = (dir.path().join("layer"), dir.path().join("empty"));
         busybox(&layer);
         std::fs::create_dir(&empty).unwrap();
@@ -165,6 +165,17 @@ impl Node {
 
     pub async fn wait(&self, id: ContainerId) -> i32 {
         within(self.containers.wait(id, WaitCondition::NotRunning).unwrap()).await.0
+    }
+
+    /// Waits until so many lines are in the log.
+    pub async fn has_logged(&self, id: ContainerId, lines: usize) {
+        let all =
+            LogQuery { stdout: true, stderr: true, follow: false, tail: None, since_nanos: None, until_nanos: None };
+        let deadline = Instant::now() + PATIENCE;
+        while self.containers.logs(id, all.clone()).unwrap().count().await < lines {
+            assert!(Instant::now() < deadline, "fewer than {lines} lines within a minute");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
     }
 
     pub fn cgroups(&self) -> Cgroups {

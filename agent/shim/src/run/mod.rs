@@ -93,6 +93,8 @@ struct Shim {
     processes: BTreeMap<u32, Process>,
     next: u32,
     create_error: Option<String>,
+    /// When it leaves though nobody asked why there is no container: its daemon is gone.
+    give_up_at: Option<Instant>,
     started_at: Option<u64>,
     /// Ends of children that are not known yet: a process may end before its pid is read.
     unclaimed: Vec<(Pid, i32)>,
@@ -127,6 +129,7 @@ impl Shim {
             processes: BTreeMap::new(),
             next: 1,
             create_error: None,
+            give_up_at: None,
             started_at: None,
             unclaimed: Vec::new(),
             ended: None,
@@ -137,7 +140,10 @@ impl Shim {
     fn create(&mut self) {
         match self.try_create() {
             Ok(init) => drop(self.processes.insert(INIT, init)),
-            Err(text) => self.create_error = Some(text),
+            Err(text) => {
+                self.create_error = Some(text);
+                self.give_up_at = Some(Instant::now() + FAREWELL);
+            }
         }
     }
 
@@ -166,6 +172,9 @@ impl Shim {
             if let Some(since) = self.ended
                 && (self.clients.is_empty() || since.elapsed() > FAREWELL)
             {
+                return Ok(());
+            }
+            if self.clients.is_empty() && self.give_up_at.is_some_and(|at| Instant::now() >= at) {
                 return Ok(());
             }
         }
@@ -245,7 +254,9 @@ impl Shim {
         let stalled = self.clients.values().filter(|c| c.waiting() >= HIGH).filter_map(|c| c.stalled_since);
         let limit = stalled.map(|since| STALL.saturating_sub(since.elapsed())).min();
         let farewell = self.ended.map(|since| FAREWELL.saturating_sub(since.elapsed()));
-        let wait = limit.into_iter().chain(farewell).min()? + Duration::from_millis(1);
+        let give_up =
+            self.give_up_at.map(|at| at.saturating_duration_since(Instant::now()).max(Duration::from_millis(100)));
+        let wait = limit.into_iter().chain(farewell).chain(give_up).min()? + Duration::from_millis(1);
         Timespec::try_from(wait).ok()
     }
 
