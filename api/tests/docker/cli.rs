@@ -273,6 +273,8 @@ async fn the_cli_runs_plain_containers() {
     assert_eq!((ran.code, ran.stdout.as_str(), ran.stderr.as_str()), (3, "o\n", "e\n"));
     let ran = docker.run_with(&["run", "-i", "--rm", "bb:1", "cat"], "one\ntwo\n").await;
     assert_eq!((ran.code, ran.stdout.as_str()), (0, "one\ntwo\n"));
+    // With a terminal the bytes are not framed.
+    assert_eq!(docker.ok(&["run", "--rm", "-t", "bb:1", "echo", "hi"]).await, "hi\n");
     let ran = docker.run(&["run", "--rm", "bb:1", "nosuchcmd"]).await;
     assert_eq!(ran.code, 127, "{}", ran.stderr);
     let ran = docker.run(&["run", "--rm", "nosuch:1", "true"]).await;

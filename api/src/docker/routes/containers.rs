@@ -7,26 +7,23 @@ use axum::routing::{delete, get, post};
 use futures_util::StreamExt;
 use http::StatusCode;
 use serde::Deserialize;
-use skep_proto::model::ContainerId;
-use skep_proto::model::engine::{Container, ContainerStatus, LogQuery, NetworkMode, PortBinding};
+use skep_proto::model::engine::{ContainerStatus, LogQuery};
 
 use crate::docker::detach::Detach;
 use crate::docker::error::ApiError;
-use crate::docker::extract::{ApiVersion, Filters, Flag, Json, Query};
+use crate::docker::extract::{ApiVersion, Filters, Flag, Query};
 use crate::docker::spec::{container_config, container_view};
 use crate::docker::state::{App, Local};
 use crate::docker::stream::{self, Hijack};
 use crate::docker::types::container as json;
-use crate::docker::{names, signal, time};
-use crate::ports::control::AttachRequest;
+use crate::docker::{signal, time};
 use crate::ports::engine::{AttachStreams, TerminalSize, WaitCondition};
-use crate::ports::{ControlPlane, EngineError};
 
 /// Routes that make containers and speak of all of this node's.
 pub(crate) fn collection() -> Router<App> {
     Router::new()
-        .route("/containers/create", post(create))
-        .route("/containers/json", get(list))
+        .route("/containers/create", post(super::container_create::create))
+        .route("/containers/json", get(super::container_list::list))
         .route("/containers/prune", post(prune))
 }
 
@@ -48,261 +45,6 @@ pub(crate) fn one() -> Router<Local> {
         .route("/containers/{id}/resize", post(resize))
         .route("/containers/{id}/top", get(top))
         .merge(super::unsupported::of_containers())
-}
-
-#[derive(Deserialize)]
-struct CreateQuery {
-    #[serde(default)]
-    name: String,
-    #[serde(default)]
-    platform: String,
-}
-
-/// `POST /containers/create` (Engine API, Container, "Create a container").
-async fn create(
-    State(app): State<App>,
-    Query(query): Query<CreateQuery>,
-    Json(body): Json<json::ContainerCreate>,
-) -> Result<(StatusCode, axum::Json<json::ContainerCreated>), ApiError> {
-    if !query.platform.is_empty() {
-        check_platform(&app, &query.platform).await?;
-    }
-    let id = (app.host.draw_id)();
-    let drawn = names::draw(id, 0);
-    let name = if query.name.is_empty() { &drawn } else { &query.name };
-    let mut new = container_config::read(id, name, body)?;
-    if let Some(other) = &new.network_of {
-        new.config.network = NetworkMode::Container(app.engine().container(other).await?.config.id);
-    }
-    if new.publish_all {
-        publish_exposed(&app, &mut new.config.ports, &new.config.spec.image).await?;
-    }
-    let joined = join_networks(&app, &mut new.config.network, id, &new.config.name).await?;
-    let created = match app.engine().create(new.config.clone()).await {
-        // A drawn name may be taken: draw a longer one.
-        Err(EngineError::Conflict(_)) if query.name.is_empty() => {
-            new.config.name = names::draw(id, 1);
-            app.engine().create(new.config).await
-        }
-        result => result,
-    };
-    let created = match created {
-        Ok(created) => created,
-        Err(error) => {
-            joined.leave().await;
-            return Err(error.into());
-        }
-    };
-    new.warnings.extend(created.warnings);
-    let answer = json::ContainerCreated { id: created.id.to_string(), warnings: new.warnings };
-    Ok((StatusCode::CREATED, axum::Json(answer)))
-}
-
-/// Containers run on this node's own platform.
-async fn check_platform(app: &App, platform: &str) -> Result<(), ApiError> {
-    let own = app.engine().info().await?.architecture;
-    let own = match own.as_str() {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    };
-    let architecture = platform.split('/').nth(1).unwrap_or(own);
-    if platform.split('/').next() == Some("linux") && architecture == own {
-        return Ok(());
-    }
-    Err(ApiError::not_supported(format!("the platform {platform} on a node of linux/{own}")))
-}
-
-/// `-P`: publishes what the image declares, each port on one that the node chooses.
-async fn publish_exposed(app: &App, ports: &mut Vec<PortBinding>, image: &str) -> Result<(), ApiError> {
-    for (protocol, container_port) in app.engine().image(image).await?.config.exposed {
-        if !ports.iter().any(|p| p.container_port == container_port && p.protocol == protocol) {
-            ports.push(PortBinding { protocol, container_port, host_ip: None, host_port: None });
-        }
-    }
-    Ok(())
-}
-
-/// Places on the cluster's networks that a container was given before it was made.
-#[derive(Default)]
-struct Joined(Vec<(std::sync::Arc<dyn ControlPlane>, skep_proto::model::TaskId)>);
-
-impl Joined {
-    /// Gives them back.
-    async fn leave(self) {
-        for (control, task) in self.0 {
-            if let Err(error) = control.detach(task).await {
-                tracing::warn!(%task, %error, "an attachment is left to its lease");
-            }
-        }
-    }
-}
-
-/// Gets addresses for those of the named networks that are the cluster's; the others are this node's.
-async fn join_networks(
-    app: &App,
-    network: &mut NetworkMode,
-    container: ContainerId,
-    name: &str,
-) -> Result<Joined, ApiError> {
-    let mut joined = Joined::default();
-    let NetworkMode::Networks(wishes) = network else { return Ok(joined) };
-    let local = app.engine().networks().await?;
-    for wish in wishes {
-        if local.iter().any(|n| n.name == wish.network || n.id == wish.network) {
-            continue;
-        }
-        let Some(found) = super::networks::cluster(app, &wish.network).await? else { continue };
-        let result = async {
-            if !found.spec.attachable {
-                return Err(ApiError::forbidden(format!(
-                    "Could not attach to network {}: rpc error: code = PermissionDenied desc = network {} not manually \
-                     attachable",
-                    wish.network, wish.network
-                )));
-            }
-            let node = app.node().ok_or_else(|| ApiError::not_found(format!("network {} not found", wish.network)))?;
-            let control = app.control()?;
-            let task = control
-                .attach(AttachRequest {
-                    node,
-                    container,
-                    name: name.to_owned(),
-                    network: found.id,
-                    aliases: wish.aliases.clone(),
-                    addresses: wish.addresses.clone(),
-                })
-                .await?;
-            Ok((control, task))
-        };
-        match result.await {
-            Ok((control, task)) => {
-                wish.network = found.id.to_string();
-                wish.addresses = task
-                    .attachments
-                    .iter()
-                    .filter(|a| a.network == found.id)
-                    .flat_map(|a| a.addresses.iter().map(ipnet::IpNet::addr))
-                    .collect();
-                joined.0.push((control, task.id));
-            }
-            Err(error) => {
-                joined.leave().await;
-                return Err(error);
-            }
-        }
-    }
-    Ok(joined)
-}
-
-#[derive(Deserialize)]
-struct ListQuery {
-    #[serde(default)]
-    all: Flag,
-    #[serde(default)]
-    size: Flag,
-    limit: Option<i64>,
-    #[serde(default)]
-    filters: Filters,
-}
-
-/// `GET /containers/json` (Engine API, Container, "List containers").
-async fn list(
-    State(app): State<App>,
-    Query(query): Query<ListQuery>,
-) -> Result<axum::Json<Vec<json::ContainerSummary>>, ApiError> {
-    let filters = query.filters;
-    filters.only(&[
-        "ancestor", "before", "exited", "expose", "id", "is-task", "label", "name", "network", "publish", "since",
-        "status", "volume",
-    ])?;
-    let limit = query.limit.and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
-    // Asking for a state or a count means all containers.
-    let all = query.all.0 || limit.is_some() || !filters.get("status").is_empty() || !filters.get("exited").is_empty();
-    let containers = app.engine().containers(all).await?;
-    let bounds = Bounds::read(&app, &filters).await?;
-    let ancestors = ancestors(&app, &filters).await;
-    let now = (app.local.clock)();
-    let mut shown = Vec::new();
-    for container in &containers {
-        if matches(container, &filters, &bounds, &ancestors)? {
-            let size = if query.size.0 { image_size(&app, container).await } else { None };
-            shown.push(container_view::summary(container, now, size));
-        }
-        if limit.is_some_and(|n| shown.len() == n) {
-            break;
-        }
-    }
-    Ok(axum::Json(shown))
-}
-
-/// Bytes of the image's layers; what the container wrote itself is not counted.
-async fn image_size(app: &App, container: &Container) -> Option<u64> {
-    app.engine().image(&container.image_id).await.ok().map(|image| image.size)
-}
-
-/// Ids of the images that `ancestor` names. One that does not exist fits no container.
-async fn ancestors(app: &App, filters: &Filters) -> Vec<(String, Option<String>)> {
-    let mut ids = Vec::new();
-    for name in filters.get("ancestor") {
-        let id = app.engine().image(&name).await.ok().map(|image| image.id);
-        ids.push((name, id));
-    }
-    ids
-}
-
-/// Creation times that `before` and `since` name.
-struct Bounds {
-    before: Option<skep_proto::model::Timestamp>,
-    since: Option<skep_proto::model::Timestamp>,
-}
-
-impl Bounds {
-    async fn read(app: &App, filters: &Filters) -> Result<Self, ApiError> {
-        let mut bounds = Self { before: None, since: None };
-        if let Some(reference) = filters.get("before").first() {
-            bounds.before = Some(app.engine().container(reference).await?.created_at);
-        }
-        if let Some(reference) = filters.get("since").first() {
-            bounds.since = Some(app.engine().container(reference).await?.created_at);
-        }
-        Ok(bounds)
-    }
-}
-
-fn matches(
-    container: &Container,
-    filters: &Filters,
-    bounds: &Bounds,
-    ancestors: &[(String, Option<String>)],
-) -> Result<bool, ApiError> {
-    let (config, state) = (&container.config, &container.state);
-    for key in ["publish", "expose"] {
-        for value in filters.get(key) {
-            container_config::port(&value)?;
-        }
-    }
-    let published: Vec<_> = container.ports.iter().filter_map(|p| Some((p.host_port?, p.protocol))).collect();
-    let exposed: Vec<_> = container.exposed.iter().map(|(protocol, port)| (*port, *protocol)).collect();
-    let holds = |list: &[_], text: &str| container_config::port(text).is_ok_and(|wanted| list.contains(&wanted));
-    Ok(filters.any("id", |id| config.id.to_string().starts_with(id))
-        && filters.any("name", |name| {
-            format!("/{}", config.name).contains(name.trim_start_matches('^').trim_end_matches('$'))
-        })
-        && filters.any("status", |status| state.status.as_str() == status)
-        && filters.any("exited", |code| state.status == ContainerStatus::Exited && code.parse() == Ok(state.exit_code))
-        && filters.labels("label", &container.process.labels)
-        && filters.any("network", |n| container.networks.iter().any(|e| e.network == n || e.network_id.starts_with(n)))
-        && filters.any("volume", |v| container.mounts.iter().any(|m| m.name == v || m.target == v))
-        && filters.any("publish", |text| holds(&published, text))
-        && filters.any("expose", |text| holds(&exposed, text))
-        && filters.flag("is-task")?.is_none_or(|wanted| config.task.is_some() == wanted)
-        && bounds.before.is_none_or(|at| container.created_at < at)
-        && bounds.since.is_none_or(|at| container.created_at > at)
-        && (ancestors.is_empty()
-            || ancestors
-                .iter()
-                .any(|(name, id)| id.as_deref() == Some(container.image_id.as_str()) || config.spec.image == *name)))
 }
 
 #[derive(Deserialize)]

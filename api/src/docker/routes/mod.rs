@@ -1,5 +1,7 @@
 //! Handlers, one file per resource. Each extracts, reads, calls one port and shows the answer; no rule lives here.
 
+pub(crate) mod container_create;
+pub(crate) mod container_list;
 pub(crate) mod containers;
 pub(crate) mod exec;
 pub(crate) mod files;

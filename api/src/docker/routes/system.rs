@@ -28,6 +28,7 @@ pub(crate) fn routes() -> Router<App> {
         .route("/info", get(info))
         .route("/auth", post(auth))
         .route("/system/df", get(disk_usage))
+        .route("/build/prune", post(prune_builds))
 }
 
 /// `GET` and `HEAD /_ping` (Engine API, System, "Ping"). The front adds the headers that clients read.
@@ -185,6 +186,11 @@ fn registry_config(insecure: &[String]) -> json::RegistryConfig {
     }
 }
 
+/// Docker's words (moby `daemon/cluster/swarm.go`).
+const TWO_MANAGERS: &str = "WARNING: Running Swarm in a two-manager configuration. This configuration provides\n         \
+     no fault tolerance, and poses a high risk to lose control over the cluster.\n         Refer to \
+     https://docs.docker.com/engine/swarm/admin_guide/ to configure the\n         Swarm for fault-tolerance.";
+
 fn show_swarm(status: &SwarmStatus) -> json_swarm::SwarmInfo {
     json_swarm::SwarmInfo {
         node_id: status.node.map(|n| n.to_string()).unwrap_or_default(),
@@ -208,6 +214,7 @@ fn show_swarm(status: &SwarmStatus) -> json_swarm::SwarmInfo {
         nodes: status.counts.as_ref().map_or(0, |c| c.nodes),
         managers: status.counts.as_ref().map_or(0, |c| c.managers),
         cluster: status.counts.as_ref().map(|c| cluster::show(&c.cluster, false)),
+        warnings: if status.counts.as_ref().is_some_and(|c| c.managers == 2) { vec![TWO_MANAGERS] } else { Vec::new() },
     }
 }
 
@@ -262,4 +269,9 @@ async fn disk_usage(State(app): State<App>) -> Result<axum::Json<json::DiskUsage
         build_cache: None,
         builder_size: 0,
     }))
+}
+
+/// `POST /build/prune` (Engine API, Image, "Delete builder cache"): there is none, so nothing is left of it.
+async fn prune_builds() -> axum::Json<json::BuildsPruned> {
+    axum::Json(json::BuildsPruned { caches_deleted: None, space_reclaimed: 0 })
 }

@@ -7,11 +7,10 @@ use axum::routing::{any, get};
 use crate::docker::error::ApiError;
 
 /// Path and what is missing.
-const MISSING: [(&str, &str); 13] = [
+const MISSING: [(&str, &str); 12] = [
     ("/events", "the stream of events"),
     ("/build", "building images"),
     ("/build/cancel", "building images"),
-    ("/build/prune", "the build cache"),
     ("/commit", "committing a container to an image"),
     ("/images/get", "saving images"),
     ("/images/search", "searching a registry"),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use serde_json::Value;
 use skep_proto::model::ContainerId;
 use skep_proto::model::container::{ContainerSpec, Driver, Mount, MountKind};
 use skep_proto::model::engine::{ContainerConfig, ContainerRestart, NetworkEndpoint, NetworkMode, PortBinding};
@@ -93,6 +94,8 @@ pub(crate) fn read(id: ContainerId, name: &str, request: json::ContainerCreate) 
     if limits.memory != 0 && limits.memory < 6 << 20 {
         return Err(ApiError::bad_request("Minimum memory limit allowed is 6MB"));
     }
+    let usual_log = ["", "json-file"].contains(&host.log_config.kind.as_str()) && host.log_config.config.is_empty();
+    let log = (!usual_log).then_some(Driver { name: host.log_config.kind, options: host.log_config.config });
     let config = ContainerConfig {
         id,
         name: name.trim_start_matches('/').to_owned(),
@@ -105,8 +108,7 @@ pub(crate) fn read(id: ContainerId, name: &str, request: json::ContainerCreate) 
         privileged: host.privileged,
         stdin_once: request.stdin_once,
         attach: (request.attach_stdin, request.attach_stdout, request.attach_stderr),
-        log: (!["", "json-file"].contains(&host.log_config.kind.as_str()) || !host.log_config.config.is_empty())
-            .then(|| Driver { name: host.log_config.kind, options: host.log_config.config }),
+        log,
         task: None,
     };
     Ok(NewContainer { config, network_of, publish_all: host.publish_all_ports, warnings })
@@ -121,15 +123,13 @@ fn check_host(host: &HostConfigRequest) -> Result<(), ApiError> {
         ("VolumeDriver", &["local"]),
         ("UsernsMode", &["host"]),
     ];
-    let rest = host
-        .rest
-        .iter()
-        .filter(|(key, value)| {
-            !usual.iter().any(|(k, words)| k == key && value.as_str().is_some_and(|v| words.contains(&v)))
-                && !(*key == "ShmSize" && value.as_u64() == Some(64 << 20))
-        })
-        .map(|(k, v)| (k.clone(), v.clone()))
-        .collect();
+    let is_usual = |key: &str, value: &Value| {
+        // Docker's own default, in bytes.
+        let shm = key == "ShmSize" && value.as_u64() == Some(64 << 20);
+        shm || usual.iter().any(|(k, words)| *k == key && value.as_str().is_some_and(|v| words.contains(&v)))
+    };
+    let rest =
+        host.rest.iter().filter(|(key, value)| !is_usual(key, value)).map(|(k, v)| (k.clone(), v.clone())).collect();
     refuse("HostConfig", &rest)?;
     if !["", "default"].contains(&host.isolation.as_str()) {
         return Err(ApiError::bad_request(format!("invalid isolation: \"{}\"", host.isolation)));

@@ -455,3 +455,6 @@ fn show_placement(placement: &Placement) -> json::Placement {
         ..Default::default()
     }
 }
+
+#[cfg(test)]
+mod tests;

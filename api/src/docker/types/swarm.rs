@@ -280,6 +280,8 @@ pub(crate) struct SwarmInfo {
     pub managers: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster: Option<Swarm>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<&'static str>,
 }
 
 #[derive(Debug, Serialize)]

@@ -188,3 +188,10 @@ pub(crate) struct DiskUsage {
     pub build_cache: Option<Vec<String>>,
     pub builder_size: u64,
 }
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct BuildsPruned {
+    pub caches_deleted: Option<Vec<String>>,
+    pub space_reclaimed: u64,
+}

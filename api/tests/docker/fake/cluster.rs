@@ -12,7 +12,7 @@ use skep_proto::model::cluster::{JoinTokens, RootCa};
 use skep_proto::model::engine::{ContainerConfig, ContainerRestart, NetworkMode, TaskOwner};
 use skep_proto::model::network::Subnet;
 use skep_proto::model::node::ManagerMembership;
-use skep_proto::model::service::{Endpoint, PreviousSpec, ServiceMode, UpdateState, UpdateStatus};
+use skep_proto::model::service::{Endpoint, PreviousSpec, ServiceMode, UpdateState, UpdateStatus, VirtualIp};
 use skep_proto::model::session::TaskVitals;
 use skep_proto::model::task::Platform;
 use skep_proto::model::*;
@@ -97,11 +97,21 @@ fn selected(filter: &ObjectFilter, id: &str, annotations: &Annotations) -> bool 
         })
 }
 
-/// What the allocator would give: the ports that were asked for.
-fn allocated(spec: &ServiceSpec) -> Endpoint {
+/// What the allocator would give: the ports that were asked for, and addresses.
+fn allocated(spec: &ServiceSpec, networks: &BTreeMap<NetworkId, Arc<Network>>) -> Endpoint {
     let ports = spec.endpoint.iter().flat_map(|e| e.ports.clone()).collect::<Vec<_>>();
-    let resolved = if ports.is_empty() { None } else { spec.endpoint.clone() };
-    Endpoint { spec: resolved, ports, virtual_ips: Vec::new() }
+    let ingress = networks.values().filter(|n| n.spec.ingress && !ports.is_empty()).map(|n| n.id);
+    let joined = spec.task.networks.iter().filter_map(|n| n.target.parse().ok());
+    let address = "10.0.0.4/24".parse().unwrap();
+    let virtual_ips: Vec<_> = ingress.chain(joined).map(|network| VirtualIp { network, address }).collect();
+    let resolved = if virtual_ips.is_empty() { None } else { spec.endpoint.clone() };
+    Endpoint { spec: resolved, ports, virtual_ips }
+}
+
+/// `web.1.ID`; with the node instead of the slot for a global service.
+fn container_name(task: &Task) -> String {
+    let place = if task.slot == 0 { task.node.unwrap().to_string() } else { task.slot.to_string() };
+    format!("{}.{place}.{}", task.service_name, task.id)
 }
 
 impl World {
@@ -163,7 +173,7 @@ impl World {
                 id,
                 meta,
                 spec,
-                root_ca: RootCa { certificates: "-----BEGIN CERTIFICATE-----\n".into(), key: String::new() },
+                root_ca: RootCa { certificates: include_str!("root.pem").into(), key: String::new() },
                 join_tokens: JoinTokens { worker: "SWMTKN-1-w".into(), manager: "SWMTKN-1-m".into() },
                 address_pools: vec!["10.0.0.0/8".parse().unwrap()],
                 subnet_size: 24,
@@ -221,20 +231,24 @@ impl World {
                     }
                 }
                 for slot in 1..=slots {
+                    if nodes.is_empty() {
+                        continue;
+                    }
+                    let node = nodes[usize::try_from(slot).unwrap() % nodes.len()];
                     let taken = state.tasks.values().any(|t| {
-                        t.service == Some(service.id) && u64::from(t.slot) == slot && t.desired <= TaskState::Running
+                        let place = if global { t.node == Some(node) } else { u64::from(t.slot) == slot };
+                        t.service == Some(service.id) && place && t.desired <= TaskState::Running
                     });
-                    if taken || nodes.is_empty() {
+                    if taken {
                         continue;
                     }
                     let (id, meta) = (TaskId(state.id()), state.meta());
-                    let node = nodes[usize::try_from(slot).unwrap() % nodes.len()];
                     let name = service.spec.annotations.name.clone();
                     let task = Task {
                         id,
                         meta,
                         service: Some(service.id),
-                        service_name: name.clone(),
+                        service_name: name,
                         service_labels: service.spec.annotations.labels.clone(),
                         slot: if global { 0 } else { u32::try_from(slot).unwrap() },
                         node: Some(node),
@@ -254,7 +268,7 @@ impl World {
                     };
                     let config = ContainerConfig {
                         id: ContainerId::of_task(id, 0),
-                        name: format!("{name}.{slot}.{id}"),
+                        name: container_name(&task),
                         spec: service.spec.task.containers[0].clone(),
                         resources: Default::default(),
                         network: NetworkMode::Bridge,
@@ -269,10 +283,6 @@ impl World {
                     };
                     state.tasks.insert(id, task);
                     starts.push((id, node, Ok(Box::new(config))));
-                }
-                if global {
-                    // Global tasks have no slot: the loop above told them apart by it.
-                    break;
                 }
             }
         }
@@ -351,7 +361,7 @@ impl Swarm for Handle {
             counts: Some(ClusterCounts {
                 cluster: Arc::new(cluster.clone()),
                 nodes: state.nodes.len() as u64,
-                managers: 1,
+                managers: state.nodes.values().filter(|n| n.manager.is_some()).count() as u64,
             }),
         }
     }
@@ -430,7 +440,11 @@ impl ControlPlane for World {
         Ok(nodes
             .into_iter()
             .map(|node| NodeStatus {
-                manager: node.manager.map(|m| ManagerStatus { leader: true, reachable: true, address: m.address }),
+                manager: node.manager.map(|m| ManagerStatus {
+                    leader: node.index == 0,
+                    reachable: true,
+                    address: m.address,
+                }),
                 node: Arc::new(node),
             })
             .collect())
@@ -447,6 +461,10 @@ impl ControlPlane for World {
             let mut state = self.state.lock().unwrap();
             let mut node = state.nodes[&id].clone();
             state.touch(&mut node.meta, at)?;
+            node.manager = (spec.role == NodeRole::Manager).then(|| ManagerMembership {
+                raft_id: u64::from(node.index) + 1,
+                address: SocketAddr::new(node.address.unwrap(), 2377),
+            });
             node.spec = spec;
             state.nodes.insert(id, node);
         }
@@ -510,7 +528,7 @@ impl ControlPlane for World {
             }
             let (id, meta) = (ServiceId(state.id()), state.meta());
             let version = meta.version.0;
-            let endpoint = allocated(&spec);
+            let endpoint = allocated(&spec, &state.networks);
             state.services.insert(
                 id,
                 Service {
@@ -555,7 +573,11 @@ impl ControlPlane for World {
                     message: "update completed".into(),
                 });
             }
-            service.endpoint = allocated(&spec);
+            let had = service.endpoint.spec.is_some();
+            service.endpoint = allocated(&spec, &state.networks);
+            if had && service.endpoint.spec.is_none() {
+                service.endpoint.spec = spec.endpoint.clone();
+            }
             service.spec = spec;
             service.previous = Some(Box::new(old));
             state.services.insert(service.id, service);
@@ -732,8 +754,7 @@ impl ControlPlane for World {
     async fn locate_container(&self, reference: &str) -> Result<Option<ContainerLocation>, ControlError> {
         let state = self.state.lock().unwrap();
         let found = state.tasks.values().find(|t| {
-            let name = format!("{}.{}.{}", t.service_name, t.slot, t.id);
-            name == reference || ContainerId::of_task(t.id, 0).to_string().starts_with(reference)
+            container_name(t) == reference || ContainerId::of_task(t.id, 0).to_string().starts_with(reference)
         });
         Ok(found.and_then(|t| Some(ContainerLocation { container: ContainerId::of_task(t.id, 0), node: t.node? })))
     }
