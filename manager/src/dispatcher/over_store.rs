@@ -13,7 +13,7 @@ use super::ports::{
     Changes, ClusterStore, ClusterView, ClusterWatch, NodeChange, ProposeError, StatusUpdate, TaskFacts, Touched,
     TouchedTask,
 };
-use super::{Dispatcher, StreamError, Streams};
+use super::{StreamError, Streams};
 use crate::control::{self, EngineStreams, Propose, Vitals};
 use crate::store::{
     self, Change, Group, HostPort, Kind, NodeRef, Outcome, Reference, Refusal, ServiceRef, State, Store, TaskRow,
