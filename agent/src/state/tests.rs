@@ -1,9 +1,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use proptest::prelude::*;
 use skep_proto::model::session::{AssignmentChange, Assignments, ManagerPeer};
-use skep_proto::model::view::Peer;
-use skep_proto::model::{NodeId, TaskId, TaskState};
+use skep_proto::model::view::{OverlayNetwork, Peer};
+use skep_proto::model::{NetworkId, NodeId, TaskId, TaskState};
 
 use super::held::{Held, RefusedSet};
 use super::*;
@@ -48,6 +49,54 @@ async fn a_restart_finds_what_was_held() {
     for count in 0..=steps.len() {
         let (held, restored) = after(steps[..count].to_vec()).await;
         assert_eq!(held, restored, "after {count} sets");
+    }
+}
+
+fn changes() -> impl Strategy<Value = Vec<AssignmentChange>> {
+    let network = |id| {
+        AssignmentChange::PutNetwork(OverlayNetwork {
+            id: NetworkId(id),
+            name: "web".into(),
+            vni: 4097,
+            subnets: Vec::new(),
+            internal: false,
+            encrypted: false,
+            mtu: None,
+        })
+    };
+    let change = prop_oneof![
+        (0..4u128).prop_map(put),
+        (0..4u128).prop_map(|id| AssignmentChange::RemoveTask(TaskId(id))),
+        (0..4u128).prop_map(peer),
+        (0..4u128).prop_map(|id| AssignmentChange::RemovePeer(NodeId(id))),
+        (0..4u128).prop_map(network),
+        (0..4u128).prop_map(|id| AssignmentChange::RemoveNetwork(NetworkId(id))),
+    ];
+    prop::collection::vec(change, 0..6)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn whatever_is_assigned_and_forgotten_the_disk_and_memory_agree(
+        sets in prop::collection::vec((any::<bool>(), changes()), 1..6),
+        forgotten in 0..4u128,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let database = database();
+            let (state, loaded, writer) = with_database(Arc::clone(&database), "memory", Placement::Inline).unwrap();
+            tokio::spawn(writer.run());
+            let mut held = Held::from(&loaded);
+            for (index, (complete, changes)) in (1..).zip(sets) {
+                let changes = std::iter::once(put_spec()).chain(changes).collect();
+                state.write(held.apply(set(index, complete, changes)).unwrap()).await.unwrap();
+                state.write(held.forget(TaskId(forgotten))).await.unwrap();
+                state.write(held.drop_unused_specs()).await.unwrap();
+                prop_assert_eq!(&held, &Held::from(&load::load(&database).unwrap()));
+            }
+            Ok(())
+        })?;
     }
 }
 
