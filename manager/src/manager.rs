@@ -8,7 +8,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use skep_api::ports::control::ClusterCounts;
@@ -108,8 +108,8 @@ pub struct Manager {
     membership: Arc<Membership>,
     node: NodeId,
     stop: CancellationToken,
-    parts: JoinSet<()>,
-    runtime: Option<tokio::runtime::Runtime>,
+    parts: Mutex<JoinSet<()>>,
+    runtime: Mutex<Option<tokio::runtime::Runtime>>,
 }
 
 impl Manager {
@@ -191,7 +191,16 @@ impl Manager {
             vitals: relay,
         }));
         let node = config.node;
-        let manager = Self { store, raft, control, membership, node, stop, parts, runtime: Some(runtime) };
+        let manager = Self {
+            store,
+            raft,
+            control,
+            membership,
+            node,
+            stop,
+            parts: Mutex::new(parts),
+            runtime: Mutex::new(Some(runtime)),
+        };
         if let Some(birth) = birth
             && let Err(error) = manager.begin(&config, birth, &*proposer).await
         {
@@ -281,14 +290,21 @@ impl Manager {
     }
 
     /// Stops serving and leading. The cluster goes on without this manager.
-    pub async fn stop(mut self) {
+    pub async fn stop(&self) {
         self.stop.cancel();
-        let ended = async { while self.parts.join_next().await.is_some() {} };
+        let mut parts = std::mem::take(&mut *self.parts.lock().unwrap_or_else(PoisonError::into_inner));
+        let ended = async { while parts.join_next().await.is_some() {} };
         if tokio::time::timeout(GRACE, ended).await.is_err() {
             tracing::warn!("parts of the manager did not stop in time");
         }
         self.raft.shutdown().await;
-        if let Some(runtime) = self.runtime.take() {
+        self.end_runtime();
+    }
+
+    /// Dropping a runtime waits for its tasks, which is forbidden where a manager may be dropped.
+    fn end_runtime(&self) {
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(runtime) = runtime {
             runtime.shutdown_background();
         }
     }
@@ -297,10 +313,7 @@ impl Manager {
 impl Drop for Manager {
     fn drop(&mut self) {
         self.stop.cancel();
-        if let Some(runtime) = self.runtime.take() {
-            // Dropping a runtime waits for its tasks, which is forbidden where this may be dropped.
-            runtime.shutdown_background();
-        }
+        self.end_runtime();
     }
 }
 

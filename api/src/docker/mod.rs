@@ -9,6 +9,7 @@ mod extract;
 mod front;
 mod names;
 mod proxy;
+pub mod requests;
 mod routes;
 mod serve;
 mod signal;

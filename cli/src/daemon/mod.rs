@@ -2,16 +2,32 @@
 
 pub mod config;
 pub mod net;
+mod network;
+mod node;
+mod swarm;
+mod sys;
 
+use std::fs::File;
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
-use axum::Router;
-use axum::routing::get;
-use tokio::net::UnixListener;
+use rustix::fs::FlockOperation;
+use skep_api::docker::{self, Host, Ports};
+use skep_proto::model::ContainerId;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use config::{ApiAddress, Config, Flags};
+use node::NodeServices;
+use swarm::NodeSwarm;
+
+/// How long open requests may take when the daemon stops.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Runs the daemon until it is told to stop.
 ///
@@ -21,19 +37,74 @@ pub fn run(flags: Flags) -> anyhow::Result<ExitCode> {
     let config = Config::load(flags)?;
     let filter = EnvFilter::try_new(&config.log).with_context(|| format!("--log {}", config.log))?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    anyhow::ensure!(
+        rustix::process::geteuid().is_root(),
+        "the daemon needs root: it makes namespaces, mounts and cgroups (rootless is not supported)"
+    );
+    // Nobody else has installed one: this is the first thing that uses TLS.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config))
 }
 
 async fn serve(config: Config) -> anyhow::Result<ExitCode> {
-    std::fs::create_dir_all(&config.root).with_context(|| format!("making {}", config.root.display()))?;
-    let router = Router::new().route("/_ping", get(async || "OK")).route("/{version}/_ping", get(async || "OK"));
+    let _lock = lock(&config)?;
+    let services = Arc::new(NodeServices::start(&config, data_path(&config)).await?);
+    let swarm = Arc::new(NodeSwarm::new(config.clone(), services.clone()));
+    let router = docker::router(Ports { swarm: swarm.clone(), engine: services.engine.clone(), host: host() });
+    let stop = CancellationToken::new();
+    let mut servers = JoinSet::new();
     for ApiAddress::Unix(path) in &config.hosts {
-        // A socket file that a killed daemon left behind would refuse the bind.
-        let _ = std::fs::remove_file(path);
-        let listener = UnixListener::bind(path).with_context(|| format!("listening on {}", path.display()))?;
-        tokio::spawn(axum::serve(listener, router.clone()).into_future());
+        let listener = docker::bind_unix(path).await.with_context(|| format!("listening on {}", path.display()))?;
+        servers.spawn(docker::serve(listener, router.clone(), stop.clone(), GRACE));
     }
-    tracing::info!(node.name = %config.node_name, "daemon started");
-    tokio::signal::ctrl_c().await?;
+    swarm.resume().await;
+    tracing::info!(node.name = %config.node_name, version = env!("CARGO_PKG_VERSION"), "the daemon is ready");
+    wait_for_signal().await?;
+    tracing::info!("the daemon stops; containers go on");
+    stop.cancel();
+    swarm.stop().await;
+    while let Some(ended) = servers.join_next().await {
+        ended.context("a server of the API")?.context("serving the API")?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Makes the daemon's directories and takes its lock: two daemons on one root would destroy each other's containers.
+fn lock(config: &Config) -> anyhow::Result<File> {
+    let state = config.root.join("state");
+    for path in [&config.root, &config.run_dir, &state] {
+        std::fs::create_dir_all(path).with_context(|| format!("making {}", path.display()))?;
+    }
+    let path = config.root.join("lock");
+    let file = File::create(&path).with_context(|| format!("making {}", path.display()))?;
+    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .with_context(|| format!("another daemon runs on {}", config.root.display()))?;
+    Ok(file)
+}
+
+/// Where overlays would run, as far as it is known before the node is in a cluster.
+fn data_path(config: &Config) -> IpAddr {
+    let (locals, towards) = swarm::addresses::of_this_host();
+    let outside = || locals.iter().map(|(_, ip)| *ip).find(|ip| !ip.is_loopback());
+    config.data_path.or(config.advertise).or(towards).or_else(outside).unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+fn host() -> Host {
+    Host {
+        version: env!("CARGO_PKG_VERSION").into(),
+        git_commit: option_env!("SKEP_COMMIT").unwrap_or("unknown").into(),
+        build_time: option_env!("SKEP_BUILD_TIME").unwrap_or("1970-01-01T00:00:00Z").into(),
+        clock: Arc::new(node::now),
+        draw_id: Arc::new(|| ContainerId::random(&mut rand::rng())),
+    }
+}
+
+async fn wait_for_signal() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
 }

@@ -1,5 +1,8 @@
 //! What people see: error chains and exit codes.
 
+pub mod human;
+pub mod table;
+
 use std::process::ExitCode;
 
 /// Exit code for a command line or configuration that makes no sense (sysexits.h, `EX_USAGE`).

@@ -1,0 +1,102 @@
+//! `skep network`.
+
+use clap::{Args, Subcommand};
+use http::Method;
+use serde_json::{Map, Value, json};
+
+use super::text;
+use crate::client::Client;
+use crate::output::human::short_id;
+use crate::output::table::Table;
+
+/// Make, look at and remove networks
+#[derive(Debug, Args)]
+pub struct NetworkCommand {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Make a network
+    Create {
+        /// Its name
+        name: String,
+        /// overlay for the cluster, bridge for this node
+        #[arg(short, long, default_value = "bridge")]
+        driver: String,
+        /// Plain containers may join
+        #[arg(long)]
+        attachable: bool,
+        /// No way out
+        #[arg(long)]
+        internal: bool,
+        /// Subnet, CIDR
+        #[arg(long)]
+        subnet: Option<String>,
+        /// Option of the driver, KEY=VALUE; may be repeated
+        #[arg(short, long)]
+        opt: Vec<String>,
+        /// Label, KEY=VALUE; may be repeated
+        #[arg(long)]
+        label: Vec<String>,
+    },
+    /// List networks
+    #[command(alias = "list")]
+    Ls,
+    /// Show networks in full, as JSON
+    Inspect {
+        /// The networks
+        #[arg(required = true)]
+        networks: Vec<String>,
+    },
+    /// Remove networks
+    #[command(alias = "remove")]
+    Rm {
+        /// The networks
+        #[arg(required = true)]
+        networks: Vec<String>,
+    },
+}
+
+/// Runs the command.
+pub async fn run(command: NetworkCommand, client: &Client) -> anyhow::Result<()> {
+    match command.action {
+        Action::Create { name, driver, attachable, internal, subnet, opt, label } => {
+            let ipam: Vec<Value> = subnet.iter().map(|s| json!({"Subnet": s})).collect();
+            let request = json!({
+                "Name": name, "Driver": driver, "Attachable": attachable, "Internal": internal,
+                "IPAM": {"Driver": "default", "Config": ipam}, "Options": pairs(&opt), "Labels": pairs(&label),
+            });
+            let created: Value = serde_json::from_slice(&client.post("/networks/create", &request).await?)?;
+            println!("{}", text(&created["Id"]));
+        }
+        Action::Ls => {
+            let mut networks: Vec<Value> = client.get("/networks").await?;
+            networks.sort_by_key(|n| text(&n["Name"]));
+            let mut table = Table::new(&["NETWORK ID", "NAME", "DRIVER", "SCOPE"]);
+            for n in &networks {
+                table.row([short_id(&text(&n["Id"]), false), text(&n["Name"]), text(&n["Driver"]), text(&n["Scope"])]);
+            }
+            table.print();
+        }
+        Action::Inspect { networks } => {
+            let mut found: Vec<Value> = Vec::new();
+            for network in &networks {
+                found.push(client.get(&format!("/networks/{network}")).await?);
+            }
+            println!("{}", serde_json::to_string_pretty(&found)?);
+        }
+        Action::Rm { networks } => {
+            for network in &networks {
+                client.call(Method::DELETE, &format!("/networks/{network}"), None).await?;
+                println!("{network}");
+            }
+        }
+    }
+    Ok(())
+}
+
+fn pairs(lines: &[String]) -> Map<String, Value> {
+    lines.iter().map(|line| line.split_once('=').unwrap_or((line, ""))).map(|(k, v)| (k.to_owned(), json!(v))).collect()
+}

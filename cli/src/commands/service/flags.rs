@@ -1,0 +1,427 @@
+//! Flags of `service create` and `service update`, turned into the Engine API's `ServiceSpec`.
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use super::mount;
+use super::publish;
+
+/// Flags that both commands share.
+#[derive(Debug, Default, Args)]
+struct Common {
+    /// Tasks of a replicated service
+    #[arg(long)]
+    replicas: Option<u64>,
+    /// Host name of the containers
+    #[arg(long)]
+    hostname: Option<String>,
+    /// User, name or number, with :GROUP if wanted
+    #[arg(short, long)]
+    user: Option<String>,
+    /// Working directory
+    #[arg(short, long)]
+    workdir: Option<String>,
+    /// Signal that stops a container
+    #[arg(long)]
+    stop_signal: Option<String>,
+    /// Time before a container is killed (ns|us|ms|s|m|h)
+    #[arg(long)]
+    stop_grace_period: Option<String>,
+    /// Allocate a terminal
+    #[arg(short, long)]
+    tty: bool,
+    /// Mount the root file system read-only
+    #[arg(long)]
+    read_only: bool,
+    /// Limit of CPUs
+    #[arg(long)]
+    limit_cpu: Option<f64>,
+    /// Limit of memory
+    #[arg(long)]
+    limit_memory: Option<String>,
+    /// Limit of processes
+    #[arg(long)]
+    limit_pids: Option<i64>,
+    /// CPUs to reserve
+    #[arg(long)]
+    reserve_cpu: Option<f64>,
+    /// Memory to reserve
+    #[arg(long)]
+    reserve_memory: Option<String>,
+    /// Replace finished tasks: none, on-failure, any
+    #[arg(long)]
+    restart_condition: Option<String>,
+    /// Pause before a replacement starts (ns|us|ms|s|m|h)
+    #[arg(long)]
+    restart_delay: Option<String>,
+    /// Replacements at most
+    #[arg(long)]
+    restart_max_attempts: Option<u64>,
+    /// Span in which replacements are counted (ns|us|ms|s|m|h)
+    #[arg(long)]
+    restart_window: Option<String>,
+    /// Tasks that an update changes at a time; 0 for all
+    #[arg(long)]
+    update_parallelism: Option<u64>,
+    /// Pause between two of them (ns|us|ms|s|m|h)
+    #[arg(long)]
+    update_delay: Option<String>,
+    /// start-first or stop-first
+    #[arg(long)]
+    update_order: Option<String>,
+    /// pause or continue
+    #[arg(long)]
+    update_failure_action: Option<String>,
+    /// How long a new task is watched for failure (ns|us|ms|s|m|h)
+    #[arg(long)]
+    update_monitor: Option<String>,
+    /// vip or dnsrr
+    #[arg(long)]
+    endpoint_mode: Option<String>,
+    /// Do not wait until the service has converged
+    #[arg(short, long)]
+    detach: bool,
+}
+
+/// Make a service
+#[derive(Debug, Args)]
+pub struct CreateFlags {
+    #[command(flatten)]
+    common: Common,
+    /// Name of the service
+    #[arg(long)]
+    name: Option<String>,
+    /// replicated or global
+    #[arg(long, default_value = "replicated")]
+    mode: String,
+    /// Variable, NAME=VALUE; may be repeated
+    #[arg(short, long)]
+    env: Vec<String>,
+    /// Label of the service, KEY=VALUE; may be repeated
+    #[arg(short, long)]
+    label: Vec<String>,
+    /// Label of the containers, KEY=VALUE; may be repeated
+    #[arg(long)]
+    container_label: Vec<String>,
+    /// Mount, type=bind|volume|tmpfs,source=…,target=…; may be repeated
+    #[arg(long)]
+    mount: Vec<String>,
+    /// Network to join; may be repeated
+    #[arg(long)]
+    network: Vec<String>,
+    /// Port to publish, [PUBLISHED:]TARGET[/PROTOCOL] or published=…,target=…,mode=…; may be repeated
+    #[arg(short, long)]
+    publish: Vec<String>,
+    /// Where tasks may run, node.role==worker; may be repeated
+    #[arg(long)]
+    constraint: Vec<String>,
+    /// Tasks on one node at most; 0 for no limit
+    #[arg(long, default_value_t = 0)]
+    replicas_max_per_node: u64,
+    /// Replaces the image's entry point
+    #[arg(long)]
+    entrypoint: Option<String>,
+    /// The image
+    image: String,
+    /// Replaces the image's command
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<String>,
+}
+
+/// Change a service
+#[derive(Debug, Args)]
+pub struct UpdateFlags {
+    #[command(flatten)]
+    common: Common,
+    /// Another image
+    #[arg(long)]
+    image: Option<String>,
+    /// Another command, one line
+    #[arg(long)]
+    args: Option<String>,
+    /// Add or change a variable, NAME=VALUE; may be repeated
+    #[arg(long)]
+    env_add: Vec<String>,
+    /// Remove a variable; may be repeated
+    #[arg(long)]
+    env_rm: Vec<String>,
+    /// Add or change a label, KEY=VALUE; may be repeated
+    #[arg(long)]
+    label_add: Vec<String>,
+    /// Remove a label; may be repeated
+    #[arg(long)]
+    label_rm: Vec<String>,
+    /// Publish a port; may be repeated
+    #[arg(long)]
+    publish_add: Vec<String>,
+    /// Publish a target port no longer; may be repeated
+    #[arg(long)]
+    publish_rm: Vec<u16>,
+    /// Add a constraint; may be repeated
+    #[arg(long)]
+    constraint_add: Vec<String>,
+    /// Remove a constraint; may be repeated
+    #[arg(long)]
+    constraint_rm: Vec<String>,
+    /// Replace every task though nothing else changes
+    #[arg(long)]
+    force: bool,
+    /// The service
+    service: String,
+}
+
+impl CreateFlags {
+    /// Whether not to wait.
+    pub fn detach(&self) -> bool {
+        self.common.detach
+    }
+
+    /// The spec.
+    ///
+    /// # Errors
+    /// A value that cannot be read.
+    pub fn spec(&self) -> anyhow::Result<Value> {
+        let mut spec = json!({
+            "Name": self.name.clone().unwrap_or_else(random_name),
+            "Labels": pairs(&self.label),
+            "TaskTemplate": {
+                "ContainerSpec": {"Image": self.image, "Labels": pairs(&self.container_label)},
+                "Placement": {"Constraints": self.constraint, "MaxReplicas": self.replicas_max_per_node},
+            },
+            "Mode": match self.mode.as_str() {
+                "replicated" => json!({"Replicated": {"Replicas": 1}}),
+                "global" => json!({"Global": {}}),
+                other => bail!("the mode is replicated or global, not {other:?}"),
+            },
+            "EndpointSpec": {},
+        });
+        let container = &mut spec["TaskTemplate"]["ContainerSpec"];
+        if !self.command.is_empty() {
+            container["Args"] = json!(self.command);
+        }
+        if let Some(line) = &self.entrypoint {
+            container["Command"] = json!(words(line));
+        }
+        if !self.env.is_empty() {
+            container["Env"] = json!(self.env);
+        }
+        if !self.mount.is_empty() {
+            container["Mounts"] =
+                json!(self.mount.iter().map(|m| mount::parse(m)).collect::<anyhow::Result<Vec<_>>>()?);
+        }
+        if !self.network.is_empty() {
+            spec["TaskTemplate"]["Networks"] =
+                json!(self.network.iter().map(|n| json!({"Target": n})).collect::<Vec<_>>());
+        }
+        let ports = self.publish.iter().map(|p| publish::parse(p)).collect::<anyhow::Result<Vec<_>>>()?;
+        if !ports.is_empty() {
+            spec["EndpointSpec"]["Ports"] = json!(ports.concat());
+        }
+        self.common.apply(&mut spec)?;
+        Ok(spec)
+    }
+}
+
+impl UpdateFlags {
+    /// The service.
+    pub fn service(&self) -> &str {
+        &self.service
+    }
+
+    /// Whether not to wait.
+    pub fn detach(&self) -> bool {
+        self.common.detach
+    }
+
+    /// The spec after the change.
+    ///
+    /// # Errors
+    /// A value that cannot be read.
+    pub fn apply(&self, mut spec: Value) -> anyhow::Result<Value> {
+        self.common.apply(&mut spec)?;
+        let labels = object(&mut spec["Labels"]);
+        labels.extend(pairs(&self.label_add));
+        self.label_rm.iter().for_each(|key| drop(labels.remove(key)));
+        let task = &mut spec["TaskTemplate"];
+        if self.force {
+            task["ForceUpdate"] = json!(task["ForceUpdate"].as_u64().unwrap_or(0) + 1);
+        }
+        if !self.constraint_add.is_empty() || !self.constraint_rm.is_empty() {
+            let constraints = list(&mut task["Placement"]["Constraints"]);
+            constraints.retain(|c| !self.constraint_rm.iter().any(|rm| c == rm));
+            constraints.extend(self.constraint_add.iter().map(|c| json!(c)));
+        }
+        let container = &mut task["ContainerSpec"];
+        if let Some(image) = &self.image {
+            container["Image"] = json!(image);
+        }
+        if let Some(line) = &self.args {
+            container["Args"] = json!(words(line));
+        }
+        if !self.env_add.is_empty() || !self.env_rm.is_empty() {
+            let name_of = |line: &str| line.split('=').next().unwrap_or_default().to_owned();
+            let gone: Vec<String> =
+                self.env_rm.iter().cloned().chain(self.env_add.iter().map(|e| name_of(e))).collect();
+            let env = list(&mut container["Env"]);
+            env.retain(|line| !gone.contains(&name_of(line.as_str().unwrap_or_default())));
+            env.extend(self.env_add.iter().map(|e| json!(e)));
+        }
+        if !self.publish_add.is_empty() || !self.publish_rm.is_empty() {
+            let ports = list(&mut spec["EndpointSpec"]["Ports"]);
+            ports.retain(|p| !self.publish_rm.iter().any(|target| p["TargetPort"] == *target));
+            for port in &self.publish_add {
+                ports.extend(publish::parse(port)?);
+            }
+        }
+        Ok(spec)
+    }
+}
+
+impl Common {
+    fn apply(&self, spec: &mut Value) -> anyhow::Result<()> {
+        if let Some(replicas) = self.replicas {
+            if !spec["Mode"]["Replicated"].is_object() {
+                bail!("replicas can only be used with replicated mode");
+            }
+            spec["Mode"]["Replicated"]["Replicas"] = json!(replicas);
+        }
+        set(&mut spec["EndpointSpec"], "Mode", self.endpoint_mode.as_ref());
+        let task = &mut spec["TaskTemplate"];
+        let container = &mut task["ContainerSpec"];
+        set(container, "Hostname", self.hostname.as_ref());
+        set(container, "User", self.user.as_ref());
+        set(container, "Dir", self.workdir.as_ref());
+        set(container, "StopSignal", self.stop_signal.as_ref());
+        set(container, "StopGracePeriod", nanoseconds("--stop-grace-period", self.stop_grace_period.as_ref())?);
+        set(container, "TTY", self.tty.then_some(true));
+        set(container, "ReadOnly", self.read_only.then_some(true));
+        let resources = &mut task["Resources"];
+        set_in(resources, "Limits", "NanoCPUs", self.limit_cpu.map(nano_cpus));
+        set_in(resources, "Limits", "MemoryBytes", bytes("--limit-memory", self.limit_memory.as_ref())?);
+        set_in(resources, "Limits", "Pids", self.limit_pids);
+        set_in(resources, "Reservations", "NanoCPUs", self.reserve_cpu.map(nano_cpus));
+        set_in(resources, "Reservations", "MemoryBytes", bytes("--reserve-memory", self.reserve_memory.as_ref())?);
+        set_in(task, "RestartPolicy", "Condition", self.restart_condition.as_ref());
+        set_in(task, "RestartPolicy", "Delay", nanoseconds("--restart-delay", self.restart_delay.as_ref())?);
+        set_in(task, "RestartPolicy", "MaxAttempts", self.restart_max_attempts);
+        set_in(task, "RestartPolicy", "Window", nanoseconds("--restart-window", self.restart_window.as_ref())?);
+        if self.update_parallelism.is_none() && !spec["UpdateConfig"].is_object() {
+            // The API takes an absent number for 0, which means "all at once".
+            let others = [&self.update_delay, &self.update_order, &self.update_failure_action, &self.update_monitor];
+            set_in(spec, "UpdateConfig", "Parallelism", others.iter().any(|o| o.is_some()).then_some(1));
+        }
+        set_in(spec, "UpdateConfig", "Parallelism", self.update_parallelism);
+        set_in(spec, "UpdateConfig", "Delay", nanoseconds("--update-delay", self.update_delay.as_ref())?);
+        set_in(spec, "UpdateConfig", "Order", self.update_order.as_ref());
+        set_in(spec, "UpdateConfig", "FailureAction", self.update_failure_action.as_ref());
+        set_in(spec, "UpdateConfig", "Monitor", nanoseconds("--update-monitor", self.update_monitor.as_ref())?);
+        Ok(())
+    }
+}
+
+fn set(object: &mut Value, key: &str, value: Option<impl Into<Value>>) {
+    if let Some(value) = value {
+        object[key] = value.into();
+    }
+}
+
+fn set_in(object: &mut Value, part: &str, key: &str, value: Option<impl Into<Value>>) {
+    if let Some(value) = value {
+        object[part][key] = value.into();
+    }
+}
+
+fn object(value: &mut Value) -> &mut Map<String, Value> {
+    if !value.is_object() {
+        *value = json!({});
+    }
+    value.as_object_mut().expect("just made one")
+}
+
+fn list(value: &mut Value) -> &mut Vec<Value> {
+    if !value.is_array() {
+        *value = json!([]);
+    }
+    value.as_array_mut().expect("just made one")
+}
+
+fn pairs(lines: &[String]) -> Map<String, Value> {
+    lines.iter().map(|line| line.split_once('=').unwrap_or((line, ""))).map(|(k, v)| (k.to_owned(), json!(v))).collect()
+}
+
+fn words(line: &str) -> Vec<String> {
+    line.split_whitespace().map(str::to_owned).collect()
+}
+
+fn nano_cpus(cpus: f64) -> i64 {
+    #[expect(clippy::cast_possible_truncation, reason = "the daemon checks the range; the cast saturates")]
+    let nano = (cpus * 1e9).round() as i64;
+    nano
+}
+
+fn bytes(flag: &str, text: Option<&String>) -> anyhow::Result<Option<i64>> {
+    let Some(text) = text else { return Ok(None) };
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let shift = match text[end..].to_ascii_lowercase().trim_end_matches("ib").trim_end_matches('b') {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => bail!("{flag} {text}: write a size like 512M or 2G"),
+    };
+    let number: i64 = text[..end].parse().with_context(|| format!("{flag} {text}: write a size like 512M or 2G"))?;
+    Ok(Some(number.checked_mul(1 << shift).with_context(|| format!("{flag} {text} is too large"))?))
+}
+
+fn nanoseconds(flag: &str, text: Option<&String>) -> anyhow::Result<Option<i64>> {
+    let Some(text) = text else { return Ok(None) };
+    let wrong = || format!("{flag} {text}: write a duration like 10s or 1m30s");
+    let span: jiff::SignedDuration = text.parse().with_context(wrong)?;
+    Ok(Some(i64::try_from(span.as_nanos()).with_context(wrong)?))
+}
+
+/// A name for a service that was given none.
+fn random_name() -> String {
+    format!("service-{:08x}", rand::random::<u32>())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Create {
+        #[command(flatten)]
+        flags: CreateFlags,
+    }
+
+    fn create(line: &str) -> Value {
+        let words = std::iter::once("create").chain(line.split(' '));
+        Create::try_parse_from(words).unwrap().flags.spec().unwrap()
+    }
+
+    #[test]
+    fn a_command_line_becomes_the_spec_that_dockers_client_sends() {
+        let spec =
+            create("--name web --replicas 3 -e A=1 -p 8080:80 --limit-memory 64M --restart-delay 1s nginx -g daemon");
+        assert_eq!(spec["Mode"], json!({"Replicated": {"Replicas": 3}}));
+        let container = &spec["TaskTemplate"]["ContainerSpec"];
+        assert_eq!((&container["Args"], &container["Env"]), (&json!(["-g", "daemon"]), &json!(["A=1"])));
+        assert_eq!(spec["TaskTemplate"]["Resources"]["Limits"]["MemoryBytes"], 64 << 20);
+        assert_eq!(spec["TaskTemplate"]["RestartPolicy"]["Delay"], 1_000_000_000_i64);
+        assert_eq!(spec["EndpointSpec"]["Ports"][0]["PublishedPort"], 8080);
+        assert!(spec.get("UpdateConfig").is_none());
+    }
+
+    #[test]
+    fn an_update_config_without_parallelism_changes_one_task_at_a_time() {
+        assert_eq!(
+            create("--update-order start-first x")["UpdateConfig"],
+            json!({"Parallelism": 1, "Order": "start-first"})
+        );
+    }
+}

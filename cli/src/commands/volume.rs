@@ -1,0 +1,74 @@
+//! `skep volume`.
+
+use clap::{Args, Subcommand};
+use http::Method;
+use serde_json::{Value, json};
+
+use super::text;
+use crate::client::Client;
+use crate::output::table::Table;
+
+/// Make, look at and remove volumes of this node
+#[derive(Debug, Args)]
+pub struct VolumeCommand {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Make a volume
+    Create {
+        /// Its name; a random one when none is given
+        #[arg(default_value = "")]
+        name: String,
+    },
+    /// List volumes
+    #[command(alias = "list")]
+    Ls,
+    /// Show volumes in full, as JSON
+    Inspect {
+        /// The volumes
+        #[arg(required = true)]
+        volumes: Vec<String>,
+    },
+    /// Remove volumes
+    #[command(alias = "remove")]
+    Rm {
+        /// The volumes
+        #[arg(required = true)]
+        volumes: Vec<String>,
+    },
+}
+
+/// Runs the command.
+pub async fn run(command: VolumeCommand, client: &Client) -> anyhow::Result<()> {
+    match command.action {
+        Action::Create { name } => {
+            let made: Value = serde_json::from_slice(&client.post("/volumes/create", &json!({"Name": name})).await?)?;
+            println!("{}", text(&made["Name"]));
+        }
+        Action::Ls => {
+            let found: Value = client.get("/volumes").await?;
+            let mut table = Table::new(&["DRIVER", "VOLUME NAME"]);
+            for volume in found["Volumes"].as_array().map(Vec::as_slice).unwrap_or_default() {
+                table.row([text(&volume["Driver"]), text(&volume["Name"])]);
+            }
+            table.print();
+        }
+        Action::Inspect { volumes } => {
+            let mut found: Vec<Value> = Vec::new();
+            for volume in &volumes {
+                found.push(client.get(&format!("/volumes/{volume}")).await?);
+            }
+            println!("{}", serde_json::to_string_pretty(&found)?);
+        }
+        Action::Rm { volumes } => {
+            for volume in &volumes {
+                client.call(Method::DELETE, &format!("/volumes/{volume}"), None).await?;
+                println!("{volume}");
+            }
+        }
+    }
+    Ok(())
+}

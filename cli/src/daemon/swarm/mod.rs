@@ -1,0 +1,313 @@
+//! This node's life in a cluster: making one, joining one, going on after a restart, leaving.
+//!
+//! [`NodeSwarm`] is what faces ask. What runs while the node is in a cluster is a [`Member`]; there is at most one.
+
+pub mod addresses;
+mod member;
+mod saved;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use async_trait::async_trait;
+use rand::SeedableRng;
+use skep_api::ports::control::{ControlError, ControlPlane, InitRequest, JoinRequest, LocalState, Swarm, SwarmStatus};
+use skep_identity::{
+    Clock, Credentials, Disk, JoinError, JoinRequest as IdentityRequest, JoinToken, NodeKey, SystemClock, TcpDialer,
+};
+use skep_manager::Birth;
+use skep_manager::ca;
+use skep_proto::model::node::ManagerMembership;
+use skep_proto::model::{
+    Annotations, Cluster, ClusterId, ClusterSpec, Meta, Node, NodeId, NodeRole, NodeSpec, NodeState,
+};
+use tokio::sync::Mutex;
+
+use super::config::Config;
+use super::node::NodeServices;
+use addresses::{Addresses, Asked};
+use member::{Member, Start};
+use saved::Saved;
+
+/// How long a new manager may take until it votes.
+const READY: Duration = Duration::from_secs(30);
+/// How long tasks may take to stop when the node leaves.
+const LEAVE: Duration = Duration::from_secs(15);
+/// The format level of this release.
+const FORMAT: u8 = 1;
+
+/// This node, in a cluster or not.
+pub struct NodeSwarm {
+    config: Config,
+    services: Arc<NodeServices>,
+    clock: Arc<dyn Clock>,
+    member: ArcSwapOption<Member>,
+    /// Why the node, which is in a cluster, does not take part.
+    error: ArcSwapOption<String>,
+    /// Held while the node enters or leaves a cluster.
+    changing: Mutex<()>,
+}
+
+impl NodeSwarm {
+    /// A node that is in no cluster yet; [`Self::resume`] follows.
+    pub fn new(config: Config, services: Arc<NodeServices>) -> Self {
+        Self {
+            config,
+            services,
+            clock: Arc::new(SystemClock),
+            member: ArcSwapOption::empty(),
+            error: ArcSwapOption::empty(),
+            changing: Mutex::new(()),
+        }
+    }
+
+    /// Goes on in the cluster that the node was in. What keeps it from that is kept for `docker info`.
+    pub async fn resume(&self) {
+        let _held = self.changing.lock().await;
+        if let Err(error) = self.try_resume().await {
+            let text = crate::output::chain(&error);
+            tracing::error!(error = text, "the node cannot go on in its cluster");
+            self.error.store(Some(Arc::new(text)));
+        }
+    }
+
+    async fn try_resume(&self) -> anyhow::Result<()> {
+        let Some(saved) = Saved::load(&self.config.root)? else { return Ok(()) };
+        let Some(credentials) = self.disk().load()? else {
+            anyhow::bail!("the node's certificate is missing: leave the cluster with --force and join again");
+        };
+        let start = Start { saved, credentials, birth: None };
+        self.enter(start).await
+    }
+
+    /// Ends what runs; the node stays in its cluster.
+    pub async fn stop(&self) {
+        let _held = self.changing.lock().await;
+        if let Some(member) = self.member.swap(None) {
+            member.stop().await;
+        }
+    }
+
+    fn disk(&self) -> Disk {
+        Disk::new(self.config.root.join("ca"))
+    }
+
+    async fn enter(&self, start: Start) -> anyhow::Result<()> {
+        let member = Member::start(&self.config, &self.services, Arc::clone(&self.clock), start).await?;
+        self.member.store(Some(Arc::new(member)));
+        self.error.store(None);
+        Ok(())
+    }
+
+    /// Removes all that belongs to a cluster. Containers of tasks are gone by now, or are removed by whoever comes next.
+    fn forget(&self) -> anyhow::Result<()> {
+        Saved::remove(&self.config.root)?;
+        self.disk().remove()?;
+        for path in [self.config.root.join("raft"), self.config.root.join("state").join("agent.redb")] {
+            let gone = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+            match gone {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn addresses(&self, listen: &str, advertise: &str, data_path: &str) -> Result<Addresses, ControlError> {
+        let (locals, towards) = addresses::of_this_host();
+        // Clients send 0.0.0.0:2377 when their user names nothing; the daemon's own settings are more exact.
+        let is_silent = matches!(listen, "" | "0.0.0.0:2377" | "0.0.0.0");
+        let own_listen = self.config.listen.to_string();
+        let own = |asked: &str, own: Option<String>| {
+            if asked.is_empty() { own.unwrap_or_default() } else { asked.to_owned() }
+        };
+        let advertise = own(advertise, self.config.advertise.map(|a| a.to_string()));
+        let data_path = own(data_path, self.config.data_path.map(|a| a.to_string()));
+        let listen = if is_silent { &own_listen } else { listen };
+        addresses::resolve(Asked { listen, advertise: &advertise, data_path: &data_path }, &locals, towards)
+    }
+
+    fn is_in_cluster(&self) -> bool {
+        self.member.load().is_some() || self.error.load().is_some()
+    }
+
+    async fn begin(&self, request: InitRequest) -> Result<NodeId, ControlError> {
+        if request.force_new_cluster {
+            return Err(ControlError::Unsupported("--force-new-cluster".into()));
+        }
+        if request.spec.autolock {
+            return Err(ControlError::Unsupported("autolock".into()));
+        }
+        let found = self.addresses(&request.listen_addr, &request.advertise_addr, &request.data_path_addr)?;
+        self.forget().map_err(|error| internal("clearing what an earlier cluster left", error))?;
+        let id = ClusterId::random(&mut rand::rng());
+        let now = self.clock.now();
+        let made = ca::bootstrap(id, now, request.spec.cert_expiry, &mut rand::rngs::StdRng::from_os_rng())
+            .map_err(|error| internal("making the cluster's certificates", error))?;
+        let node = made.credentials.identity().node;
+        let birth =
+            Birth { cluster: cluster_record(id, &request, &made), node: node_record(node, &request, found.advertise) };
+        let saved = Saved::new(found.listen, found.advertise, found.data_path, Some(1), vec![found.advertise]);
+        self.commit(Start { saved, credentials: made.credentials, birth: Some(birth) }).await?;
+        Ok(node)
+    }
+
+    async fn admit(&self, request: JoinRequest) -> Result<(), ControlError> {
+        let found = self.addresses(&request.listen_addr, &request.advertise_addr, &request.data_path_addr)?;
+        let managers = addresses::managers(&request.remotes)?;
+        let token: JoinToken =
+            request.token.parse().map_err(|_| ControlError::JoinRefused("invalid join token".into()))?;
+        self.forget().map_err(|error| internal("clearing what an earlier cluster left", error))?;
+        let key = NodeKey::generate().map_err(|error| internal("making the node's key", error))?;
+        let asked = IdentityRequest { token, availability: request.availability, key };
+        let (credentials, manager) = self.ask(&managers, &asked).await?;
+        // Its number is asked for when it starts.
+        let is_manager = credentials.identity().role == NodeRole::Manager;
+        let saved = Saved::new(found.listen, found.advertise, found.data_path, is_manager.then_some(0), vec![manager]);
+        self.commit(Start { saved, credentials, birth: None }).await
+    }
+
+    /// Asks one manager after the other for a certificate.
+    async fn ask(
+        &self,
+        managers: &[SocketAddr],
+        request: &IdentityRequest,
+    ) -> Result<(Credentials, SocketAddr), ControlError> {
+        let mut last: Option<JoinError> = None;
+        for manager in managers {
+            match skep_identity::join(*manager, request, Arc::new(TcpDialer), Arc::clone(&self.clock)).await {
+                Ok(credentials) => return Ok((credentials, *manager)),
+                Err(error) => {
+                    let go_on = error.is_temporary();
+                    last = Some(error);
+                    if !go_on {
+                        break;
+                    }
+                }
+            }
+        }
+        let text = last.map(|error| crate::output::chain(&anyhow::Error::new(error))).unwrap_or_default();
+        Err(ControlError::JoinRefused(text))
+    }
+
+    /// Enters a cluster and remembers it. What was made is forgotten when that fails.
+    async fn commit(&self, start: Start) -> Result<(), ControlError> {
+        let entered = async {
+            self.disk().save(&start.credentials)?;
+            self.enter(start).await
+        };
+        if let Err(error) = entered.await {
+            if let Err(second) = self.forget() {
+                tracing::error!(
+                    error = crate::output::chain(&second),
+                    "what a failed attempt made could not be removed"
+                );
+            }
+            return Err(ControlError::JoinRefused(crate::output::chain(&error)));
+        }
+        Ok(())
+    }
+}
+
+fn internal(context: &str, error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ControlError {
+    ControlError::Internal { context: context.to_owned(), source: error.into() }
+}
+
+fn cluster_record(id: ClusterId, request: &InitRequest, made: &ca::Bootstrap) -> Cluster {
+    let default_pool = || vec!["10.0.0.0/8".parse().expect("a constant subnet")];
+    let spec = ClusterSpec {
+        annotations: Annotations { name: "default".into(), ..request.spec.annotations.clone() },
+        ..request.spec.clone()
+    };
+    Cluster {
+        id,
+        meta: Meta::default(),
+        spec,
+        root_ca: made.root.clone(),
+        join_tokens: made.tokens.clone(),
+        address_pools: if request.address_pools.is_empty() { default_pool() } else { request.address_pools.clone() },
+        subnet_size: if request.subnet_size == 0 { 24 } else { request.subnet_size },
+        data_path_port: if request.data_path_port == 0 { 4789 } else { request.data_path_port },
+        format: FORMAT,
+    }
+}
+
+fn node_record(id: NodeId, request: &InitRequest, advertise: SocketAddr) -> Node {
+    Node {
+        id,
+        meta: Meta::default(),
+        spec: NodeSpec {
+            annotations: Annotations::default(),
+            role: NodeRole::Manager,
+            availability: request.availability,
+        },
+        index: 0,
+        description: skep_proto::model::NodeDescription::default(),
+        state: NodeState::Unknown,
+        message: String::new(),
+        address: Some(advertise.ip()),
+        manager: Some(ManagerMembership { raft_id: 1, address: advertise }),
+    }
+}
+
+#[async_trait]
+impl Swarm for NodeSwarm {
+    fn status(&self) -> SwarmStatus {
+        let inactive = |state, error: String| SwarmStatus {
+            state,
+            node: None,
+            address: None,
+            is_manager: false,
+            error,
+            managers: Vec::new(),
+            counts: None,
+        };
+        match (&*self.member.load(), &*self.error.load()) {
+            (Some(member), _) => member.status(),
+            (None, Some(error)) => inactive(LocalState::Error, error.to_string()),
+            (None, None) => inactive(LocalState::Inactive, String::new()),
+        }
+    }
+
+    fn control(&self) -> Result<Arc<dyn ControlPlane>, ControlError> {
+        let member = self.member.load_full().ok_or(ControlError::NotInSwarm)?;
+        let control = member.manager().map(|manager| manager.control()).ok_or(ControlError::NotManager)?;
+        Ok(control)
+    }
+
+    async fn init(&self, request: InitRequest) -> Result<NodeId, ControlError> {
+        let _held = self.changing.lock().await;
+        if self.is_in_cluster() {
+            return Err(ControlError::AlreadyInSwarm);
+        }
+        self.begin(request).await
+    }
+
+    async fn join(&self, request: JoinRequest) -> Result<(), ControlError> {
+        let _held = self.changing.lock().await;
+        if self.is_in_cluster() {
+            return Err(ControlError::AlreadyInSwarm);
+        }
+        self.admit(request).await
+    }
+
+    async fn leave(&self, force: bool) -> Result<(), ControlError> {
+        let _held = self.changing.lock().await;
+        if !self.is_in_cluster() {
+            return Err(ControlError::NotInSwarm);
+        }
+        if let Some(member) = self.member.load_full() {
+            member.may_leave(force).await?;
+            self.member.store(None);
+            member.leave(LEAVE).await;
+        } else if !force {
+            return Err(ControlError::FailedPrecondition(
+                "this node cannot take part in its cluster; use --force to leave it all the same".into(),
+            ));
+        }
+        self.error.store(None);
+        self.forget().map_err(|error| internal("removing the cluster's files", error))
+    }
+}
