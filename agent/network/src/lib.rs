@@ -1,1 +1,29 @@
-//! Filled by the next commits.
+//! The network of a node: namespaces and links of sandboxes, local bridges, overlays, virtual addresses, the routing
+//! mesh and published ports, names.
+//!
+//! [`NodeNetwork`] is told the whole wanted state ([`NodeNetwork::apply`]) and asked for sandboxes
+//! ([`NodeNetwork::create_sandbox`]). Decisions are in [`plan`], without I/O; the shells in `engine` compare them with
+//! what the kernel holds.
+
+pub mod config;
+pub mod dns;
+mod engine;
+pub mod error;
+pub mod mac;
+mod names;
+mod netlink;
+mod nft;
+mod nlattr;
+pub mod plan;
+mod record;
+pub mod spec;
+mod sys;
+
+pub use config::Config;
+pub use engine::{Bridge, NodeNetwork};
+pub use error::NetworkError;
+pub use names::{DnsPorts, FakeNames, Names, SandboxDns};
+pub use spec::{
+    BridgeAttachment, DEFAULT_BRIDGE, HostPort, LinkKind, OverlayAttachment, Resolver, Sandbox, SandboxId, SandboxLink,
+    SandboxSpec,
+};

@@ -1,0 +1,268 @@
+//! What the network layer is told once, and what follows from it: names, groups, addresses by node index.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+
+use ipnet::{IpNet, Ipv4Net};
+use skep_proto::model::NodeId;
+
+use crate::error::NetworkError;
+
+/// Settings of a node's network.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where namespaces and records are kept: `…/network`.
+    pub state_dir: PathBuf,
+    /// Where the socket of the name server lies; its path must fit a Unix address (107 bytes).
+    pub run_dir: PathBuf,
+    /// This node.
+    pub node: NodeId,
+    /// Addresses that the overlay uses here, one per family.
+    pub data_path: Vec<IpAddr>,
+    /// UDP port of plain VXLAN.
+    pub vxlan_port: u16,
+    /// Start of the names of links and tables in the node's namespace, 1 to 6 characters: two daemons in one
+    /// namespace have different ones.
+    pub prefix: String,
+    /// Subnet of the default bridge (Docker's is 172.17.0.0/16).
+    pub bridge_subnet: IpNet,
+    /// Range of the mesh and of task links (100.64.0.0/10).
+    pub infra: IpNet,
+    /// The program that serves names when called as `PROGRAM net --dir … --run-dir …`.
+    pub netd_exe: PathBuf,
+}
+
+/// Group of the node's ends of task links.
+pub const TASK_GROUP: u32 = 0x534b_0001;
+/// Group of local bridges.
+pub const BRIDGE_GROUP: u32 = 0x534b_0002;
+/// VXLAN network of the routing mesh. Numbers below 4096 are never given to networks of the cluster.
+pub const MESH_VNI: u32 = 16;
+/// Connection mark of a connection that came by the mesh: this and the entry node's index.
+pub const MESH_MARK: u32 = 0x5100_0000;
+/// The part of a mark that tells that it is ours.
+pub const MESH_MASK: u32 = 0xff00_0000;
+/// Connection mark at the entry node: the connection is to a published port.
+pub const PUBLISHED_MARK: u32 = 0x0001_0000;
+/// Routing table of replies on the mesh.
+pub const MESH_TABLE: u32 = 51000;
+/// Priority of the rule that leads there: after the table of local addresses (0), before the main one (32766).
+pub const MESH_RULE: u32 = 5100;
+/// Bytes that VXLAN over IPv4 adds: IP 20, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 section 5).
+pub const VXLAN_OVERHEAD: u32 = 50;
+/// Addresses at the start of the range that are the nodes' on the mesh.
+const MESH_ADDRESSES: u32 = 16384;
+/// Prefix length of a node's share for task links.
+const TASK_PREFIX: u8 = 22;
+
+impl Config {
+    /// Checks what can be checked without the kernel.
+    ///
+    /// # Errors
+    /// [`NetworkError::Config`] for the first setting that cannot be.
+    pub fn validate(&self) -> Result<(), NetworkError> {
+        let bad = |what: String| Err(NetworkError::Config { what });
+        if self.prefix.is_empty() || self.prefix.len() > 6 || !self.prefix.bytes().all(|b| b.is_ascii_alphanumeric()) {
+            return bad(format!("link prefix {:?} is not 1 to 6 letters and digits", self.prefix));
+        }
+        if self.underlay().is_none() {
+            return bad("the data path has no IPv4 address, and overlays over IPv6 are not supported yet".into());
+        }
+        if self.vxlan_port == 0 {
+            return bad("the VXLAN port is 0".into());
+        }
+        let IpNet::V4(bridge) = self.bridge_subnet else {
+            return bad(format!("the bridge subnet {} is not IPv4", self.bridge_subnet));
+        };
+        if bridge.prefix_len() > 29 {
+            return bad(format!("the bridge subnet {bridge} is smaller than /29"));
+        }
+        let IpNet::V4(infra) = self.infra else {
+            return bad(format!("the infrastructure range {} is not IPv4", self.infra));
+        };
+        if infra.prefix_len() > 17 {
+            return bad(format!("the infrastructure range {infra} is smaller than /17"));
+        }
+        if infra.contains(&bridge.network()) || bridge.contains(&infra.network()) {
+            return bad(format!("the bridge subnet {bridge} and the infrastructure range {infra} overlap"));
+        }
+        Ok(())
+    }
+
+    /// This node's IPv4 address on the underlay.
+    pub fn underlay(&self) -> Option<Ipv4Addr> {
+        first_v4(&self.data_path)
+    }
+
+    /// Names of links and tables.
+    pub fn names(&self) -> LinkNames {
+        LinkNames { prefix: self.prefix.clone() }
+    }
+
+    /// Where sandboxes keep their namespaces and records.
+    pub fn sandbox_dir(&self) -> PathBuf {
+        self.state_dir.join("sandboxes")
+    }
+
+    /// Where overlays keep their switch namespaces.
+    pub fn switch_dir(&self) -> PathBuf {
+        self.state_dir.join("switches")
+    }
+}
+
+/// The first IPv4 address of a list of one per family.
+pub fn first_v4(addresses: &[IpAddr]) -> Option<Ipv4Addr> {
+    addresses.iter().find_map(|address| match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
+    })
+}
+
+/// Names of what we make in the node's namespace. A link name has at most 15 characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkNames {
+    prefix: String,
+}
+
+impl LinkNames {
+    /// Names that start with `prefix`.
+    pub fn new(prefix: impl Into<String>) -> Self {
+        Self { prefix: prefix.into() }
+    }
+
+    /// Our tables in the node's namespace.
+    pub fn table(&self) -> String {
+        format!("skep-{}", self.prefix)
+    }
+
+    /// The VXLAN link of the routing mesh.
+    pub fn mesh(&self) -> String {
+        format!("{}-mesh", self.prefix)
+    }
+
+    /// The default bridge.
+    pub fn default_bridge(&self) -> String {
+        format!("{}-br0", self.prefix)
+    }
+
+    /// A user's bridge.
+    pub fn bridge(&self, number: u32) -> String {
+        format!("{}-br{number}", self.prefix)
+    }
+
+    /// The node's end of a sandbox's task link.
+    pub fn task_link(&self, slot: u32) -> String {
+        format!("{}-t{slot}", self.prefix)
+    }
+
+    /// A sandbox's port on a local bridge.
+    pub fn bridge_port(&self, slot: u32, number: usize) -> String {
+        format!("{}-p{slot}.{number}", self.prefix)
+    }
+
+    /// A VXLAN link on its way into its switch namespace.
+    pub fn passing(&self, vni: u32) -> String {
+        format!("{}-v{vni:x}", self.prefix)
+    }
+
+    /// Whether a link of the node's namespace belongs to a sandbox.
+    pub fn is_sandbox_link(&self, name: &str) -> bool {
+        name.strip_prefix(&self.prefix).is_some_and(|rest| {
+            let digits = rest.strip_prefix("-t").or_else(|| rest.strip_prefix("-p"));
+            digits.is_some_and(|d| !d.is_empty() && d.bytes().all(|b| b.is_ascii_digit() || b == b'.'))
+        })
+    }
+}
+
+/// The addresses that a node has by its central index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeAddresses {
+    /// On the mesh.
+    pub mesh: Ipv4Addr,
+    /// Share for task links; its first address is the gateway.
+    pub tasks: Ipv4Net,
+}
+
+impl NodeAddresses {
+    /// The gateway of this node's tasks.
+    pub fn gateway(&self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.tasks.network()) + 1)
+    }
+}
+
+/// The addresses of the node with that index: in `infra`, 16384 mesh addresses come first, then one /22 per node.
+/// `None` when the range is too small for the index; 100.64.0.0/10 holds 4080 nodes.
+pub fn node_addresses(infra: IpNet, index: u16) -> Option<NodeAddresses> {
+    let IpNet::V4(infra) = infra else { return None };
+    let start = u32::from(infra.network());
+    let end = u32::from(infra.broadcast());
+    let share = 1u32 << (32 - TASK_PREFIX);
+    let tasks = start.checked_add(MESH_ADDRESSES)?.checked_add(u32::from(index) * share)?;
+    if tasks.checked_add(share - 1)? > end {
+        return None;
+    }
+    let tasks = Ipv4Net::new(Ipv4Addr::from(tasks), TASK_PREFIX).expect("22 is a prefix length");
+    Some(NodeAddresses { mesh: Ipv4Addr::from(start + u32::from(index)), tasks })
+}
+
+/// The range of the nodes' mesh addresses, for a route to them.
+pub fn mesh_range(infra: IpNet) -> Option<Ipv4Net> {
+    let IpNet::V4(infra) = infra else { return None };
+    Ipv4Net::new(infra.network(), 18).ok()
+}
+
+/// Stand-in for the next hop of replies on the mesh: the last mesh address, whose index no share is left for.
+pub fn mesh_next_hop(infra: IpNet) -> Option<Ipv4Addr> {
+    mesh_range(infra).map(|range| range.broadcast())
+}
+
+/// Whether a path can be bound as a Unix socket.
+pub fn fits_socket(path: &Path) -> bool {
+    path.as_os_str().len() < 108
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const INFRA: &str = "100.64.0.0/10";
+
+    #[test]
+    fn shares_follow_the_mesh_addresses() {
+        let first = node_addresses(INFRA.parse().unwrap(), 0).unwrap();
+        assert_eq!((first.mesh.to_string(), first.tasks.to_string()), ("100.64.0.0".into(), "100.64.64.0/22".into()));
+        let next = node_addresses(INFRA.parse().unwrap(), 1).unwrap();
+        assert_eq!((next.mesh.to_string(), next.tasks.to_string()), ("100.64.0.1".into(), "100.64.68.0/22".into()));
+        assert_eq!(next.gateway().to_string(), "100.64.68.1");
+    }
+
+    #[test]
+    fn the_default_range_holds_4080_nodes() {
+        assert!(node_addresses(INFRA.parse().unwrap(), 4079).is_some());
+        assert_eq!(node_addresses(INFRA.parse().unwrap(), 4080), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_two_nodes_share_an_address(a in 0u16..4080, b in 0u16..4080) {
+            prop_assume!(a != b);
+            let infra: IpNet = INFRA.parse().unwrap();
+            let (x, y) = (node_addresses(infra, a).unwrap(), node_addresses(infra, b).unwrap());
+            prop_assert!(x.mesh != y.mesh);
+            prop_assert!(!x.tasks.contains(&y.tasks));
+            prop_assert!(!x.tasks.contains(&y.mesh));
+            prop_assert!(infra.contains(&IpNet::V4(x.tasks)));
+            prop_assert!(x.mesh != mesh_next_hop(infra).unwrap());
+        }
+
+        #[test]
+        fn link_names_fit(slot: u16, number in 0usize..10, vni in 0u32..0x0100_0000) {
+            let names = LinkNames::new("abcdef");
+            for name in [names.mesh(), names.bridge(slot.into()), names.task_link(slot.into()),
+                names.bridge_port(slot.into(), number), names.passing(vni)] {
+                prop_assert!(name.len() <= 15, "{}", name);
+            }
+        }
+    }
+}

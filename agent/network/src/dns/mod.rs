@@ -1,0 +1,3 @@
+//! Names: zones and the server that answers from them.
+
+pub mod zone;

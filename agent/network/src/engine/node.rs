@@ -1,0 +1,243 @@
+//! The node's own namespace: the mesh link, local bridges, tables.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::Ipv4Net;
+
+use super::state::Bridge;
+use super::sysctl;
+use crate::config::{
+    BRIDGE_GROUP, Config, MESH_MARK, MESH_MASK, MESH_RULE, MESH_TABLE, MESH_VNI, VXLAN_OVERHEAD, mesh_next_hop,
+    mesh_range, node_addresses,
+};
+use crate::error::{NetworkError, Step};
+use crate::mac::Mac;
+use crate::netlink::{Neighbour, Requests, Rtnl, Via, Vxlan};
+use crate::nft::Tables;
+use crate::plan::node::{NodeFacts, mesh_entries, node_tables};
+use crate::sys::netns::Netns;
+
+/// The main routing table (`RT_TABLE_MAIN`).
+pub const MAIN_TABLE: u32 = 254;
+/// MTU when the link of the data path cannot be found, in bytes.
+const ETHERNET_MTU: u32 = 1500;
+
+/// What we made in the node's namespace.
+#[derive(Debug, Default)]
+pub struct Node {
+    tables: Tables,
+    mesh: Option<Mesh>,
+}
+
+#[derive(Debug)]
+struct Mesh {
+    link: u32,
+    /// This node's central index, which the link's addresses follow from.
+    index: u16,
+    entries: BTreeSet<Neighbour>,
+    /// Routes to the tasks of other nodes: share and gateway.
+    routes: BTreeMap<Ipv4Net, Ipv4Addr>,
+}
+
+impl Node {
+    /// Brings the mesh link and the tables to `facts`. `index` is this node's, once it has one.
+    ///
+    /// # Errors
+    /// [`NetworkError::Kernel`].
+    pub fn sync(
+        &mut self,
+        config: &Config,
+        netns: &Netns,
+        index: Option<u16>,
+        facts: &NodeFacts,
+    ) -> Result<(), NetworkError> {
+        let name = config.names().mesh();
+        let mut rtnl = Rtnl::open(netns).step("open rtnetlink")?;
+        let found = rtnl.link(&name).step("read a link")?;
+        let usable = found.as_ref().filter(|link| index.is_some_and(|i| link.mac == Some(Mac::of_node(i))));
+        let known =
+            self.mesh.take().filter(|mesh| Some(mesh.index) == index && Some(mesh.link) == usable.map(|l| l.index));
+        if usable.is_none() {
+            // The filter comes before the link: whoever reaches the port from now on was let in by it.
+            let before = NodeFacts { mesh: false, ..facts.clone() };
+            self.tables.set(netns, node_tables(&before)).step("load the node's rules")?;
+            rtnl.send(Requests::new().delete_link(&name)).step("delete the mesh link")?;
+        }
+        let Some(index) = index else { return Ok(()) };
+        let mut mesh = match (known, usable) {
+            (Some(mesh), _) => mesh,
+            (None, Some(link)) => Mesh::recover(&mut rtnl, index, link.index)?,
+            (None, None) => Mesh::create(config, netns, &mut rtnl, index)?,
+        };
+        self.tables.set(netns, node_tables(facts)).step("load the node's rules")?;
+        mesh.sync(config, &mut rtnl, &facts.peers)?;
+        self.mesh = Some(mesh);
+        Ok(())
+    }
+
+    /// Loads the rules alone.
+    ///
+    /// # Errors
+    /// [`NetworkError::Kernel`].
+    pub fn load_rules(&mut self, netns: &Netns, facts: &NodeFacts) -> Result<(), NetworkError> {
+        let facts = NodeFacts { mesh: self.mesh.is_some(), ..facts.clone() };
+        self.tables.set(netns, node_tables(&facts)).step("load the node's rules")
+    }
+
+    /// Removes the mesh link, its routes and the tables.
+    ///
+    /// # Errors
+    /// [`NetworkError::Kernel`].
+    pub fn clear(&mut self, config: &Config, netns: &Netns) -> Result<(), NetworkError> {
+        let mut rtnl = Rtnl::open(netns).step("open rtnetlink")?;
+        let mut requests = Requests::new();
+        requests.delete_link(&config.names().mesh());
+        requests.delete_mark_rule(MESH_RULE, MESH_MARK, MESH_MASK, MESH_TABLE);
+        rtnl.send(&requests).step("delete the mesh link")?;
+        self.mesh = None;
+        self.tables.set(netns, Vec::new()).step("delete the node's rules")
+    }
+}
+
+impl Mesh {
+    fn create(config: &Config, netns: &Netns, rtnl: &mut Rtnl, index: u16) -> Result<Self, NetworkError> {
+        let name = config.names().mesh();
+        let too_small = || NetworkError::RangeTooSmall { range: config.infra, index };
+        let addresses = node_addresses(config.infra, index).ok_or_else(too_small)?;
+        let range = mesh_range(config.infra).ok_or_else(too_small)?;
+        let next_hop = mesh_next_hop(config.infra).ok_or_else(too_small)?;
+        let local = config.underlay().ok_or_else(|| NetworkError::Config { what: "no IPv4 data path".into() })?;
+        let mtu = underlay_mtu(config, rtnl)?.saturating_sub(VXLAN_OVERHEAD);
+        let mac = Some(Mac::of_node(index));
+        let vxlan = Vxlan { name: &name, vni: MESH_VNI, local, port: config.vxlan_port, mtu, proxy: false, mac };
+        rtnl.send(Requests::new().add_vxlan(&vxlan)).step("make the mesh link")?;
+        // Clients' addresses come in by it (loose reverse path, also this node's own), answers to 127.0.0.1 too.
+        let parameters = [("rp_filter", "2"), ("accept_local", "1"), ("route_localnet", "1")];
+        sysctl::write(netns, &sysctl::of_link(&name, &parameters)).step("set up the mesh link")?;
+        let link = index_of(rtnl, &name)?;
+        let mut requests = Requests::new();
+        requests
+            .add_address(link, addresses.mesh, 32)
+            .set_up(link)
+            .replace_route(range, Via::Link(link), MAIN_TABLE)
+            .replace_neighbour(link, Neighbour::Address(next_hop, Mac::NEXT_HOP))
+            .replace_route(Ipv4Net::default(), Via::Gateway(next_hop, link), MESH_TABLE)
+            .add_mark_rule(MESH_RULE, MESH_MARK, MESH_MASK, MESH_TABLE);
+        rtnl.send(&requests).step("set up the mesh link")?;
+        Ok(Self { link, index, entries: BTreeSet::new(), routes: BTreeMap::new() })
+    }
+
+    fn recover(rtnl: &mut Rtnl, index: u16, link: u32) -> Result<Self, NetworkError> {
+        let found = rtnl.neighbours(link).step("read neighbours")?;
+        let entries =
+            found.into_iter().filter(|entry| !matches!(entry, Neighbour::Address(_, mac) if *mac == Mac::NEXT_HOP));
+        Ok(Self { link, index, entries: entries.collect(), routes: BTreeMap::new() })
+    }
+
+    fn sync(&mut self, config: &Config, rtnl: &mut Rtnl, peers: &BTreeMap<u16, Ipv4Addr>) -> Result<(), NetworkError> {
+        let entries = mesh_entries(peers, config.infra);
+        let shares = peers.keys().filter_map(|index| node_addresses(config.infra, *index));
+        let routes: BTreeMap<Ipv4Net, Ipv4Addr> = shares.map(|node| (node.tasks, node.mesh)).collect();
+        let mut requests = Requests::new();
+        for (share, gateway) in self.routes.iter().filter(|(share, _)| !routes.contains_key(share)) {
+            requests.delete_route(*share, Via::Gateway(*gateway, self.link), MAIN_TABLE);
+        }
+        for entry in self.entries.difference(&entries) {
+            requests.delete_neighbour(self.link, *entry);
+        }
+        for entry in entries.difference(&self.entries) {
+            requests.replace_neighbour(self.link, *entry);
+        }
+        for (share, gateway) in routes.iter().filter(|(share, gateway)| self.routes.get(share) != Some(*gateway)) {
+            requests.replace_route(*share, Via::Gateway(*gateway, self.link), MAIN_TABLE);
+        }
+        rtnl.send(&requests).step("change the entries of the mesh link")?;
+        (self.entries, self.routes) = (entries, routes);
+        Ok(())
+    }
+}
+
+/// Index of a link that must be there.
+///
+/// # Errors
+/// [`NetworkError::Kernel`] when it is not.
+pub fn index_of(rtnl: &mut Rtnl, name: &str) -> Result<u32, NetworkError> {
+    let link = rtnl.link(name).step("read a link")?;
+    let missing = || std::io::Error::new(std::io::ErrorKind::NotFound, format!("link {name} is gone"));
+    link.map(|link| link.index).ok_or_else(|| NetworkError::Kernel { step: "find a link", source: missing() })
+}
+
+/// MTU in bytes of the link that has the data path's address.
+///
+/// # Errors
+/// [`NetworkError::Kernel`].
+pub fn underlay_mtu(config: &Config, rtnl: &mut Rtnl) -> Result<u32, NetworkError> {
+    let addresses = rtnl.addresses().step("read addresses")?;
+    let local = config.underlay();
+    let Some((index, _)) = addresses.into_iter().find(|(_, net)| Some(net.addr()) == local) else {
+        return Ok(ETHERNET_MTU);
+    };
+    let links = rtnl.links().step("read links")?;
+    // A loopback link has 65536, which no frame on its way to another node would survive.
+    Ok(links.into_iter().find(|link| link.index == index).map_or(ETHERNET_MTU, |link| link.mtu.min(9000)))
+}
+
+/// Makes the link of a local bridge, if it is not there.
+///
+/// # Errors
+/// [`NetworkError::Kernel`].
+pub fn ensure_bridge(config: &Config, netns: &Netns, bridge: &Bridge) -> Result<(), NetworkError> {
+    let name = config.names().bridge(bridge.number);
+    let mut rtnl = Rtnl::open(netns).step("open rtnetlink")?;
+    if rtnl.link(&name).step("read a link")?.is_some() {
+        return Ok(());
+    }
+    let mtu = underlay_mtu(config, &mut rtnl)?;
+    rtnl.send(Requests::new().add_bridge(&name, Some(Mac::of(bridge.gateway())), mtu, BRIDGE_GROUP))
+        .step("make a bridge")?;
+    let mut parameters = sysctl::of_link(&name, &[("route_localnet", "1")]);
+    parameters.push((format!("ipv6/conf/{name}/disable_ipv6"), "1"));
+    sysctl::write(netns, &parameters).step("set up a bridge")?;
+    let link = index_of(&mut rtnl, &name)?;
+    let prefix = bridge.subnet.prefix_len();
+    rtnl.send(Requests::new().add_address(link, bridge.gateway(), prefix)).step("give a bridge its address")
+}
+
+/// Removes the link of a local bridge.
+///
+/// # Errors
+/// [`NetworkError::Kernel`].
+pub fn delete_bridge(config: &Config, netns: &Netns, bridge: &Bridge) -> Result<(), NetworkError> {
+    let mut rtnl = Rtnl::open(netns).step("open rtnetlink")?;
+    rtnl.send(Requests::new().delete_link(&config.names().bridge(bridge.number))).step("delete a bridge")
+}
+
+/// Subnets that the node reaches by links of others: what we give out must not overlap them.
+///
+/// # Errors
+/// [`NetworkError::Kernel`].
+pub fn foreign_subnets(config: &Config, netns: &Netns) -> Result<Vec<Ipv4Net>, NetworkError> {
+    let mut rtnl = Rtnl::open(netns).step("open rtnetlink")?;
+    let ours = format!("{}-", config.prefix);
+    let links = rtnl.links().step("read links")?;
+    let foreign: BTreeSet<u32> =
+        links.into_iter().filter(|link| !link.name.starts_with(&ours)).map(|link| link.index).collect();
+    let addresses = rtnl.addresses().step("read addresses")?;
+    Ok(addresses.into_iter().filter(|(index, _)| foreign.contains(index)).map(|(_, net)| net.trunc()).collect())
+}
+
+/// Refuses a subnet that overlaps one of `others`.
+///
+/// # Errors
+/// [`NetworkError::Address`].
+pub fn refuse_overlap(subnet: Ipv4Net, others: &[Ipv4Net]) -> Result<(), NetworkError> {
+    let overlaps = |other: &Ipv4Net| subnet.contains(&other.network()) || other.contains(&subnet.network());
+    match others.iter().find(|other| overlaps(other)) {
+        None => Ok(()),
+        Some(other) => Err(NetworkError::Address {
+            address: IpAddr::V4(other.network()),
+            reason: "a subnet of this host overlaps it; give the cluster other ranges",
+        }),
+    }
+}

@@ -1,0 +1,161 @@
+//! Start: what an earlier process made is found by its files and links; what it left unfinished is removed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use ipnet::IpNet;
+use skep_proto::model::NetworkId;
+use tokio::sync::{Mutex as AsyncMutex, watch};
+
+use super::node::{self, Node};
+use super::sandbox::{Live, ports_of};
+use super::state::{Bridge, Record, State, netns_path};
+use super::switch::Switch;
+use super::{Inner, LiveCell, SwitchCell};
+use crate::config::Config;
+use crate::error::{NetworkError, Step};
+use crate::names::Names;
+use crate::netlink::{Requests, Rtnl};
+use crate::record;
+use crate::spec::{DEFAULT_BRIDGE, SandboxId};
+use crate::sys::netns::{self, Netns};
+
+/// Takes over what is there.
+///
+/// # Errors
+/// See [`super::NodeNetwork::start`].
+pub fn recover(config: Config, node_netns: Netns, names: Arc<dyn Names>) -> Result<Inner, NetworkError> {
+    netns::private_folder(&config.state_dir).step("make the folder for namespaces")?;
+    for folder in [config.sandbox_dir(), config.switch_dir()] {
+        fs::create_dir_all(&folder).step("make the folder for namespaces")?;
+    }
+    let (records, live) = sandboxes(&config)?;
+    let switches = switches(&config, &records)?;
+    remove_leftover_links(&config, &node_netns, &records)?;
+
+    let mut state = State::default();
+    state.records = records;
+    state.remembered = record::read(&config.state_dir.join("node.record"))?.unwrap_or_default();
+    state.bridges = bridges(&config)?;
+    let foreign = node::foreign_subnets(&config, &node_netns)?;
+    let infra = if let IpNet::V4(infra) = config.infra { Some(infra) } else { None };
+    for subnet in state.bridges.values().map(|bridge| bridge.subnet).chain(infra) {
+        node::refuse_overlap(subnet, &foreign)?;
+    }
+    let inner = Inner {
+        config,
+        netns: node_netns,
+        names,
+        state: Mutex::new(state),
+        node: Mutex::new(Node::default()),
+        switches: Mutex::new(switches),
+        live: Mutex::new(live),
+        changed: watch::Sender::new(0),
+        applying: AsyncMutex::new(()),
+        zones: AsyncMutex::new(None),
+    };
+    // With what was remembered of the cluster: its traffic goes on until the managers are heard.
+    inner.sync_node()?;
+    Ok(inner)
+}
+
+type Found = (BTreeMap<SandboxId, Record>, BTreeMap<SandboxId, LiveCell>);
+
+/// Sandboxes with record and namespace. After a reboot there are records alone.
+fn sandboxes(config: &Config) -> Result<Found, NetworkError> {
+    let (mut records, mut live) = (BTreeMap::new(), BTreeMap::new());
+    let folder = config.sandbox_dir();
+    for name in file_names(&folder)? {
+        let Some(id) = name.strip_suffix(".record").and_then(SandboxId::new) else { continue };
+        let path = netns_path(config, &id);
+        match (record::read::<Record>(&folder.join(&name)), Netns::open(&path)) {
+            (Ok(Some(record)), Ok(netns)) => {
+                live.insert(id.clone(), Arc::new(AsyncMutex::new(Some(Live::new(netns)))));
+                records.insert(id, record);
+            }
+            (Err(error), _) => {
+                tracing::warn!(%error, sandbox.id = %id, "cannot read the record of a sandbox; it is removed");
+                record::delete(&folder.join(&name))?;
+            }
+            _ => record::delete(&folder.join(&name))?,
+        }
+    }
+    for name in file_names(&folder)? {
+        let known = name.strip_suffix(".net").and_then(SandboxId::new).is_some_and(|id| records.contains_key(&id));
+        if name.ends_with(".net") && !known {
+            netns::remove(&folder.join(&name)).step("remove a leftover namespace")?;
+        }
+    }
+    Ok((records, live))
+}
+
+fn switches(
+    config: &Config,
+    records: &BTreeMap<SandboxId, Record>,
+) -> Result<BTreeMap<NetworkId, SwitchCell>, NetworkError> {
+    let used: BTreeSet<NetworkId> = records.values().flat_map(Record::networks).collect();
+    let mut found = BTreeMap::new();
+    for name in file_names(&config.switch_dir())? {
+        let network = name.parse::<NetworkId>().ok();
+        let ports = network.map(|network| ports_of(records, network)).unwrap_or_default();
+        let switch = network.map(|network| (network, Switch::recover(config, network, &ports)));
+        match switch {
+            Some((network, Ok(switch))) if used.contains(&network) => {
+                found.insert(network, Arc::new(Mutex::new(Some(switch))));
+            }
+            // Its network identifier is only free when its links are gone.
+            Some((_, Ok(unused))) => unused.remove()?,
+            _ => netns::remove(&config.switch_dir().join(&name)).step("remove a leftover namespace")?,
+        }
+    }
+    Ok(found)
+}
+
+fn remove_leftover_links(
+    config: &Config,
+    netns: &Netns,
+    records: &BTreeMap<SandboxId, Record>,
+) -> Result<(), NetworkError> {
+    let names = config.names();
+    let mut known = BTreeSet::new();
+    for record in records.values() {
+        known.insert(names.task_link(record.slot));
+        known.extend((0..record.links.len()).map(|number| names.bridge_port(record.slot, number)));
+    }
+    let mut rtnl = Rtnl::open(netns).step("open rtnetlink")?;
+    let mut requests = Requests::new();
+    for link in rtnl.links().step("read links")? {
+        if names.is_sandbox_link(&link.name) && !known.contains(&link.name) {
+            requests.delete_link(&link.name);
+        }
+    }
+    rtnl.send(&requests).step("delete leftover links")
+}
+
+fn bridges(config: &Config) -> Result<BTreeMap<String, Bridge>, NetworkError> {
+    let kept: Vec<Bridge> = record::read(&config.state_dir.join("bridges.record"))?.unwrap_or_default();
+    let mut bridges: BTreeMap<String, Bridge> = kept.into_iter().map(|b| (b.name.clone(), b)).collect();
+    if let IpNet::V4(subnet) = config.bridge_subnet {
+        let name = DEFAULT_BRIDGE.to_owned();
+        bridges.insert(name.clone(), Bridge { name, number: 0, subnet: subnet.trunc(), internal: false });
+    }
+    Ok(bridges)
+}
+
+fn file_names(folder: &Path) -> Result<Vec<String>, NetworkError> {
+    let entries = fs::read_dir(folder).step("read the folder of namespaces")?;
+    Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
+}
+
+/// Removes all records and the mount that keeps namespaces apart.
+///
+/// # Errors
+/// Those of the file system.
+pub fn forget(config: &Config) -> Result<(), NetworkError> {
+    for name in ["node.record", "bridges.record"] {
+        record::delete(&config.state_dir.join(name))?;
+    }
+    netns::release_folder(&config.state_dir).step("unmount the folder of namespaces")
+}

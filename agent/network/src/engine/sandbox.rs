@@ -1,0 +1,221 @@
+//! The kernel's side of a sandbox: its namespace, its links, its rules.
+
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+
+use ipnet::Ipv4Net;
+
+use super::Inner;
+use super::node::{MAIN_TABLE, index_of, underlay_mtu};
+use super::state::{Record, netns_path};
+use super::switch::{Attachment, Switch};
+use super::sysctl;
+use crate::config::TASK_GROUP;
+use crate::error::{NetworkError, Step};
+use crate::mac::Mac;
+use crate::names::DnsPorts;
+use crate::netlink::{Neighbour, Requests, Rtnl, Veth, VethPeer, Via};
+use crate::nft::Tables;
+use crate::plan::vip::{sandbox_table, services};
+use crate::spec::LinkKind;
+use crate::sys::netns::{self, Netns};
+
+/// Index of the loopback link in a new namespace.
+const LOOPBACK: u32 = 1;
+/// Index of a sandbox's first link: chosen by us, so that one list of requests sets up all. Lower ones may be taken by
+/// links that the kernel makes in each namespace (tunl0 and the like).
+const FIRST_LINK: u32 = 100;
+
+/// A sandbox that is there.
+#[derive(Debug)]
+pub struct Live {
+    /// Its namespace.
+    pub netns: Netns,
+    tables: Tables,
+    /// Where its name server listens, once it does.
+    pub dns: Option<DnsPorts>,
+}
+
+impl Live {
+    /// A sandbox in an open namespace, whose rules are not known.
+    pub fn new(netns: Netns) -> Self {
+        Self { netns, tables: Tables::default(), dns: None }
+    }
+
+    /// Brings its rules to what the managers want.
+    ///
+    /// # Errors
+    /// [`NetworkError::Kernel`].
+    pub fn load_rules(&mut self, inner: &Inner, record: &Record) -> Result<(), NetworkError> {
+        let view = inner.state().view.clone();
+        let table = sandbox_table(&services(&view, &record.networks()), self.dns);
+        self.tables.set(&self.netns, vec![table]).step("load the rules of a sandbox")
+    }
+}
+
+/// Makes namespace and links.
+///
+/// # Errors
+/// [`NetworkError::Kernel`]; what was made is left for [`remove`].
+pub fn build(inner: &Inner, record: &Record) -> Result<Live, NetworkError> {
+    let id = &record.spec.id;
+    let netns = Netns::create(&netns_path(&inner.config, id)).step("make a sandbox")?;
+    sysctl::write(&netns, &sysctl::SANDBOX).step("set up a sandbox")?;
+    let names = inner.config.names();
+    let mut node = Rtnl::open(&inner.netns).step("open rtnetlink")?;
+    let mut requests = Requests::new();
+    requests.set_up(LOOPBACK);
+    for (number, (link, index)) in record.links.iter().zip(FIRST_LINK..).enumerate() {
+        let peer = |mtu| VethPeer { name: &link.name, mac: link.mac, mtu, netns: netns.raw_fd(), index };
+        match &link.kind {
+            LinkKind::Overlay(network) => {
+                let port = port_name(number, record.slot);
+                let address = link.address.addr();
+                let attachment = Attachment { id, port, address, link: &link.name, index, netns: &netns };
+                inner.attach(*network, &attachment)?;
+            }
+            LinkKind::Bridge(bridge) => {
+                let bridge = inner.bridge(bridge)?;
+                let bridge = index_of(&mut node, &names.bridge(bridge.number))?;
+                let name = names.bridge_port(record.slot, number);
+                let mtu = underlay_mtu(&inner.config, &mut node)?;
+                let veth = Veth { name: &name, mac: None, mtu, bridge: Some(bridge), group: 0, peer: peer(mtu) };
+                node.send(Requests::new().delete_link(&name).add_veth(&veth)).step("make a link to a bridge")?;
+                let quiet = [(format!("ipv6/conf/{name}/disable_ipv6"), "1")];
+                sysctl::write(&inner.netns, &quiet).step("set up a link to a bridge")?;
+            }
+            LinkKind::Task => {
+                let name = names.task_link(record.slot);
+                let mtu = underlay_mtu(&inner.config, &mut node)?;
+                let mac = Some(Mac::GATEWAY);
+                let veth = Veth { name: &name, mac, mtu, bridge: None, group: TASK_GROUP, peer: peer(mtu) };
+                node.send(Requests::new().delete_link(&name).add_veth(&veth)).step("make a task link")?;
+                set_up_task_link(inner, &mut node, &name, link)?;
+                if let Some(gateway) = link.gateway {
+                    requests.replace_neighbour(index, Neighbour::Address(gateway, Mac::GATEWAY));
+                }
+            }
+        }
+        requests.add_address(index, link.address.addr(), link.address.prefix_len()).set_up(index);
+    }
+    if let Some((index, gateway)) = default_route(record) {
+        requests.replace_route(Ipv4Net::default(), Via::Gateway(gateway, index), MAIN_TABLE);
+    }
+    let mut inside = Rtnl::open(&netns).step("open rtnetlink")?;
+    inside.send(&requests).step("set up the links of a sandbox")?;
+    Ok(Live::new(netns))
+}
+
+/// The node's end: the gateway's address on every task link, and a route to the one address behind it.
+fn set_up_task_link(
+    inner: &Inner,
+    node: &mut Rtnl,
+    name: &str,
+    link: &crate::spec::SandboxLink,
+) -> Result<(), NetworkError> {
+    // 127.0.0.1:PORT of the node leads here as well; who may send from here is checked by our own rules.
+    let mut parameters = sysctl::of_link(name, &[("route_localnet", "1"), ("rp_filter", "0")]);
+    parameters.push((format!("ipv6/conf/{name}/disable_ipv6"), "1"));
+    sysctl::write(&inner.netns, &parameters).step("set up a task link")?;
+    let index = index_of(node, name)?;
+    let address = link.address.addr();
+    let mut requests = Requests::new();
+    if let Some(gateway) = link.gateway {
+        requests.add_address(index, gateway, 32);
+    }
+    requests.replace_neighbour(index, Neighbour::Address(address, link.mac));
+    requests.replace_route(Ipv4Net::from(address), Via::Link(index), MAIN_TABLE);
+    node.send(&requests).step("set up a task link")
+}
+
+/// The task link if there is one, else the first bridge with a way out.
+fn default_route(record: &Record) -> Option<(u32, std::net::Ipv4Addr)> {
+    let gateways =
+        || record.links.iter().zip(FIRST_LINK..).filter_map(|(link, index)| Some((link, index, link.gateway?)));
+    let task = gateways().find(|(link, ..)| link.kind == LinkKind::Task);
+    task.or_else(|| gateways().next()).map(|(_, index, gateway)| (index, gateway))
+}
+
+/// Removes links and namespace. Goes on after an error and returns the first one.
+///
+/// # Errors
+/// [`NetworkError::Kernel`].
+pub fn remove(inner: &Inner, record: &Record) -> Result<(), NetworkError> {
+    let mut first = Ok(());
+    let mut keep = |result: Result<(), NetworkError>| {
+        if first.is_ok() {
+            first = result;
+        }
+    };
+    let names = inner.config.names();
+    let mut requests = Requests::new();
+    for (number, link) in record.links.iter().enumerate() {
+        match &link.kind {
+            LinkKind::Overlay(network) => keep(inner.detach(*network, record, &port_name(number, record.slot))),
+            LinkKind::Bridge(_) => drop(requests.delete_link(&names.bridge_port(record.slot, number))),
+            LinkKind::Task => drop(requests.delete_link(&names.task_link(record.slot))),
+        }
+    }
+    let node = Rtnl::open(&inner.netns).step("open rtnetlink");
+    keep(node.and_then(|mut node| node.send(&requests).step("delete the links of a sandbox")));
+    keep(netns::remove(&netns_path(&inner.config, &record.spec.id)).step("remove a sandbox"));
+    first
+}
+
+/// Name of a sandbox's port in a switch.
+pub fn port_name(number: usize, slot: u32) -> String {
+    format!("p{slot}.{number}")
+}
+
+impl Inner {
+    fn attach(&self, network: skep_proto::model::NetworkId, attachment: &Attachment<'_>) -> Result<(), NetworkError> {
+        let cell = self.switch(network);
+        let mut switch = cell.lock().unwrap_or_else(PoisonError::into_inner);
+        if switch.is_none() {
+            let view = self.state().view.clone();
+            let wanted = view.networks.get(&network).ok_or(NetworkError::UnknownNetwork { network })?;
+            let mtu = underlay_mtu(&self.config, &mut Rtnl::open(&self.netns).step("open rtnetlink")?)?;
+            *switch = Some(Switch::create(&self.config, &self.netns, wanted, mtu)?);
+        }
+        let view = self.state().view.clone();
+        let result = match switch.as_mut() {
+            Some(switch) => switch.attach(attachment, &view, self.config.node),
+            None => Ok(()),
+        };
+        if result.is_err() && switch.as_ref().is_some_and(Switch::is_unused) {
+            if let Some(Err(error)) = switch.take().map(Switch::remove) {
+                tracing::warn!(%error, network.id = %network, "cannot remove an unused switch");
+            }
+        }
+        result
+    }
+
+    fn detach(&self, network: skep_proto::model::NetworkId, record: &Record, port: &str) -> Result<(), NetworkError> {
+        let cell = self.switch(network);
+        let mut switch = cell.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(there) = switch.as_mut() else { return Ok(()) };
+        let result = there.detach(&record.spec.id, port);
+        if there.is_unused()
+            && let Some(unused) = switch.take()
+        {
+            return result.and(unused.remove());
+        }
+        result
+    }
+}
+
+/// Ports that a switch should have, by name.
+pub fn ports_of(
+    records: &BTreeMap<crate::spec::SandboxId, Record>,
+    network: skep_proto::model::NetworkId,
+) -> BTreeMap<String, (crate::spec::SandboxId, std::net::Ipv4Addr)> {
+    let mut ports = BTreeMap::new();
+    for record in records.values() {
+        for (number, link) in record.links.iter().enumerate() {
+            if link.kind == LinkKind::Overlay(network) {
+                ports.insert(port_name(number, record.slot), (record.spec.id.clone(), link.address.addr()));
+            }
+        }
+    }
+    ports
+}

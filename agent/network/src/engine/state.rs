@@ -1,0 +1,332 @@
+//! What this node has given out: addresses, slots, ports. Kept in memory, and per sandbox on disk.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use ipnet::{IpNet, Ipv4Net};
+use serde::{Deserialize, Serialize};
+use skep_proto::model::NetworkId;
+use skep_proto::model::service::Protocol;
+use skep_proto::model::view::NetworkView;
+
+use crate::config::{Config, NodeAddresses, node_addresses};
+use crate::error::NetworkError;
+use crate::mac::Mac;
+use crate::names::SandboxDns;
+use crate::plan::names::LocalName;
+use crate::plan::node::{BridgeFacts, NodeFacts};
+use crate::spec::{DEFAULT_BRIDGE, HostPort, LinkKind, Sandbox, SandboxId, SandboxLink, SandboxSpec, resolv_conf};
+
+/// Ports chosen for those who ask for any: the dynamic range of RFC 6335 section 6.
+const DYNAMIC_PORTS: std::ops::RangeInclusive<u16> = 49152..=65535;
+
+/// A sandbox as it is kept on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// What was asked for.
+    pub spec: SandboxSpec,
+    /// Number that its links in the node's namespace are named by.
+    pub slot: u32,
+    /// Its links, in order.
+    pub links: Vec<SandboxLink>,
+    /// Its open ports, with their numbers.
+    pub host_ports: Vec<HostPort>,
+}
+
+/// A local bridge as it is kept on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bridge {
+    /// Its name.
+    pub name: String,
+    /// Number that its link is named by; 0 is the default bridge.
+    pub number: u32,
+    /// Its subnet. The first address is the gateway's.
+    pub subnet: Ipv4Net,
+    /// No way out.
+    pub internal: bool,
+}
+
+impl Bridge {
+    /// The node's address on the bridge.
+    pub fn gateway(&self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.subnet.network()) + 1)
+    }
+}
+
+/// Of the cluster, what the node's tables need until the managers are heard again.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Remembered {
+    /// Central index of this node.
+    pub index: Option<u16>,
+    /// The other nodes.
+    pub peers: BTreeMap<u16, Ipv4Addr>,
+    /// Published ports of the routing mesh.
+    pub ingress: BTreeMap<(Protocol, u16), (u16, Vec<Ipv4Addr>)>,
+}
+
+/// All bookkeeping.
+#[derive(Debug, Default)]
+pub struct State {
+    /// What the managers want, as of the last time they were heard.
+    pub view: Arc<NetworkView>,
+    /// What was kept of it.
+    pub remembered: Remembered,
+    /// Sandboxes that are, or are being made.
+    pub records: BTreeMap<SandboxId, Record>,
+    /// Local bridges by name.
+    pub bridges: BTreeMap<String, Bridge>,
+    /// Where the search for a free address goes on, by subnet: an address is given again as late as possible.
+    cursors: BTreeMap<Ipv4Net, u32>,
+}
+
+impl Record {
+    /// Address on the task link.
+    pub fn task_address(&self) -> Option<Ipv4Addr> {
+        self.links.iter().find(|link| link.kind == LinkKind::Task).map(|link| link.address.addr())
+    }
+
+    /// Address that the node's published ports lead to.
+    fn published_address(&self) -> Option<Ipv4Addr> {
+        let bridge = || self.links.iter().find(|link| matches!(link.kind, LinkKind::Bridge(_)));
+        self.task_address().or_else(|| bridge().map(|link| link.address.addr()))
+    }
+
+    /// Networks of the cluster that it is on.
+    pub fn networks(&self) -> BTreeSet<NetworkId> {
+        self.spec.overlays.iter().map(|overlay| overlay.network).collect()
+    }
+
+    /// As the agent sees it.
+    pub fn sandbox(&self, config: &Config) -> Sandbox {
+        Sandbox {
+            id: self.spec.id.clone(),
+            netns: netns_path(config, &self.spec.id),
+            links: self.links.clone(),
+            mesh: self.task_address().map(IpAddr::V4),
+            host_ports: self.host_ports.clone(),
+            task: self.spec.task,
+            resolv_conf: resolv_conf(&self.spec.dns),
+        }
+    }
+
+    /// As the name server sees it.
+    pub fn dns(&self, config: &Config) -> SandboxDns {
+        let overlays = self.spec.overlays.iter().map(|o| crate::dns::zone::ZoneKey::Overlay(o.network));
+        let bridges = self.spec.bridges.iter().filter(|b| b.bridge != DEFAULT_BRIDGE);
+        let bridges = bridges.map(|b| crate::dns::zone::ZoneKey::Bridge(b.bridge.clone()));
+        SandboxDns {
+            id: self.spec.id.clone(),
+            netns: netns_path(config, &self.spec.id),
+            zones: overlays.chain(bridges).collect(),
+            servers: self.spec.dns.servers.clone(),
+        }
+    }
+}
+
+/// The file that keeps a sandbox's namespace.
+pub fn netns_path(config: &Config, id: &SandboxId) -> std::path::PathBuf {
+    config.sandbox_dir().join(format!("{id}.net"))
+}
+
+impl State {
+    /// This node's addresses, once the managers have told its index.
+    ///
+    /// # Errors
+    /// [`NetworkError::NoIndex`], [`NetworkError::RangeTooSmall`].
+    pub fn addresses(&self, config: &Config) -> Result<NodeAddresses, NetworkError> {
+        let index = self.remembered.index.ok_or(NetworkError::NoIndex)?;
+        node_addresses(config.infra, index).ok_or(NetworkError::RangeTooSmall { range: config.infra, index })
+    }
+
+    /// Whether the sandbox gets a task link: asked for, or as the way out of a network that has one.
+    fn needs_task_link(&self, spec: &SandboxSpec) -> bool {
+        let open = |network| self.view.networks.get(network).is_none_or(|n| !n.internal);
+        spec.mesh || spec.overlays.iter().any(|overlay| open(&overlay.network))
+    }
+
+    /// What is missing before the sandbox can be made, if anything.
+    ///
+    /// # Errors
+    /// [`NetworkError::UnknownNetwork`], [`NetworkError::NoIndex`], [`NetworkError::RangeTooSmall`].
+    pub fn ready_for(&self, spec: &SandboxSpec, config: &Config) -> Result<(), NetworkError> {
+        for overlay in &spec.overlays {
+            if !self.view.networks.contains_key(&overlay.network) {
+                return Err(NetworkError::UnknownNetwork { network: overlay.network });
+            }
+        }
+        if self.needs_task_link(spec) {
+            self.addresses(config)?;
+        }
+        Ok(())
+    }
+
+    /// Gives a sandbox its addresses and ports and keeps them for it.
+    ///
+    /// # Errors
+    /// When an address or port asked for is taken, or none is left.
+    pub fn reserve(&mut self, spec: SandboxSpec, config: &Config) -> Result<Record, NetworkError> {
+        let mut links = Vec::new();
+        for overlay in &spec.overlays {
+            let IpNet::V4(address) = overlay.address else {
+                return Err(NetworkError::Unsupported { what: format!("the IPv6 address {}", overlay.address) });
+            };
+            let kind = LinkKind::Overlay(overlay.network);
+            links.push(SandboxLink { name: String::new(), kind, address, mac: Mac::of(address.addr()), gateway: None });
+        }
+        for attachment in &spec.bridges {
+            let bridge = self.bridges.get(&attachment.bridge).cloned();
+            let bridge = bridge.ok_or_else(|| NetworkError::UnknownBridge { name: attachment.bridge.clone() })?;
+            let address = match attachment.address {
+                Some(address) => self.claim(bridge.subnet, address)?,
+                None => self.next_free(bridge.subnet)?,
+            };
+            let address = net(address, bridge.subnet.prefix_len());
+            let gateway = (!bridge.internal).then(|| bridge.gateway());
+            let kind = LinkKind::Bridge(bridge.name);
+            links.push(SandboxLink { name: String::new(), kind, address, mac: Mac::of(address.addr()), gateway });
+        }
+        if self.needs_task_link(&spec) {
+            let node = self.addresses(config)?;
+            let address = self.next_free(node.tasks)?;
+            let (kind, gateway) = (LinkKind::Task, Some(node.gateway()));
+            let (address, mac) = (net(address, 32), Mac::of(address));
+            links.push(SandboxLink { name: String::new(), kind, address, mac, gateway });
+        }
+        for (number, link) in links.iter_mut().enumerate() {
+            link.name = format!("eth{number}");
+        }
+        if !spec.host_ports.is_empty() && links.iter().all(|link| matches!(link.kind, LinkKind::Overlay(_))) {
+            return Err(NetworkError::NoWayOut { id: spec.id.to_string() });
+        }
+        let host_ports = self.reserve_ports(&spec.host_ports)?;
+        let used: BTreeSet<u32> = self.records.values().map(|record| record.slot).collect();
+        let slot = (0..).find(|slot| !used.contains(slot)).expect("fewer sandboxes than numbers");
+        let record = Record { spec, slot, links, host_ports };
+        self.records.insert(record.spec.id.clone(), record.clone());
+        Ok(record)
+    }
+
+    fn reserve_ports(&self, wanted: &[HostPort]) -> Result<Vec<HostPort>, NetworkError> {
+        let mut taken: BTreeSet<(Protocol, u16)> = self.remembered.ingress.keys().copied().collect();
+        let all: Vec<HostPort> = self.records.values().flat_map(|record| record.host_ports.iter().copied()).collect();
+        taken.extend(all.iter().filter_map(|port| Some((port.protocol, port.published?))));
+        let mut given: Vec<HostPort> = Vec::new();
+        for port in wanted {
+            let number = match port.published {
+                Some(number) => {
+                    let same = |p: &HostPort| p.published == Some(number) && p.protocol == port.protocol;
+                    let clash =
+                        |p: &HostPort| same(p) && (p.bind.is_none() || port.bind.is_none() || p.bind == port.bind);
+                    let mesh = self.remembered.ingress.contains_key(&(port.protocol, number));
+                    if mesh || all.iter().chain(&given).any(clash) {
+                        let address = port.bind.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+                        return Err(NetworkError::PortTaken { address, port: number, protocol: port.protocol });
+                    }
+                    number
+                }
+                None => DYNAMIC_PORTS.into_iter().find(|number| !taken.contains(&(port.protocol, *number))).ok_or(
+                    NetworkError::PortTaken {
+                        address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                        port: 0,
+                        protocol: port.protocol,
+                    },
+                )?,
+            };
+            taken.insert((port.protocol, number));
+            given.push(HostPort { published: Some(number), ..*port });
+        }
+        Ok(given)
+    }
+
+    fn in_use(&self, subnet: Ipv4Net) -> BTreeSet<Ipv4Addr> {
+        let links = self.records.values().flat_map(|record| &record.links);
+        let given = links.filter(|link| !matches!(link.kind, LinkKind::Overlay(_))).map(|link| link.address.addr());
+        given.filter(|address| subnet.contains(address)).collect()
+    }
+
+    fn claim(&self, subnet: Ipv4Net, address: Ipv4Addr) -> Result<Ipv4Addr, NetworkError> {
+        let refuse = |reason| Err(NetworkError::Address { address: IpAddr::V4(address), reason });
+        if !subnet.contains(&address) {
+            return refuse("it is not in the network's subnet");
+        }
+        let offset = u32::from(address) - u32::from(subnet.network());
+        if offset < 2 || address == subnet.broadcast() {
+            return refuse("it is the network's own, its broadcast address or its gateway");
+        }
+        if self.in_use(subnet).contains(&address) {
+            return refuse("another container has it");
+        }
+        Ok(address)
+    }
+
+    fn next_free(&mut self, subnet: Ipv4Net) -> Result<Ipv4Addr, NetworkError> {
+        let used = self.in_use(subnet);
+        let first = u32::from(subnet.network()) + 2;
+        let last = u32::from(subnet.broadcast()) - 1;
+        let start = self.cursors.get(&subnet).copied().filter(|at| (first..=last).contains(at)).unwrap_or(first);
+        let found = (start..=last).chain(first..start).find(|address| !used.contains(&Ipv4Addr::from(*address)));
+        let found = found.ok_or(NetworkError::PoolExhausted { pool: subnet })?;
+        self.cursors.insert(subnet, found + 1);
+        Ok(Ipv4Addr::from(found))
+    }
+
+    /// What the node's tables follow from.
+    pub fn facts(&self, config: &Config) -> NodeFacts {
+        let names = config.names();
+        let bridges = self.bridges.values().map(|bridge| BridgeFacts {
+            link: names.bridge(bridge.number),
+            subnet: bridge.subnet,
+            internal: bridge.internal,
+        });
+        let mut host_ports = BTreeMap::new();
+        for record in self.records.values() {
+            let Some(address) = record.published_address() else { continue };
+            for port in &record.host_ports {
+                let bind = match port.bind {
+                    Some(IpAddr::V4(bind)) if !bind.is_unspecified() => Some(bind),
+                    _ => None,
+                };
+                if let Some(published) = port.published {
+                    host_ports.insert((port.protocol, bind, published), (address, port.target));
+                }
+            }
+        }
+        NodeFacts {
+            bridges: bridges.collect(),
+            names,
+            vxlan_port: config.vxlan_port,
+            mesh: self.remembered.index.is_some(),
+            peers: self.remembered.peers.clone(),
+            tasks: self.records.values().filter_map(Record::task_address).collect(),
+            host_ports,
+            ingress: self.remembered.ingress.clone(),
+        }
+    }
+
+    /// Names of this node's sandboxes that were asked for with them.
+    pub fn local_names(&self) -> Vec<LocalName> {
+        use crate::dns::zone::ZoneKey;
+        let mut all = Vec::new();
+        for record in self.records.values() {
+            for overlay in &record.spec.overlays {
+                if let IpNet::V4(net) = overlay.address {
+                    let zone = ZoneKey::Overlay(overlay.network);
+                    all.push(LocalName { zone, names: overlay.names.clone(), address: net.addr() });
+                }
+            }
+            for attachment in record.spec.bridges.iter().filter(|b| b.bridge != DEFAULT_BRIDGE) {
+                let kind = LinkKind::Bridge(attachment.bridge.clone());
+                if let Some(link) = record.links.iter().find(|link| link.kind == kind) {
+                    let zone = ZoneKey::Bridge(attachment.bridge.clone());
+                    all.push(LocalName { zone, names: attachment.names.clone(), address: link.address.addr() });
+                }
+            }
+        }
+        all
+    }
+}
+
+fn net(address: Ipv4Addr, prefix_len: u8) -> Ipv4Net {
+    Ipv4Net::new(address, prefix_len).expect("the length is another subnet's or 32")
+}

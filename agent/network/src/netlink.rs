@@ -1,0 +1,580 @@
+//! Links, addresses, routes and neighbours of one network namespace (rtnetlink).
+//!
+//! Requests are typed by `netlink-packet-route` and sent in lists: one system call for a whole sandbox.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::RawFd;
+
+use ipnet::Ipv4Net;
+use netlink_packet_core::{
+    Emitable, NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
+};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use crate::mac::Mac;
+use crate::sys::netlink::{NetlinkSocket, Protocol};
+use crate::sys::netns::Netns;
+
+/// Routes that we make carry this protocol number, as bird or zebra have theirs (rtnetlink(7): above 4 is free).
+const ROUTE_PROTOCOL: u8 = 0x53;
+
+/// A list of requests, sent at once.
+#[derive(Debug, Default)]
+pub struct Requests {
+    list: Vec<Request>,
+}
+
+#[derive(Debug)]
+struct Request {
+    message: RouteNetlinkMessage,
+    flags: u16,
+    /// Errors that mean that the wanted state is there already.
+    done: &'static [i32],
+}
+
+/// The other end of a veth pair.
+#[derive(Debug)]
+pub struct VethPeer<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its address.
+    pub mac: Mac,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Its namespace.
+    pub netns: RawFd,
+    /// Its index there.
+    pub index: u32,
+}
+
+/// A port or link at our end of a veth pair.
+#[derive(Debug)]
+pub struct Veth<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its address; `None` for a random one.
+    pub mac: Option<Mac>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Index of the bridge that it becomes a port of.
+    pub bridge: Option<u32>,
+    /// Group of links; 0 for none.
+    pub group: u32,
+    /// The other end.
+    pub peer: VethPeer<'a>,
+}
+
+/// A VXLAN link (RFC 7348).
+#[derive(Debug)]
+pub struct Vxlan<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Network identifier, 24 bits.
+    pub vni: u32,
+    /// Source address of the outer packets. There is no underlay link named: its removal would remove this link.
+    pub local: Ipv4Addr,
+    /// UDP port, ours and the peers'.
+    pub port: u16,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Answer ARP from its neighbour table.
+    pub proxy: bool,
+    /// Its address; `None` for a random one.
+    pub mac: Option<Mac>,
+}
+
+/// Where a route goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Via {
+    /// To the link itself.
+    Link(u32),
+    /// To a gateway that is taken to be on the link.
+    Gateway(Ipv4Addr, u32),
+}
+
+/// A link as the kernel shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// Index.
+    pub index: u32,
+    /// Name.
+    pub name: String,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Address, of Ethernet links.
+    pub mac: Option<Mac>,
+    /// Kind (`veth`, `bridge`, …), empty for others.
+    pub kind: String,
+}
+
+/// A permanent neighbour or forwarding entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Neighbour {
+    /// Frames to the address leave the VXLAN link towards the node (`bridge fdb … self dst`).
+    Tunnel(Mac, Ipv4Addr),
+    /// Frames to the address go to this bridge port (`bridge fdb … master`).
+    Port(Mac),
+    /// The IPv4 address has this Ethernet address.
+    Address(Ipv4Addr, Mac),
+}
+
+const EXISTS: &[i32] = &[libc::EEXIST];
+const ABSENT: &[i32] = &[libc::ENOENT, libc::ENODEV, libc::ESRCH, libc::EADDRNOTAVAIL];
+const NO_ERROR: &[i32] = &[];
+
+impl Requests {
+    /// An empty list.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn push(&mut self, message: RouteNetlinkMessage, flags: u16, done: &'static [i32]) -> &mut Self {
+        self.list.push(Request { message, flags, done });
+        self
+    }
+
+    /// Whether there is nothing to send.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Makes a bridge, up.
+    pub fn add_bridge(&mut self, name: &str, mac: Option<Mac>, mtu: u32, group: u32) -> &mut Self {
+        let mut message = LinkMessage::default();
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        message.attributes = vec![
+            LinkAttribute::IfName(name.into()),
+            LinkAttribute::Mtu(mtu),
+            LinkAttribute::Group(group),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Bridge),
+                LinkInfo::Data(InfoData::Bridge(vec![InfoBridge::MulticastSnooping(false)])),
+            ]),
+        ];
+        message.attributes.extend(mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+        self.push(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, NO_ERROR)
+    }
+
+    /// Makes a veth pair, our end up; the other end is set up by its namespace.
+    pub fn add_veth(&mut self, veth: &Veth<'_>) -> &mut Self {
+        let mut peer = LinkMessage::default();
+        peer.header.index = veth.peer.index;
+        peer.attributes = vec![
+            LinkAttribute::IfName(veth.peer.name.into()),
+            LinkAttribute::Address(veth.peer.mac.0.to_vec()),
+            LinkAttribute::Mtu(veth.peer.mtu),
+            LinkAttribute::NetNsFd(veth.peer.netns),
+        ];
+        let mut message = LinkMessage::default();
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        message.attributes = vec![
+            LinkAttribute::IfName(veth.name.into()),
+            LinkAttribute::Mtu(veth.mtu),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Veth),
+                LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+            ]),
+        ];
+        message.attributes.extend(veth.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+        message.attributes.extend(veth.bridge.map(LinkAttribute::Controller));
+        if veth.group != 0 {
+            message.attributes.push(LinkAttribute::Group(veth.group));
+        }
+        self.push(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, NO_ERROR)
+    }
+
+    /// Makes a VXLAN link, down.
+    pub fn add_vxlan(&mut self, vxlan: &Vxlan<'_>) -> &mut Self {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(vxlan.name.into()),
+            LinkAttribute::Mtu(vxlan.mtu),
+            LinkAttribute::LinkInfo(vec![
+                LinkInfo::Kind(InfoKind::Vxlan),
+                LinkInfo::Data(InfoData::Vxlan(vec![
+                    InfoVxlan::Id(vxlan.vni),
+                    InfoVxlan::Local(vxlan.local),
+                    InfoVxlan::Port(vxlan.port),
+                    InfoVxlan::Learning(false),
+                    InfoVxlan::Proxy(vxlan.proxy),
+                    InfoVxlan::UDPCsum(true),
+                ])),
+            ]),
+        ];
+        message.attributes.extend(vxlan.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+        self.push(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, NO_ERROR)
+    }
+
+    /// Moves a link into another namespace under another name.
+    pub fn move_link(&mut self, index: u32, netns: RawFd, name: &str) -> &mut Self {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes = vec![LinkAttribute::NetNsFd(netns), LinkAttribute::IfName(name.into())];
+        self.push(RouteNetlinkMessage::SetLink(message), 0, NO_ERROR)
+    }
+
+    /// Sets a link up.
+    pub fn set_up(&mut self, index: u32) -> &mut Self {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        self.push(RouteNetlinkMessage::SetLink(message), 0, NO_ERROR)
+    }
+
+    /// Sets the MTU of a link, in bytes.
+    pub fn set_mtu(&mut self, index: u32, mtu: u32) -> &mut Self {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes = vec![LinkAttribute::Mtu(mtu)];
+        self.push(RouteNetlinkMessage::SetLink(message), 0, NO_ERROR)
+    }
+
+    /// Makes a link a port of a bridge.
+    pub fn set_bridge(&mut self, index: u32, bridge: u32) -> &mut Self {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes = vec![LinkAttribute::Controller(bridge)];
+        self.push(RouteNetlinkMessage::SetLink(message), 0, NO_ERROR)
+    }
+
+    /// Changes options of a bridge port.
+    pub fn set_port(&mut self, index: u32, options: Vec<InfoBridgePort>) -> &mut Self {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes = vec![LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(options)),
+        ])];
+        self.push(RouteNetlinkMessage::NewLink(message), 0, NO_ERROR)
+    }
+
+    /// Deletes the link of that name, if there is one.
+    pub fn delete_link(&mut self, name: &str) -> &mut Self {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::IfName(name.into())];
+        self.push(RouteNetlinkMessage::DelLink(message), 0, ABSENT)
+    }
+
+    /// Gives a link an address.
+    pub fn add_address(&mut self, index: u32, address: Ipv4Addr, prefix_len: u8) -> &mut Self {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.prefix_len = prefix_len;
+        message.header.index = index;
+        message.attributes =
+            vec![AddressAttribute::Local(IpAddr::V4(address)), AddressAttribute::Address(IpAddr::V4(address))];
+        if prefix_len < 31
+            && let Ok(net) = Ipv4Net::new(address, prefix_len)
+        {
+            message.attributes.push(AddressAttribute::Broadcast(net.broadcast()));
+        }
+        self.push(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL, EXISTS)
+    }
+
+    /// Makes or replaces a route in the given table (254 is the main one).
+    pub fn replace_route(&mut self, to: Ipv4Net, via: Via, table: u32) -> &mut Self {
+        let message = route(to, via, table);
+        self.push(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE, NO_ERROR)
+    }
+
+    /// Deletes a route, if there is one.
+    pub fn delete_route(&mut self, to: Ipv4Net, via: Via, table: u32) -> &mut Self {
+        self.push(RouteNetlinkMessage::DelRoute(route(to, via, table)), 0, ABSENT)
+    }
+
+    /// Packets whose mark is `mark` under `mask` are routed by `table`.
+    pub fn add_mark_rule(&mut self, priority: u32, mark: u32, mask: u32, table: u32) -> &mut Self {
+        let mut message = RuleMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.action = RuleAction::ToTable;
+        message.attributes = vec![
+            RuleAttribute::Priority(priority),
+            RuleAttribute::FwMark(mark),
+            RuleAttribute::FwMask(mask),
+            RuleAttribute::Table(table),
+        ];
+        self.push(RouteNetlinkMessage::NewRule(message), NLM_F_CREATE | NLM_F_EXCL, EXISTS)
+    }
+
+    /// Deletes a rule of [`Requests::add_mark_rule`], if it is there.
+    pub fn delete_mark_rule(&mut self, priority: u32, mark: u32, mask: u32, table: u32) -> &mut Self {
+        let mut message = RuleMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.header.action = RuleAction::ToTable;
+        message.attributes = vec![
+            RuleAttribute::Priority(priority),
+            RuleAttribute::FwMark(mark),
+            RuleAttribute::FwMask(mask),
+            RuleAttribute::Table(table),
+        ];
+        self.push(RouteNetlinkMessage::DelRule(message), 0, ABSENT)
+    }
+
+    /// Makes or replaces a permanent entry of the link.
+    pub fn replace_neighbour(&mut self, index: u32, entry: Neighbour) -> &mut Self {
+        let message = neighbour(index, entry);
+        self.push(RouteNetlinkMessage::NewNeighbour(message), NLM_F_CREATE | NLM_F_REPLACE, NO_ERROR)
+    }
+
+    /// Deletes an entry of the link, if it is there.
+    pub fn delete_neighbour(&mut self, index: u32, entry: Neighbour) -> &mut Self {
+        self.push(RouteNetlinkMessage::DelNeighbour(neighbour(index, entry)), 0, ABSENT)
+    }
+}
+
+fn route(to: Ipv4Net, via: Via, table: u32) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.destination_prefix_length = to.prefix_len();
+    message.header.table = u8::try_from(table).unwrap_or(0);
+    message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
+    message.header.kind = RouteType::Unicast;
+    message.attributes.push(RouteAttribute::Table(table));
+    if to.prefix_len() > 0 {
+        message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(to.network())));
+    }
+    match via {
+        Via::Link(index) => {
+            message.header.scope = RouteScope::Link;
+            message.attributes.push(RouteAttribute::Oif(index));
+        }
+        Via::Gateway(gateway, index) => {
+            message.header.flags = RouteFlags::Onlink;
+            message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+            message.attributes.push(RouteAttribute::Oif(index));
+        }
+    }
+    message
+}
+
+fn neighbour(index: u32, entry: Neighbour) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.ifindex = index;
+    match entry {
+        Neighbour::Tunnel(mac, to) => {
+            message.header.family = AddressFamily::Bridge;
+            message.header.state = NeighbourState::Permanent;
+            message.header.flags = NeighbourFlags::Own;
+            message.attributes = vec![
+                NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(to)),
+            ];
+        }
+        Neighbour::Port(mac) => {
+            message.header.family = AddressFamily::Bridge;
+            message.header.state = NeighbourState::Noarp;
+            message.header.flags = NeighbourFlags::Controller;
+            message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.0.to_vec())];
+        }
+        Neighbour::Address(address, mac) => {
+            message.header.family = AddressFamily::Inet;
+            message.header.state = NeighbourState::Permanent;
+            message.attributes = vec![
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(address)),
+                NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
+            ];
+        }
+    }
+    message
+}
+
+/// An rtnetlink socket in a namespace.
+#[derive(Debug)]
+pub struct Rtnl {
+    socket: NetlinkSocket,
+}
+
+impl Rtnl {
+    /// A socket in the namespace.
+    ///
+    /// # Errors
+    /// Those of setns(2) and socket(2).
+    pub fn open(netns: &Netns) -> io::Result<Self> {
+        Ok(Self { socket: NetlinkSocket::open(netns, Protocol::Route)? })
+    }
+
+    /// Sends the list. All requests are tried, in order.
+    ///
+    /// # Errors
+    /// The first refusal that does not mean "is so already".
+    pub fn send(&mut self, requests: &Requests) -> io::Result<()> {
+        // The kernel's receive side takes a list of any length; parts keep the answers below the buffer.
+        if requests.is_empty() {
+            return Ok(());
+        }
+        for part in requests.list.chunks(2000) {
+            let mut bytes = Vec::new();
+            for (number, request) in part.iter().enumerate() {
+                let sequence = u32::try_from(number).expect("at most 2000");
+                append(&mut bytes, &request.message, NLM_F_REQUEST | NLM_F_ACK | request.flags, sequence);
+            }
+            let answer = self.socket.request(&bytes)?;
+            for (sequence, error) in answer.errors {
+                let request = part.get(sequence as usize);
+                if !request.is_some_and(|r| error.raw_os_error().is_some_and(|code| r.done.contains(&code))) {
+                    tracing::debug!(request = ?request.map(|r| &r.message), %error, "the kernel refused a request");
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn get(&mut self, message: &RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader};
+        let mut bytes = Vec::new();
+        append(&mut bytes, message, NLM_F_REQUEST | flags, 0);
+        let answer = self.socket.request(&bytes)?;
+        if let Some((_, error)) = answer.errors.into_iter().next() {
+            return Err(error);
+        }
+        let mut header = NetlinkHeader::default();
+        header.message_type = match message {
+            RouteNetlinkMessage::GetNeighbour(_) => libc::RTM_NEWNEIGH,
+            RouteNetlinkMessage::GetAddress(_) => libc::RTM_NEWADDR,
+            _ => libc::RTM_NEWLINK,
+        };
+        // A message that cannot be read is one that we do not look for.
+        Ok(answer
+            .messages
+            .iter()
+            .filter_map(|payload| RouteNetlinkMessage::deserialize(&header, payload).ok())
+            .collect())
+    }
+
+    /// The link of that name.
+    ///
+    /// # Errors
+    /// `NotFound` is not an error here but `None`; others are the socket's.
+    pub fn link(&mut self, name: &str) -> io::Result<Option<Link>> {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![LinkAttribute::IfName(name.into())];
+        match self.get(&RouteNetlinkMessage::GetLink(message), 0) {
+            Ok(messages) => Ok(messages.into_iter().find_map(read_link)),
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All links.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn links(&mut self) -> io::Result<Vec<Link>> {
+        let messages = self.get(&RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)?;
+        Ok(messages.into_iter().filter_map(read_link).collect())
+    }
+
+    /// IPv4 addresses with the index of their link.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn addresses(&mut self) -> io::Result<Vec<(u32, Ipv4Net)>> {
+        let mut message = AddressMessage::default();
+        message.header.family = AddressFamily::Inet;
+        let messages = self.get(&RouteNetlinkMessage::GetAddress(message), NLM_F_DUMP)?;
+        Ok(messages
+            .into_iter()
+            .filter_map(|message| {
+                let RouteNetlinkMessage::NewAddress(message) = message else { return None };
+                let local = message.attributes.iter().find_map(|a| match a {
+                    AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
+                    _ => None,
+                })?;
+                Some((message.header.index, Ipv4Net::new(local, message.header.prefix_len).ok()?))
+            })
+            .collect())
+    }
+
+    /// Permanent entries of a link: of its own table, of its bridge's, and of the neighbour table.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn neighbours(&mut self, index: u32) -> io::Result<Vec<Neighbour>> {
+        let mut found = Vec::new();
+        for family in [AddressFamily::Bridge, AddressFamily::Inet] {
+            let mut message = NeighbourMessage::default();
+            message.header.family = family;
+            let messages = self.get(&RouteNetlinkMessage::GetNeighbour(message), NLM_F_DUMP)?;
+            found.extend(messages.into_iter().filter_map(|message| match message {
+                RouteNetlinkMessage::NewNeighbour(m) if m.header.ifindex == index => read_neighbour(&m),
+                _ => None,
+            }));
+        }
+        Ok(found)
+    }
+}
+
+fn append(out: &mut Vec<u8>, message: &RouteNetlinkMessage, flags: u16, sequence: u32) {
+    let mut message = NetlinkMessage::from(message.clone());
+    message.header.flags = flags;
+    message.header.sequence_number = sequence;
+    message.finalize();
+    debug_assert!(matches!(message.payload, NetlinkPayload::InnerMessage(_)));
+    let at = out.len();
+    out.resize(at + message.buffer_len().next_multiple_of(4), 0);
+    Emitable::emit(&message, &mut out[at..]);
+}
+
+fn read_link(message: RouteNetlinkMessage) -> Option<Link> {
+    let RouteNetlinkMessage::NewLink(message) = message else { return None };
+    let mut link = Link { index: message.header.index, name: String::new(), mtu: 0, mac: None, kind: String::new() };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Address(mac) => link.mac = mac.try_into().ok().map(Mac),
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    if let LinkInfo::Kind(kind) = info {
+                        link.kind = kind.to_string();
+                    }
+                }
+            }
+            _ => (),
+        }
+    }
+    Some(link)
+}
+
+fn read_neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
+    let mac = message.attributes.iter().find_map(|a| match a {
+        NeighbourAttribute::LinkLayerAddress(mac) => <[u8; 6]>::try_from(mac.as_slice()).ok().map(Mac),
+        _ => None,
+    })?;
+    let destination = message.attributes.iter().find_map(|a| match a {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
+        NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
+            <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from)
+        }
+        _ => None,
+    });
+    let controlled = message.attributes.iter().any(|a| matches!(a, NeighbourAttribute::Controller(_)));
+    match (message.header.family, destination) {
+        (AddressFamily::Inet, Some(address)) if message.header.state == NeighbourState::Permanent => {
+            Some(Neighbour::Address(address, mac))
+        }
+        (AddressFamily::Bridge, Some(to)) => Some(Neighbour::Tunnel(mac, to)),
+        (AddressFamily::Bridge, None) if controlled && message.header.state == NeighbourState::Noarp => {
+            Some(Neighbour::Port(mac))
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,67 @@
+//! The tables of one network namespace: what the kernel was told last, and whether that still holds.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use super::diff::{self, Batch};
+use super::table::{Family, Table};
+use crate::nlattr;
+use crate::sys::netlink::{Answer, NetlinkSocket, Protocol};
+use crate::sys::netns::Netns;
+
+const GET_GENERATION: u16 = (10 << 8) | 16;
+
+/// Our tables in one namespace.
+#[derive(Debug, Default)]
+pub struct Tables {
+    loaded: BTreeMap<(Family, String), Table>,
+    /// The rule set's generation after our last change. Another one means that somebody changed something.
+    generation: Option<u32>,
+}
+
+impl Tables {
+    /// Brings our tables to `wanted`, in one transaction; tables of ours that it lacks are deleted.
+    ///
+    /// # Errors
+    /// The kernel's refusal; then nothing changed, and the next call sends everything.
+    pub fn set(&mut self, netns: &Netns, wanted: Vec<Table>) -> io::Result<()> {
+        let mut socket = NetlinkSocket::open(netns, Protocol::Netfilter)?;
+        let unchanged = self.generation.is_some() && self.generation == Some(generation(&mut socket)?);
+        let mut batch = Batch::new();
+        for table in &wanted {
+            match self.loaded.get(&(table.family, table.name.clone())) {
+                Some(old) if unchanged && old == table => (),
+                Some(old) if unchanged => diff::update(&mut batch, old, table),
+                _ => diff::replace(&mut batch, table),
+            }
+        }
+        for (family, name) in self.loaded.keys() {
+            if !wanted.iter().any(|t| t.family == *family && t.name == *name) {
+                diff::delete(&mut batch, *family, name);
+            }
+        }
+        if !batch.is_empty() {
+            self.generation = None;
+            socket.batch(&batch.finish())?;
+        }
+        self.generation = Some(generation(&mut socket)?);
+        self.loaded = wanted.into_iter().map(|t| ((t.family, t.name.clone()), t)).collect();
+        Ok(())
+    }
+
+    /// What was loaded last under a name.
+    pub fn loaded(&self, family: Family, name: &str) -> Option<&Table> {
+        self.loaded.get(&(family, name.to_owned()))
+    }
+}
+
+/// Number of the rule set's last change.
+fn generation(socket: &mut NetlinkSocket) -> io::Result<u32> {
+    let mut request = Vec::new();
+    diff::header(&mut request, GET_GENERATION, 1, 1, 0, 0, &[]);
+    let Answer { messages, .. } = socket.request(&request)?;
+    messages
+        .iter()
+        .find_map(|message| nlattr::find(message.get(4..)?, 1)?.try_into().ok().map(u32::from_be_bytes))
+        .ok_or_else(|| io::Error::other("the kernel did not tell the generation of its rule set"))
+}

@@ -1,0 +1,214 @@
+//! A table as it should be: a value that can be compared, so that the difference can be sent.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use super::expr::Verdict;
+use super::rule::Rule;
+
+/// Address family of a table (`NFPROTO_*`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4.
+    Ipv4 = 2,
+    /// Frames at a device.
+    Netdev = 5,
+    /// Frames in a bridge.
+    Bridge = 7,
+}
+
+/// Where a base chain is called.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Hook {
+    /// On arrival, before routing.
+    Prerouting,
+    /// On the way through the host.
+    Forward,
+    /// From the host's own programs.
+    Output,
+    /// Before leaving.
+    Postrouting,
+    /// Frames that leave by a device (Linux 5.16).
+    Egress {
+        /// The device.
+        device: String,
+    },
+}
+
+/// Kind of a base chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Sees every packet.
+    Filter,
+    /// Sees the first packet of a connection.
+    Nat,
+}
+
+/// How a base chain is attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseChain {
+    /// Kind.
+    pub kind: Kind,
+    /// Where.
+    pub hook: Hook,
+    /// Order among the chains of that hook; lower comes first.
+    pub priority: i32,
+}
+
+/// A chain and its rules in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Chain {
+    /// How it is attached; `None` for a chain that others go to.
+    pub base: Option<BaseChain>,
+    /// Its rules.
+    pub rules: Vec<Rule>,
+}
+
+/// A part of a key or value. Each takes a multiple of four bytes in a concatenation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Field {
+    /// IPv4 address.
+    Address,
+    /// Ethernet address.
+    Ether,
+    /// Layer 4 protocol number.
+    Protocol,
+    /// Port.
+    Port,
+    /// Packet or connection mark, in host order.
+    Mark,
+    /// Conntrack zone, in host order.
+    Zone,
+    /// Index of a link, in host order.
+    Link,
+}
+
+impl Field {
+    /// Bytes without padding.
+    pub fn len(self) -> usize {
+        match self {
+            Self::Address | Self::Mark | Self::Link => 4,
+            Self::Ether => 6,
+            Self::Protocol => 1,
+            Self::Port | Self::Zone => 2,
+        }
+    }
+
+    /// Number of the type for programs that print the table (nft's `enum datatypes`).
+    pub(super) fn datatype(self) -> u32 {
+        match self {
+            Self::Address => 7,
+            Self::Ether => 9,
+            Self::Protocol => 12,
+            Self::Port => 13,
+            Self::Mark => 19,
+            Self::Link => 20,
+            // nft has no named type for zones that may stand in a declaration; an integer prints well enough.
+            Self::Zone => 4,
+        }
+    }
+}
+
+/// What a map holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MapTo {
+    /// Bytes.
+    Fields(Vec<Field>),
+    /// Verdicts.
+    Verdict,
+}
+
+/// A value of a map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Value {
+    /// The element only is or is not there.
+    None,
+    /// Bytes.
+    Bytes(Vec<u8>),
+    /// A verdict.
+    Verdict(Verdict),
+}
+
+/// A set or map with all its elements.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Set {
+    /// Parts of the key.
+    pub key: Vec<Field>,
+    /// What it maps to; `None` for a set.
+    pub to: Option<MapTo>,
+    /// Elements by encoded key.
+    pub elements: BTreeMap<Vec<u8>, Value>,
+}
+
+impl Set {
+    /// An empty set.
+    pub fn of(key: impl Into<Vec<Field>>) -> Self {
+        Self { key: key.into(), to: None, elements: BTreeMap::new() }
+    }
+
+    /// An empty map.
+    pub fn map(key: impl Into<Vec<Field>>, to: MapTo) -> Self {
+        Self { key: key.into(), to: Some(to), elements: BTreeMap::new() }
+    }
+
+    /// Adds an element to a set.
+    pub fn add(&mut self, key: Vec<u8>) {
+        self.elements.insert(key, Value::None);
+    }
+
+    /// Adds an element to a map.
+    pub fn put(&mut self, key: Vec<u8>, value: Value) {
+        self.elements.insert(key, value);
+    }
+}
+
+/// A table as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    /// Family.
+    pub family: Family,
+    /// Name.
+    pub name: String,
+    /// Chains by name.
+    pub chains: BTreeMap<String, Chain>,
+    /// Sets and maps by name.
+    pub sets: BTreeMap<String, Set>,
+}
+
+impl Table {
+    /// A table without chains.
+    pub fn new(family: Family, name: impl Into<String>) -> Self {
+        Self { family, name: name.into(), chains: BTreeMap::new(), sets: BTreeMap::new() }
+    }
+
+    /// Adds a base chain.
+    pub fn base(&mut self, name: &str, kind: Kind, hook: Hook, priority: i32, rules: Vec<Rule>) {
+        let base = Some(BaseChain { kind, hook, priority });
+        self.chains.insert(name.into(), Chain { base, rules });
+    }
+
+    /// Adds a chain that others go to.
+    pub fn chain(&mut self, name: impl Into<String>, rules: Vec<Rule>) {
+        self.chains.insert(name.into(), Chain { base: None, rules });
+    }
+}
+
+/// Joins the parts of a key or value, each padded to four bytes.
+pub fn concat(parts: &[&[u8]]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for part in parts {
+        out.extend_from_slice(part);
+        out.resize(out.len().next_multiple_of(4), 0);
+    }
+    out
+}
+
+/// A protocol and port, as keys have them.
+pub fn service_key(protocol: u8, port: u16) -> Vec<u8> {
+    concat(&[&[protocol], &port.to_be_bytes()])
+}
+
+/// An address and port, as values have them.
+pub fn address_and_port(address: Ipv4Addr, port: u16) -> Vec<u8> {
+    concat(&[&address.octets(), &port.to_be_bytes()])
+}

@@ -1,0 +1,9 @@
+//! Decisions, without I/O: from what the managers want and what is attached here to tables, entries and names.
+//!
+//! Each function gives the whole wanted value; the shells in [`crate::engine`] compare it with what the kernel holds and
+//! send the difference. Nothing here reads a clock, draws a random number or opens a file.
+
+pub mod names;
+pub mod node;
+pub mod overlay;
+pub mod vip;

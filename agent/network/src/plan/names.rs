@@ -1,0 +1,88 @@
+//! Names: what each network's zone answers.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use ipnet::IpNet;
+use skep_proto::model::NetworkId;
+use skep_proto::model::service::EndpointMode;
+use skep_proto::model::view::NetworkView;
+
+use crate::dns::zone::{Zone, ZoneKey};
+
+/// A sandbox of this node as far as names are concerned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalName {
+    /// The zone.
+    pub zone: ZoneKey,
+    /// Its names there.
+    pub names: Vec<String>,
+    /// Its address there.
+    pub address: Ipv4Addr,
+}
+
+/// The zones of all networks. `bridges` are the names of local bridges with names (all but the default one).
+pub fn zones(view: &NetworkView, bridges: &[String], local: &[LocalName]) -> BTreeMap<ZoneKey, Zone> {
+    let mut zones = BTreeMap::new();
+    for network in view.networks.values() {
+        zones.insert(ZoneKey::Overlay(network.id), overlay_zone(view, network.id, &network.name));
+    }
+    for bridge in bridges {
+        zones.insert(ZoneKey::Bridge(bridge.clone()), Zone::new(bridge));
+    }
+    for entry in local {
+        if let Some(zone) = zones.get_mut(&entry.zone) {
+            for name in &entry.names {
+                zone.add(name, entry.address);
+            }
+        }
+    }
+    zones
+}
+
+fn overlay_zone(view: &NetworkView, network: NetworkId, name: &str) -> Zone {
+    let mut zone = Zone::new(name);
+    let mut backends: BTreeMap<_, Vec<Ipv4Addr>> = BTreeMap::new();
+    for endpoint in view.endpoints.values() {
+        for attachment in endpoint.addresses.iter().filter(|a| a.network == network) {
+            let IpNet::V4(net) = attachment.address else { continue };
+            // A draining task keeps its own name: it is reachable, it only gets nothing new by the service's.
+            zone.add(&endpoint.name, net.addr());
+            if !endpoint.serving {
+                continue;
+            }
+            for alias in &attachment.aliases {
+                zone.add(alias, net.addr());
+            }
+            if let Some(service) = endpoint.service {
+                backends.entry(service).or_default().push(net.addr());
+            }
+        }
+    }
+    for service in view.services.values() {
+        let tasks = backends.remove(&service.id).unwrap_or_default();
+        let vips: Vec<Ipv4Addr> = service
+            .virtual_ips
+            .iter()
+            .filter(|vip| vip.network == network)
+            .filter_map(|vip| match vip.address {
+                IpNet::V4(net) => Some(net.addr()),
+                IpNet::V6(_) => None,
+            })
+            .collect();
+        let answers = match service.mode {
+            EndpointMode::Vip if !vips.is_empty() => &vips,
+            EndpointMode::Vip | EndpointMode::DnsRoundRobin => &tasks,
+        };
+        let aliases = service.aliases.get(&network).into_iter().flatten();
+        for name in std::iter::once(&service.name).chain(aliases) {
+            for address in answers {
+                zone.add(name, *address);
+            }
+            for address in &tasks {
+                zone.add(&format!("tasks.{name}"), *address);
+            }
+        }
+    }
+    zone
+}

@@ -1,0 +1,204 @@
+//! Sandboxes: what the agent asks for and what it gets.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use ipnet::{IpNet, Ipv4Net};
+use serde::{Deserialize, Serialize};
+use skep_proto::model::container::DnsConfig;
+use skep_proto::model::service::{PortConfig, Protocol};
+use skep_proto::model::{NetworkId, TaskId};
+
+use crate::mac::Mac;
+
+/// Name of the default bridge, as Docker calls it.
+pub const DEFAULT_BRIDGE: &str = "bridge";
+
+/// Names a sandbox on its node: letters, digits, `-` and `_`, at most 128 of them.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SandboxId(String);
+
+impl SandboxId {
+    /// The id, or `None` when `text` cannot be a file name of the allowed form.
+    pub fn new(text: impl Into<String>) -> Option<Self> {
+        let text = text.into();
+        let allowed = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        (!text.is_empty() && text.len() <= 128 && text.bytes().all(allowed)).then_some(Self(text))
+    }
+
+    /// The sandbox of a task.
+    pub fn of_task(task: TaskId) -> Self {
+        Self(task.to_string())
+    }
+
+    /// The text form.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SandboxId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a sandbox should be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxSpec {
+    /// Its id.
+    pub id: SandboxId,
+    /// Networks of the cluster, in the order of their links: `eth0`, `eth1`, …
+    pub overlays: Vec<OverlayAttachment>,
+    /// Local bridges; their links follow. The first that has a way out is the default route when there is no task link.
+    pub bridges: Vec<BridgeAttachment>,
+    /// Wants a task link: the way out of tasks on overlays, and where the routing mesh reaches them. Its link is the
+    /// last one, and it is the default route.
+    pub mesh: bool,
+    /// Ports of this node that lead into the sandbox.
+    pub host_ports: Vec<HostPort>,
+    /// Resolver settings.
+    pub dns: Resolver,
+    /// The task that owns it.
+    pub task: Option<TaskId>,
+}
+
+impl SandboxSpec {
+    /// A sandbox with nothing but a loopback link.
+    pub fn new(id: SandboxId) -> Self {
+        Self {
+            id,
+            overlays: Vec::new(),
+            bridges: Vec::new(),
+            mesh: false,
+            host_ports: Vec::new(),
+            dns: Resolver::default(),
+            task: None,
+        }
+    }
+}
+
+/// A sandbox on a network of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OverlayAttachment {
+    /// The network.
+    pub network: NetworkId,
+    /// Its address there, with the network's prefix length.
+    pub address: IpNet,
+    /// Names that this node's sandboxes on that network resolve to it. The managers tell the names of tasks to all
+    /// nodes; these here are known even before they do.
+    pub names: Vec<String>,
+}
+
+/// A sandbox on a local bridge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BridgeAttachment {
+    /// The bridge's name; [`DEFAULT_BRIDGE`] is always there.
+    pub bridge: String,
+    /// An address asked for; `None` for the next free one.
+    pub address: Option<Ipv4Addr>,
+    /// Names that other sandboxes on the bridge resolve to it (not on the default bridge, as with Docker).
+    pub names: Vec<String>,
+}
+
+impl BridgeAttachment {
+    /// The default bridge, with an address of its choice.
+    pub fn default_bridge() -> Self {
+        Self { bridge: DEFAULT_BRIDGE.into(), address: None, names: Vec::new() }
+    }
+}
+
+/// A port of the node that leads into a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct HostPort {
+    /// Address of the node that it is open on; `None` for all.
+    pub bind: Option<IpAddr>,
+    /// Port of the node; `None` in a request for a free one.
+    pub published: Option<u16>,
+    /// Port of the sandbox.
+    pub target: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+impl From<&PortConfig> for HostPort {
+    fn from(port: &PortConfig) -> Self {
+        Self { bind: None, published: port.published, target: port.target, protocol: port.protocol }
+    }
+}
+
+/// Resolver settings of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Resolver {
+    /// Servers asked for names that are not the cluster's; empty for the node's.
+    pub servers: Vec<IpAddr>,
+    /// Search domains.
+    pub search: Vec<String>,
+    /// Options of resolv.conf.
+    pub options: Vec<String>,
+}
+
+impl From<&DnsConfig> for Resolver {
+    fn from(dns: &DnsConfig) -> Self {
+        Self { servers: dns.nameservers.clone(), search: dns.search.clone(), options: dns.options.clone() }
+    }
+}
+
+/// A sandbox as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sandbox {
+    /// Its id.
+    pub id: SandboxId,
+    /// The file that keeps its namespace.
+    pub netns: PathBuf,
+    /// Its links, in order.
+    pub links: Vec<SandboxLink>,
+    /// Address on the task link, which is reported to the managers for the routing mesh.
+    pub mesh: Option<IpAddr>,
+    /// Its open ports, with their numbers.
+    pub host_ports: Vec<HostPort>,
+    /// The task that owns it.
+    pub task: Option<TaskId>,
+    /// Content for `/etc/resolv.conf`.
+    pub resolv_conf: String,
+}
+
+/// Where a link of a sandbox leads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LinkKind {
+    /// To a network of the cluster.
+    Overlay(NetworkId),
+    /// To the local bridge of that name.
+    Bridge(String),
+    /// To the node itself.
+    Task,
+}
+
+/// A link of a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SandboxLink {
+    /// Its name in the sandbox.
+    pub name: String,
+    /// Where it leads.
+    pub kind: LinkKind,
+    /// Its address.
+    pub address: Ipv4Net,
+    /// Its Ethernet address.
+    pub mac: Mac,
+    /// The gateway, if it has one.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+/// Content of `/etc/resolv.conf` for a sandbox.
+pub fn resolv_conf(dns: &Resolver) -> String {
+    let mut text = String::from("nameserver 127.0.0.11\n");
+    if !dns.search.is_empty() {
+        text.push_str(&format!("search {}\n", dns.search.join(" ")));
+    }
+    // Without dots a name is tried as it is first, as Docker's embedded server wants it.
+    let ndots = (!dns.options.iter().any(|o| o.starts_with("ndots:"))).then_some("ndots:0");
+    let options: Vec<&str> = dns.options.iter().map(String::as_str).chain(ndots).collect();
+    text.push_str(&format!("options {}\n", options.join(" ")));
+    text
+}

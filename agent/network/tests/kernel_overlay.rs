@@ -1,0 +1,117 @@
+//! Overlays, bridges and virtual addresses between nodes that are namespaces of this kernel.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs, reason = "a test")]
+
+mod world;
+
+use std::collections::BTreeMap;
+
+use skep_network::{BridgeAttachment, SandboxId, SandboxSpec};
+use world::{World, ask_tcp, ask_udp, pings, run, serve_tcp, serve_udp};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn tasks_of_one_network_reach_each_other_across_nodes_and_by_virtual_address() {
+    let mut w = World::new(2);
+    let net = w.network(1);
+    let service = w.service(1, net, "10.0.1.200/24", &[]);
+    w.apply().await;
+    let a = w.task(1, 0, None, net, "10.0.1.10/24").await;
+    let b = w.task(2, 1, Some(service), net, "10.0.1.20/24").await;
+    let c = w.task(3, 1, Some(service), net, "10.0.1.21/24").await;
+    let d = w.task(4, 0, Some(service), net, "10.0.1.22/24").await;
+    w.apply().await;
+
+    for to in ["10.0.1.20", "10.0.1.21", "10.0.1.22"] {
+        assert!(pings(&a.netns, to), "{to}");
+    }
+    for (sandbox, name) in [(&b, "b"), (&c, "c"), (&d, "d")] {
+        serve_tcp(&sandbox.netns, 80, name);
+        serve_udp(&sandbox.netns, 80, name);
+    }
+    assert_eq!(ask_tcp(&a.netns, "10.0.1.20:80").unwrap(), "b 10.0.1.10");
+    let mut seen = BTreeMap::new();
+    for _ in 0..60 {
+        *seen.entry(ask_tcp(&a.netns, "10.0.1.200:80").unwrap()).or_insert(0) += 1;
+    }
+    assert_eq!(seen.keys().collect::<Vec<_>>(), ["b 10.0.1.10", "c 10.0.1.10", "d 10.0.1.10"]);
+    assert!(ask_udp(&a.netns, "10.0.1.200:80").unwrap().ends_with(" 10.0.1.10"));
+
+    // A task that drains gets nothing new by the service's address, and is the only one left for itself.
+    for task in [3, 4] {
+        w.view.endpoints.get_mut(&skep_proto::model::TaskId(task)).unwrap().serving = false;
+    }
+    w.apply().await;
+    for _ in 0..10 {
+        assert_eq!(ask_tcp(&b.netns, "10.0.1.200:80").unwrap(), "b 10.0.1.20");
+    }
+    assert!(pings(&a.netns, "10.0.1.21"));
+    w.view.endpoints.get_mut(&skep_proto::model::TaskId(2)).unwrap().serving = false;
+    w.apply().await;
+    let refused = ask_tcp(&a.netns, "10.0.1.200:80").unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn a_sandbox_on_the_default_bridge_has_a_way_out_before_the_node_knows_its_cluster() {
+    let w = World::new(1);
+    let mut spec = SandboxSpec::new(SandboxId::new("one").unwrap());
+    spec.bridges.push(BridgeAttachment::default_bridge());
+    let one = w.nodes[0].network.create_sandbox(spec.clone()).await.unwrap();
+    assert_eq!(w.nodes[0].network.create_sandbox(spec.clone()).await.unwrap(), one);
+    spec.id = SandboxId::new("two").unwrap();
+    let two = w.nodes[0].network.create_sandbox(spec).await.unwrap();
+    assert_eq!(one.links[0].address.to_string(), "172.17.0.2/16");
+    serve_tcp(&w.hub(), 80, "outside");
+    assert_eq!(ask_tcp(&one.netns, &format!("{}:80", world::CLIENT)).unwrap(), "outside 10.99.0.11");
+    assert!(pings(&one.netns, &two.links[0].address.addr().to_string()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn overlay_tasks_have_a_way_out_and_networks_are_apart() {
+    let mut w = World::new(1);
+    let (first, second) = (w.network(1), w.network(2));
+    w.apply().await;
+    let a = w.task(1, 0, None, first, "10.0.1.10/24").await;
+    let b = w.task(2, 0, None, second, "10.0.2.10/24").await;
+    w.apply().await;
+    serve_tcp(&w.hub(), 80, "outside");
+    serve_tcp(&b.netns, 80, "b");
+    assert_eq!(ask_tcp(&a.netns, &format!("{}:80", world::CLIENT)).unwrap(), "outside 10.99.0.11");
+    assert!(!pings(&a.netns, "10.0.2.10"));
+    let task_link = b.mesh.unwrap();
+    assert!(!pings(&a.netns, &task_link.to_string()), "task links are no way between networks");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn a_restart_finds_what_is_there_and_deletion_leaves_nothing() {
+    let mut w = World::new(2);
+    let net = w.network(1);
+    w.apply().await;
+    let a = w.task(1, 0, None, net, "10.0.1.10/24").await;
+    let b = w.task(2, 1, None, net, "10.0.1.20/24").await;
+    w.apply().await;
+    assert!(pings(&a.netns, "10.0.1.20"));
+    w.restart(0);
+    assert!(pings(&a.netns, "10.0.1.20"), "traffic goes on before the managers are heard");
+    assert_eq!(w.nodes[0].network.sandboxes().await, [a.clone()]);
+    w.apply().await;
+    assert!(pings(&a.netns, "10.0.1.20"));
+    let c = w.task(3, 0, None, net, "10.0.1.11/24").await;
+    w.apply().await;
+    assert!(pings(&c.netns, "10.0.1.20") && pings(&c.netns, "10.0.1.10") && pings(&b.netns, "10.0.1.11"));
+
+    for node in &w.nodes {
+        node.network.clear().await.unwrap_or_else(|error| panic!("{}", world::chain(&error)));
+        let inside = format!("nsenter --net={}", node.netns.display());
+        let links = run(&format!("{inside} ip -o link | grep -v -e ': lo:' -e ': uplink@' | cat"));
+        assert_eq!(links, "");
+        assert_eq!(run(&format!("{inside} nft list tables")), "");
+        assert_eq!(run(&format!("{inside} ip rule list | grep 51000 | cat")), "");
+        let files = run(&format!("find {} -type f", node.config.state_dir.display()));
+        assert_eq!(files, "");
+        assert_eq!(run(&format!("grep {} /proc/self/mountinfo | cat", node.config.state_dir.display())), "");
+    }
+}

@@ -1,0 +1,303 @@
+//! Nodes for tests: network namespaces on a bridge, each with a [`NodeNetwork`], and a client outside.
+#![allow(dead_code, reason = "each test uses its part")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use skep_network::{Config, FakeNames, NodeNetwork, OverlayAttachment, SandboxId, SandboxSpec};
+use skep_proto::model::network::Subnet;
+use skep_proto::model::service::{EndpointMode, PortConfig, Protocol, PublishMode, VirtualIp};
+use skep_proto::model::view::{EndpointAddress, EndpointView, NetworkView, OverlayNetwork, Peer, ServiceView};
+use skep_proto::model::{NetworkId, NodeId, ServiceId, TaskId};
+
+static WORLDS: AtomicU32 = AtomicU32::new(0);
+
+/// Address of the client outside.
+pub const CLIENT: &str = "10.99.0.9";
+
+/// Nodes and a client on one wire.
+pub struct World {
+    tag: String,
+    folder: tempfile::TempDir,
+    pub nodes: Vec<Node>,
+    pub view: NetworkView,
+}
+
+pub struct Node {
+    pub netns: PathBuf,
+    pub config: Config,
+    pub network: NodeNetwork,
+    pub names: Arc<FakeNames>,
+    pub address: Ipv4Addr,
+    pub index: u16,
+}
+
+pub fn run(command: &str) -> String {
+    let output = Command::new("sh").args(["-c", command]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{command}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+/// Runs `f` on a thread of its own in the namespace.
+pub fn within<T: Send + 'static>(netns: &Path, f: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
+    let netns = netns.to_owned();
+    thread::spawn(move || {
+        let file = openat(CWD, &netns, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).unwrap();
+        move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), Some(LinkNameSpaceType::Network)).unwrap();
+        f()
+    })
+}
+
+impl World {
+    pub fn new(count: u16) -> Self {
+        let tag = format!("net{}x{}", std::process::id(), WORLDS.fetch_add(1, Ordering::Relaxed));
+        let folder = tempfile::tempdir().unwrap();
+        let hub = format!("{tag}-hub");
+        run(&format!(
+            "ip netns add {hub} && ip -n {hub} link set lo up && ip -n {hub} link add wire type bridge && \
+             ip -n {hub} addr add {CLIENT}/24 dev wire && ip -n {hub} link set wire up"
+        ));
+        let mut world = Self { tag, folder, nodes: Vec::new(), view: NetworkView::default() };
+        for number in 1..=count {
+            let (ns, address) = (world.ns(number), Ipv4Addr::new(10, 99, 0, 10 + u8::try_from(number).unwrap()));
+            run(&format!(
+                "ip netns add {ns} && ip -n {ns} link set lo up && \
+                 ip -n {hub} link add n{number} type veth peer name uplink netns {ns} && \
+                 ip -n {hub} link set n{number} master wire up && ip -n {ns} addr add {address}/24 dev uplink && \
+                 ip -n {ns} link set uplink up && ip -n {ns} route add default via {CLIENT}"
+            ));
+            let id = NodeId(u128::from(number));
+            let config = Config {
+                state_dir: world.folder.path().join(format!("n{number}")),
+                run_dir: world.folder.path().join(format!("r{number}")),
+                node: id,
+                data_path: vec![IpAddr::V4(address)],
+                vxlan_port: 4789,
+                prefix: "skep".into(),
+                bridge_subnet: "172.17.0.0/16".parse().unwrap(),
+                infra: "100.64.0.0/10".parse().unwrap(),
+                netd_exe: PathBuf::new(),
+            };
+            let names = Arc::new(FakeNames::default());
+            let netns = PathBuf::from(format!("/run/netns/{ns}"));
+            let (settings, server) = (config.clone(), names.clone());
+            let network = within(&netns, move || NodeNetwork::start(settings, server)).join().unwrap().unwrap();
+            world.view.peers.insert(id, Peer { node: id, index: number, data_path: vec![IpAddr::V4(address)] });
+            world.nodes.push(Node { netns, config, network, names, address, index: number });
+        }
+        world
+    }
+
+    fn ns(&self, number: u16) -> String {
+        format!("{}-n{number}", self.tag)
+    }
+
+    pub fn hub(&self) -> PathBuf {
+        PathBuf::from(format!("/run/netns/{}-hub", self.tag))
+    }
+
+    /// Starts the network layer of a node again, as a new process would.
+    pub fn restart(&mut self, node: usize) {
+        let at = &self.nodes[node];
+        let (settings, server) = (at.config.clone(), at.names.clone());
+        let network = within(&at.netns, move || NodeNetwork::start(settings, server)).join().unwrap().unwrap();
+        self.nodes[node].network = network;
+    }
+
+    pub async fn apply(&self) {
+        let view = Arc::new(self.view.clone());
+        for node in &self.nodes {
+            node.network.apply(node.index, view.clone()).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        }
+    }
+
+    /// Adds a network `10.0.NUMBER.0/24`.
+    pub fn network(&mut self, number: u8) -> NetworkId {
+        let id = NetworkId(u128::from(number));
+        let subnet = Subnet {
+            subnet: format!("10.0.{number}.0/24").parse().unwrap(),
+            range: None,
+            gateway: IpAddr::V4(Ipv4Addr::new(10, 0, number, 1)),
+        };
+        let network = OverlayNetwork {
+            id,
+            name: format!("net{number}"),
+            vni: 4096 + u32::from(number),
+            subnets: vec![subnet],
+            internal: false,
+            encrypted: false,
+            mtu: None,
+        };
+        self.view.networks.insert(id, network);
+        id
+    }
+
+    /// Adds a service with a virtual address on a network and published ports.
+    pub fn service(
+        &mut self,
+        number: u128,
+        network: NetworkId,
+        vip: &str,
+        ports: &[(Protocol, u16, u16)],
+    ) -> ServiceId {
+        let id = ServiceId(number);
+        let ports = ports.iter().map(|(protocol, published, target)| PortConfig {
+            name: String::new(),
+            protocol: *protocol,
+            target: *target,
+            published: Some(*published),
+            mode: PublishMode::Ingress,
+        });
+        let service = ServiceView {
+            id,
+            name: format!("service{number}"),
+            mode: EndpointMode::Vip,
+            virtual_ips: vec![VirtualIp { network, address: vip.parse().unwrap() }],
+            aliases: BTreeMap::new(),
+            ports: ports.collect(),
+        };
+        self.view.services.insert(id, service);
+        id
+    }
+
+    /// Makes the sandbox of a task and tells all nodes of it at the next [`World::apply`].
+    pub async fn task(
+        &mut self,
+        number: u128,
+        node: usize,
+        service: Option<ServiceId>,
+        network: NetworkId,
+        address: &str,
+    ) -> skep_network::Sandbox {
+        let id = TaskId(number);
+        let mut spec = SandboxSpec::new(SandboxId::of_task(id));
+        let address: ipnet::IpNet = address.parse().unwrap();
+        spec.overlays.push(OverlayAttachment { network, address, names: Vec::new() });
+        spec.task = Some(id);
+        let made = self.nodes[node].network.create_sandbox(spec).await;
+        let sandbox = made.unwrap_or_else(|error| panic!("{}", chain(&error)));
+        let endpoint = EndpointView {
+            task: id,
+            service,
+            node: self.nodes[node].config.node,
+            name: format!("task{number}"),
+            addresses: vec![EndpointAddress { network, address, aliases: Vec::new() }],
+            mesh: sandbox.mesh,
+            serving: true,
+        };
+        self.view.endpoints.insert(id, endpoint);
+        sandbox
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for node in &self.nodes {
+            let network = node.network.clone();
+            // A runtime of its own: the test's is busy unwinding.
+            let cleared = thread::spawn(move || tokio::runtime::Runtime::new().unwrap().block_on(network.clear()));
+            if let Err(error) = cleared.join().unwrap() {
+                eprintln!("clear: {}", chain(&error));
+            }
+            let _ = Command::new("umount").args(["-R", "-l"]).arg(&node.config.state_dir).output();
+        }
+        let list = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+        for name in list.filter_map(|entry| entry.file_name().into_string().ok()) {
+            if name.starts_with(&format!("{}-", self.tag)) {
+                let _ = Command::new("ip").args(["netns", "del", &name]).output();
+            }
+        }
+    }
+}
+
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(error) = next {
+        text.push_str(&format!(": {error}"));
+        next = error.source();
+    }
+    text
+}
+
+/// A TCP server that tells each client `NAME ADDRESS`, the address being the client's as the server sees it.
+pub fn serve_tcp(netns: &Path, port: u16, name: &str) {
+    let name = name.to_owned();
+    let listener = within(netns, move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()).join().unwrap();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let peer = stream.peer_addr().unwrap();
+            let _ = stream.write_all(format!("{name} {}", peer.ip()).as_bytes());
+        }
+    });
+}
+
+/// The same for UDP.
+pub fn serve_udp(netns: &Path, port: u16, name: &str) {
+    let name = name.to_owned();
+    let socket = within(netns, move || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()).join().unwrap();
+    thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((_, from)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(format!("{name} {}", from.ip()).as_bytes(), from);
+        }
+    });
+}
+
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What a TCP server answers to a client in the namespace.
+pub fn ask_tcp(netns: &Path, to: &str) -> std::io::Result<String> {
+    let to: SocketAddr = to.parse().unwrap();
+    within(netns, move || {
+        let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    })
+    .join()
+    .unwrap()
+}
+
+/// What a UDP server answers to a client in the namespace.
+pub fn ask_udp(netns: &Path, to: &str) -> std::io::Result<String> {
+    let to: SocketAddr = to.parse().unwrap();
+    within(netns, move || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.send(b"?")?;
+        let mut buffer = [0; 64];
+        let length = socket.recv(&mut buffer)?;
+        Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    })
+    .join()
+    .unwrap()
+}
+
+/// Whether one ping is answered.
+pub fn pings(netns: &Path, to: &str) -> bool {
+    let net = format!("--net={}", netns.display());
+    Command::new("nsenter").args([&net, "ping", "-c1", "-W2", to]).output().unwrap().status.success()
+}
+
+/// Waits until a condition holds.
+pub fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(10), "{what} did not happen within 10 s");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
