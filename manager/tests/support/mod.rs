@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Server, server::TcpIncoming};
 
 pub const CLUSTER: [u8; 16] = *b"a test's cluster";
-pub const WITHIN: Duration = Duration::from_secs(10);
+pub const WITHIN: Duration = Duration::from_secs(60);
 
 /// Dials plain TCP, and lets a test cut members off by number.
 #[derive(Clone, Default)]
