@@ -39,8 +39,8 @@ const PORT: u16 = 2377;
 const CLIENTS: usize = 2;
 const KEYS: u64 = 4;
 /// Simulated time with faults, and after them.
-const STORM: Duration = Duration::from_secs(12);
-const CALM: Duration = Duration::from_secs(8);
+const STORM: Duration = Duration::from_secs(10);
+const CALM: Duration = Duration::from_secs(5);
 
 /// What a client did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,14 +94,20 @@ impl Report {
     }
 }
 
-/// Runs the seeds that the environment asks for, ten by default, and says how to replay one that fails.
+/// Runs the seeds that the environment asks for, and says how to replay one that fails.
 ///
-/// `SKEP_SEED=n` runs one seed, `SKEP_SEEDS=n` that many.
+/// `SKEP_SEED=n` runs one seed, `SKEP_SEEDS=n` the first n. By default each file runs two seeds of its own, ten in all.
 pub fn check_seeds(test: &str, check: impl Fn(&Report)) {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
     let seeds: Vec<u64> = match number("SKEP_SEED") {
         Some(seed) => vec![seed],
-        None => (0..number("SKEP_SEEDS").unwrap_or(10)).collect(),
+        None => match number("SKEP_SEEDS") {
+            Some(count) => (0..count).collect(),
+            None => {
+                let own = u64::from(crc32fast::hash(test.as_bytes()));
+                vec![own, own + 1]
+            }
+        },
     };
     for seed in seeds {
         let run = catch_unwind(AssertUnwindSafe(|| {
@@ -256,7 +262,7 @@ fn now() -> Duration {
 impl Client {
     async fn run(mut self) {
         loop {
-            tokio::time::sleep(Duration::from_millis(self.rng.random_range(5..60))).await;
+            tokio::time::sleep(Duration::from_millis(self.rng.random_range(10..120))).await;
             let key = format!("k{}", self.rng.random_range(0..KEYS));
             if self.rng.random_bool(0.6) { self.write(key).await } else { self.read(key).await }
         }
@@ -312,6 +318,9 @@ fn watch(world: &World, report: &mut Report) {
         {
             let reign = Reign { term, member: member.id };
             if !report.reigns.contains(&reign) {
+                if std::env::var_os("SKEP_SIM_TRACE").is_some() {
+                    println!("{reign:?}");
+                }
                 report.reigns.push(reign);
             }
         }
@@ -364,7 +373,9 @@ fn storm(sim: &mut turmoil::Sim<'_>, world: &World, rng: &mut StdRng, report: &m
         note_logs(world, report);
         let member = world.members.choose(rng).expect("three");
         trace(sim, &format!("calls {}", world.calls.borrow().len()));
-        match rng.random_range(0..10) {
+        let fault = rng.random_range(0..10);
+        trace(sim, &format!("fault {fault} at {}", member.id));
+        match fault {
             0..3 => {
                 crash(sim, world, member, rng);
                 report.crashes += 1;
@@ -416,6 +427,7 @@ fn heal(sim: &turmoil::Sim<'_>) {
 
 fn crash(sim: &mut turmoil::Sim<'_>, world: &World, member: &Member, rng: &mut StdRng) {
     if member.running.borrow_mut().take().is_some() || sim.is_host_running(name(member.id)) {
+        trace(sim, &format!("crash {}", member.id));
         sim.crash(name(member.id));
         member.disk.crash(world.seed ^ rng.random::<u64>());
     }
@@ -423,7 +435,8 @@ fn crash(sim: &mut turmoil::Sim<'_>, world: &World, member: &Member, rng: &mut S
 
 fn start_stopped(sim: &mut turmoil::Sim<'_>, world: &World, rng: &mut StdRng) {
     for member in &world.members {
-        if !sim.is_host_running(name(member.id)) && rng.random_bool(0.6) {
+        if !sim.is_host_running(name(member.id)) && rng.random_bool(0.4) {
+            trace(sim, &format!("start {}", member.id));
             sim.bounce(name(member.id));
         }
     }
