@@ -1,6 +1,8 @@
 //! Committed writes a second on three managers in one process over loopback, with their disks in a temporary folder, and
 //! appends a second of the log alone. Prints figures; `cargo bench -p skep-manager --bench raft`.
 
+#![allow(clippy::unwrap_used)] // test code
+
 #[path = "../tests/support/mod.rs"]
 mod support;
 

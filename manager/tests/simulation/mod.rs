@@ -6,7 +6,7 @@
 //! ```
 //! Everything runs on the thread of the test: election timeouts, latencies and faults are functions of the seed. What
 //! is not is the order in which `select!` polls inside libraries, so a replay is near enough to debug by, not bit for bit.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)] // test code, shared by files that each use a part of it
 
 #[path = "../support/kv.rs"]
 pub mod kv;
@@ -39,7 +39,7 @@ const PORT: u16 = 2377;
 const CLIENTS: usize = 2;
 const KEYS: u64 = 4;
 /// Simulated time with faults, and after them.
-const STORM: Duration = Duration::from_secs(10);
+const STORM: Duration = Duration::from_secs(15);
 const CALM: Duration = Duration::from_secs(5);
 
 /// What a client did.
@@ -327,6 +327,10 @@ fn watch(world: &World, report: &mut Report) {
     }
 }
 
+fn leads(member: &Member) -> bool {
+    member.running.borrow().as_ref().is_some_and(|(raft, _)| raft.is_leader())
+}
+
 fn note_logs(world: &World, report: &mut Report) {
     let logs = world.members.iter().filter_map(|m| m.running.borrow().as_ref().map(|(raft, _)| (m.id, raft.log())));
     report.logs.push(logs.collect());
@@ -369,9 +373,16 @@ fn form(sim: &mut turmoil::Sim<'_>, world: &World) {
 fn storm(sim: &mut turmoil::Sim<'_>, world: &World, rng: &mut StdRng, report: &mut Report) {
     let end = sim.elapsed() + STORM;
     while sim.elapsed() < end {
-        run_for(sim, world, report, Duration::from_millis(rng.random_range(100..1500)));
+        run_for(sim, world, report, Duration::from_millis(rng.random_range(100..2500)));
         note_logs(world, report);
-        let member = world.members.choose(rng).expect("three");
+        // Half of the time after a repair, so that a majority can act between faults, and half of the time at the leader.
+        if rng.random_bool(0.5) {
+            heal(sim);
+            start_stopped(sim, world, rng, 1.0);
+            run_for(sim, world, report, Duration::from_millis(rng.random_range(100..1500)));
+        }
+        let leader = world.members.iter().find(|member| leads(member));
+        let member = leader.filter(|_| rng.random()).or_else(|| world.members.choose(rng)).expect("three");
         trace(sim, &format!("calls {}", world.calls.borrow().len()));
         let fault = rng.random_range(0..10);
         trace(sim, &format!("fault {fault} at {}", member.id));
@@ -406,7 +417,7 @@ fn storm(sim: &mut turmoil::Sim<'_>, world: &World, rng: &mut StdRng, report: &m
             }
             _ => heal(sim),
         }
-        start_stopped(sim, world, rng);
+        start_stopped(sim, world, rng, 0.3);
     }
 }
 
@@ -433,9 +444,9 @@ fn crash(sim: &mut turmoil::Sim<'_>, world: &World, member: &Member, rng: &mut S
     }
 }
 
-fn start_stopped(sim: &mut turmoil::Sim<'_>, world: &World, rng: &mut StdRng) {
+fn start_stopped(sim: &mut turmoil::Sim<'_>, world: &World, rng: &mut StdRng, chance: f64) {
     for member in &world.members {
-        if !sim.is_host_running(name(member.id)) && rng.random_bool(0.4) {
+        if !sim.is_host_running(name(member.id)) && rng.random_bool(chance) {
             trace(sim, &format!("start {}", member.id));
             sim.bounce(name(member.id));
         }

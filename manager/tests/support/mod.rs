@@ -1,5 +1,5 @@
 //! Groups of managers in one process, over loopback TCP.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)] // test code, shared by files that each use a part of it
 
 pub mod kv;
 

@@ -201,7 +201,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let state = self.state();
-        Ok(LogState { last_purged_log_id: state.purged.clone(), last_log_id: state.last() })
+        Ok(LogState { last_purged_log_id: state.purged, last_log_id: state.last() })
     }
 
     async fn get_log_reader(&mut self) -> Self::LogReader {
@@ -222,7 +222,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
-        Ok(self.state().committed.clone())
+        Ok(self.state().committed)
     }
 
     async fn append<I>(&mut self, entries: I, flushed: IOFlushed<TypeConfig>) -> Result<(), io::Error>
