@@ -12,7 +12,7 @@
 pub mod kv;
 pub mod net;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -51,13 +51,14 @@ pub enum Op {
     Read { key: String, seen: Option<(Option<String>, u64)> },
 }
 
-/// An operation and when it ran, in simulated time.
+/// An operation and when it ran, by a count of all beginnings and endings. Not by time: members that run in the same
+/// tick of the simulation see different times, while all that happens has one order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
     pub member: RaftId,
-    pub began: Duration,
+    pub began: u64,
     /// `None`: never answered.
-    pub ended: Option<Duration>,
+    pub ended: Option<u64>,
     pub op: Op,
 }
 
@@ -144,9 +145,24 @@ struct Member {
 
 struct World {
     members: Vec<Rc<Member>>,
-    calls: Rc<RefCell<Vec<Call>>>,
-    values: Rc<RefCell<u64>>,
+    history: Rc<History>,
     seed: u64,
+}
+
+/// What the clients did so far.
+#[derive(Default)]
+struct History {
+    calls: RefCell<Vec<Call>>,
+    events: Cell<u64>,
+    values: Cell<u64>,
+    /// Clients do not begin anything more.
+    over: Cell<bool>,
+}
+
+impl History {
+    fn event(&self) -> u64 {
+        self.events.replace(self.events.get() + 1)
+    }
 }
 
 fn name(id: RaftId) -> String {
@@ -178,10 +194,10 @@ pub fn run(seed: u64) -> Report {
             speed: rng.random_range(0.85..1.15),
         })
     });
-    let world = World { members: members.to_vec(), calls: Rc::default(), values: Rc::default(), seed };
+    let world = World { members: members.to_vec(), history: Rc::default(), seed };
     for member in &world.members {
-        let (member, calls, values) = (Rc::clone(member), Rc::clone(&world.calls), Rc::clone(&world.values));
-        sim.host(name(member.id), move || live(Rc::clone(&member), Rc::clone(&calls), Rc::clone(&values), seed));
+        let (member, history) = (Rc::clone(member), Rc::clone(&world.history));
+        sim.host(name(member.id), move || live(Rc::clone(&member), Rc::clone(&history), seed));
     }
     let mut report = Report::default();
     form(&mut sim, &world);
@@ -191,12 +207,7 @@ pub fn run(seed: u64) -> Report {
 }
 
 /// One life of a member: from a start to a crash.
-async fn live(
-    member: Rc<Member>,
-    calls: Rc<RefCell<Vec<Call>>>,
-    values: Rc<RefCell<u64>>,
-    seed: u64,
-) -> turmoil::Result {
+async fn live(member: Rc<Member>, history: Rc<History>, seed: u64) -> turmoil::Result {
     let mut config = Config::new(member.id, CLUSTER);
     let scaled = |d: Duration| d.div_f64(member.speed);
     let timing = Timing::default();
@@ -235,8 +246,7 @@ async fn live(
             raft: raft.clone(),
             proposer: proposer.clone(),
             view: Arc::clone(&view),
-            calls: Rc::clone(&calls),
-            values: Rc::clone(&values),
+            history: Rc::clone(&history),
             rng: StdRng::seed_from_u64(seed ^ (member.id << 32) ^ (life << 40) ^ client as u64),
         };
         tokio::task::spawn_local(work.run());
@@ -250,39 +260,39 @@ struct Client {
     raft: Raft,
     proposer: Proposer,
     view: View,
-    calls: Rc<RefCell<Vec<Call>>>,
-    values: Rc<RefCell<u64>>,
+    history: Rc<History>,
     rng: StdRng,
-}
-
-fn now() -> Duration {
-    turmoil::sim_elapsed().expect("inside the simulation")
 }
 
 impl Client {
     async fn run(mut self) {
         loop {
             tokio::time::sleep(Duration::from_millis(self.rng.random_range(10..120))).await;
+            if self.history.over.get() {
+                return;
+            }
             let key = format!("k{}", self.rng.random_range(0..KEYS));
             if self.rng.random_bool(0.6) { self.write(key).await } else { self.read(key).await }
         }
     }
 
     fn begin(&self, op: Op) -> usize {
-        let mut calls = self.calls.borrow_mut();
-        calls.push(Call { member: self.member, began: now(), ended: None, op });
+        let began = self.history.event();
+        let mut calls = self.history.calls.borrow_mut();
+        calls.push(Call { member: self.member, began, ended: None, op });
         calls.len() - 1
     }
 
     async fn write(&mut self, key: String) {
-        *self.values.borrow_mut() += 1;
+        let number = self.history.values.replace(self.history.values.get() + 1);
         // Long enough that segments, snapshots and purges happen often.
-        let value = format!("{}-{}", self.values.borrow(), "x".repeat(self.rng.random_range(0..400)));
+        let value = format!("{number}-{}", "x".repeat(self.rng.random_range(0..400)));
         let bytes = Change::set(&key, &value).encode();
         let call = self.begin(Op::Write { key, value, index: None });
         let Ok(applied) = self.proposer.propose(Group { bytes, changes: 1 }).await else { return };
-        let mut calls = self.calls.borrow_mut();
-        calls[call].ended = Some(now());
+        let ended = self.history.event();
+        let mut calls = self.history.calls.borrow_mut();
+        calls[call].ended = Some(ended);
         if let Op::Write { index, .. } = &mut calls[call].op {
             *index = Some(applied.index);
         }
@@ -294,8 +304,9 @@ impl Client {
             return;
         }
         let state = Arc::clone(&self.view.lock().unwrap());
-        let mut calls = self.calls.borrow_mut();
-        calls[call].ended = Some(now());
+        let ended = self.history.event();
+        let mut calls = self.history.calls.borrow_mut();
+        calls[call].ended = Some(ended);
         if let Op::Read { seen, .. } = &mut calls[call].op {
             *seen = Some((state.map.get(&key).cloned(), state.applied));
         }
@@ -383,7 +394,7 @@ fn storm(sim: &mut turmoil::Sim<'_>, world: &World, rng: &mut StdRng, report: &m
         }
         let leader = world.members.iter().find(|member| leads(member));
         let member = leader.filter(|_| rng.random()).or_else(|| world.members.choose(rng)).expect("three");
-        trace(sim, &format!("calls {}", world.calls.borrow().len()));
+        trace(sim, &format!("calls {}", world.history.calls.borrow().len()));
         let fault = rng.random_range(0..10);
         trace(sim, &format!("fault {fault} at {}", member.id));
         match fault {
@@ -464,13 +475,16 @@ fn calm(sim: &mut turmoil::Sim<'_>, world: &World, report: &mut Report) {
     trace(sim, "calm");
     let healed = report_len(world);
     run_for(sim, world, report, CALM);
+    // All that was begun comes to its end, and every member to the end of the log.
+    world.history.over.set(true);
+    run_for(sim, world, report, Duration::from_secs(3));
     note_logs(world, report);
-    let after: Vec<Call> = world.calls.borrow()[healed..].to_vec();
+    let after: Vec<Call> = world.history.calls.borrow()[healed..].to_vec();
     for member in &world.members {
         let served = after.iter().any(|c| c.member == member.id && c.ended.is_some());
         assert!(served, "member {} serves nobody {CALM:?} after the last fault", member.id);
     }
-    report.calls = world.calls.borrow().clone();
+    report.calls = world.history.calls.borrow().clone();
     for member in &world.members {
         let running = member.running.borrow();
         let (_, view) = running.as_ref().expect("every member runs at the end");
@@ -482,5 +496,5 @@ fn calm(sim: &mut turmoil::Sim<'_>, world: &World, report: &mut Report) {
 }
 
 fn report_len(world: &World) -> usize {
-    world.calls.borrow().len()
+    world.history.calls.borrow().len()
 }
