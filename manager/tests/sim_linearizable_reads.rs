@@ -4,7 +4,6 @@
 mod simulation;
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use simulation::{Op, Report};
 
@@ -18,7 +17,7 @@ fn reads_and_writes_take_effect_between_their_call_and_their_answer() {
 }
 
 /// The place in the log of everything that was answered: when it began, when it ended, where it is.
-fn places(report: &Report) -> Vec<(Duration, Duration, u64, bool)> {
+fn places(report: &Report) -> Vec<(u64, u64, u64, bool)> {
     let answered = report.calls.iter().filter_map(|call| call.ended.map(|ended| (call, ended)));
     answered
         .filter_map(|(call, ended)| match &call.op {

@@ -75,6 +75,9 @@ impl Config {
             election_timeout_max: ms(self.timing.election_max),
             // A node that was cut off asks before it disturbs a leader that works (raft dissertation, section 9.6).
             enable_pre_vote: Some(true),
+            // A leader sends entries to followers before its own flush. One that lost such an entry in a crash and led on in
+            // the same term would write another at its place: two entries of one index and term, each with a majority.
+            enable_leader_restore: Some(false),
             // Must be at least twice the lease; it mutes the heartbeats of a leader without a majority from time to time.
             quorum_loss_probe_interval: Some(2 * ms(self.timing.election_max)),
             // The built-in policy counts entries; ours differ in size by a factor of a thousand.

@@ -138,7 +138,7 @@ impl Raft {
         };
         let log = LogStore::open(disk, seal, config.segments, workers)?;
         let links = Links::new(config.id, config.cluster, connector);
-        let network = Network { links: links.clone(), workers, patience: config.timing.election_max };
+        let network = Network { links: links.clone(), log: log.clone(), workers, patience: config.timing.election_max };
         let (applied_tx, applied) = watch::channel(None);
         let machine = StateMachine::new(machine, snapshots.clone(), applied_tx);
         let raft = openraft::Raft::new(config.id, settings, network, log.clone(), machine)

@@ -80,7 +80,7 @@ impl StateMachine {
     }
 
     fn meta(&self) -> SnapshotMeta {
-        SnapshotMeta { last_log_id: self.applied.clone(), last_membership: self.membership.clone() }
+        SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() }
     }
 
     /// Applies entries, publishes once, then answers.
@@ -95,7 +95,7 @@ impl StateMachine {
                         machine.apply(entry.log_id.index, &payload.0).map_err(io::Error::other)?
                     }
                     EntryPayload::Membership(membership) => {
-                        self.membership = StoredMembership::new(Some(entry.log_id.clone()), membership);
+                        self.membership = StoredMembership::new(Some(entry.log_id), membership);
                         Bytes::new()
                     }
                 };
@@ -118,7 +118,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotBuilder = Builder;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
-        Ok((self.applied.clone(), self.membership.clone()))
+        Ok((self.applied, self.membership.clone()))
     }
 
     async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>

@@ -6,13 +6,13 @@
 //! ```
 //! Everything runs on the thread of the test: election timeouts, latencies and faults are functions of the seed. What
 //! is not is the order in which `select!` polls inside libraries, so a replay is near enough to debug by, not bit for bit.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)] // test code, shared by files that each use a part of it
 
 #[path = "../support/kv.rs"]
 pub mod kv;
 pub mod net;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -39,8 +39,8 @@ const PORT: u16 = 2377;
 const CLIENTS: usize = 2;
 const KEYS: u64 = 4;
 /// Simulated time with faults, and after them.
-const STORM: Duration = Duration::from_secs(12);
-const CALM: Duration = Duration::from_secs(8);
+const STORM: Duration = Duration::from_secs(15);
+const CALM: Duration = Duration::from_secs(5);
 
 /// What a client did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,13 +51,14 @@ pub enum Op {
     Read { key: String, seen: Option<(Option<String>, u64)> },
 }
 
-/// An operation and when it ran, in simulated time.
+/// An operation and when it ran, by a count of all beginnings and endings. Not by time: members that run in the same
+/// tick of the simulation see different times, while all that happens has one order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
     pub member: RaftId,
-    pub began: Duration,
+    pub began: u64,
     /// `None`: never answered.
-    pub ended: Option<Duration>,
+    pub ended: Option<u64>,
     pub op: Op,
 }
 
@@ -94,14 +95,20 @@ impl Report {
     }
 }
 
-/// Runs the seeds that the environment asks for, ten by default, and says how to replay one that fails.
+/// Runs the seeds that the environment asks for, and says how to replay one that fails.
 ///
-/// `SKEP_SEED=n` runs one seed, `SKEP_SEEDS=n` that many.
+/// `SKEP_SEED=n` runs one seed, `SKEP_SEEDS=n` the first n. By default each file runs two seeds of its own, ten in all.
 pub fn check_seeds(test: &str, check: impl Fn(&Report)) {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect(name));
     let seeds: Vec<u64> = match number("SKEP_SEED") {
         Some(seed) => vec![seed],
-        None => (0..number("SKEP_SEEDS").unwrap_or(10)).collect(),
+        None => match number("SKEP_SEEDS") {
+            Some(count) => (0..count).collect(),
+            None => {
+                let own = u64::from(crc32fast::hash(test.as_bytes()));
+                vec![own, own + 1]
+            }
+        },
     };
     for seed in seeds {
         let run = catch_unwind(AssertUnwindSafe(|| {
@@ -138,9 +145,24 @@ struct Member {
 
 struct World {
     members: Vec<Rc<Member>>,
-    calls: Rc<RefCell<Vec<Call>>>,
-    values: Rc<RefCell<u64>>,
+    history: Rc<History>,
     seed: u64,
+}
+
+/// What the clients did so far.
+#[derive(Default)]
+struct History {
+    calls: RefCell<Vec<Call>>,
+    events: Cell<u64>,
+    values: Cell<u64>,
+    /// Clients do not begin anything more.
+    over: Cell<bool>,
+}
+
+impl History {
+    fn event(&self) -> u64 {
+        self.events.replace(self.events.get() + 1)
+    }
 }
 
 fn name(id: RaftId) -> String {
@@ -172,10 +194,10 @@ pub fn run(seed: u64) -> Report {
             speed: rng.random_range(0.85..1.15),
         })
     });
-    let world = World { members: members.to_vec(), calls: Rc::default(), values: Rc::default(), seed };
+    let world = World { members: members.to_vec(), history: Rc::default(), seed };
     for member in &world.members {
-        let (member, calls, values) = (Rc::clone(member), Rc::clone(&world.calls), Rc::clone(&world.values));
-        sim.host(name(member.id), move || live(Rc::clone(&member), Rc::clone(&calls), Rc::clone(&values), seed));
+        let (member, history) = (Rc::clone(member), Rc::clone(&world.history));
+        sim.host(name(member.id), move || live(Rc::clone(&member), Rc::clone(&history), seed));
     }
     let mut report = Report::default();
     form(&mut sim, &world);
@@ -185,12 +207,7 @@ pub fn run(seed: u64) -> Report {
 }
 
 /// One life of a member: from a start to a crash.
-async fn live(
-    member: Rc<Member>,
-    calls: Rc<RefCell<Vec<Call>>>,
-    values: Rc<RefCell<u64>>,
-    seed: u64,
-) -> turmoil::Result {
+async fn live(member: Rc<Member>, history: Rc<History>, seed: u64) -> turmoil::Result {
     let mut config = Config::new(member.id, CLUSTER);
     let scaled = |d: Duration| d.div_f64(member.speed);
     let timing = Timing::default();
@@ -229,8 +246,7 @@ async fn live(
             raft: raft.clone(),
             proposer: proposer.clone(),
             view: Arc::clone(&view),
-            calls: Rc::clone(&calls),
-            values: Rc::clone(&values),
+            history: Rc::clone(&history),
             rng: StdRng::seed_from_u64(seed ^ (member.id << 32) ^ (life << 40) ^ client as u64),
         };
         tokio::task::spawn_local(work.run());
@@ -244,39 +260,39 @@ struct Client {
     raft: Raft,
     proposer: Proposer,
     view: View,
-    calls: Rc<RefCell<Vec<Call>>>,
-    values: Rc<RefCell<u64>>,
+    history: Rc<History>,
     rng: StdRng,
-}
-
-fn now() -> Duration {
-    turmoil::sim_elapsed().expect("inside the simulation")
 }
 
 impl Client {
     async fn run(mut self) {
         loop {
-            tokio::time::sleep(Duration::from_millis(self.rng.random_range(5..60))).await;
+            tokio::time::sleep(Duration::from_millis(self.rng.random_range(10..120))).await;
+            if self.history.over.get() {
+                return;
+            }
             let key = format!("k{}", self.rng.random_range(0..KEYS));
             if self.rng.random_bool(0.6) { self.write(key).await } else { self.read(key).await }
         }
     }
 
     fn begin(&self, op: Op) -> usize {
-        let mut calls = self.calls.borrow_mut();
-        calls.push(Call { member: self.member, began: now(), ended: None, op });
+        let began = self.history.event();
+        let mut calls = self.history.calls.borrow_mut();
+        calls.push(Call { member: self.member, began, ended: None, op });
         calls.len() - 1
     }
 
     async fn write(&mut self, key: String) {
-        *self.values.borrow_mut() += 1;
+        let number = self.history.values.replace(self.history.values.get() + 1);
         // Long enough that segments, snapshots and purges happen often.
-        let value = format!("{}-{}", self.values.borrow(), "x".repeat(self.rng.random_range(0..400)));
+        let value = format!("{number}-{}", "x".repeat(self.rng.random_range(0..400)));
         let bytes = Change::set(&key, &value).encode();
         let call = self.begin(Op::Write { key, value, index: None });
         let Ok(applied) = self.proposer.propose(Group { bytes, changes: 1 }).await else { return };
-        let mut calls = self.calls.borrow_mut();
-        calls[call].ended = Some(now());
+        let ended = self.history.event();
+        let mut calls = self.history.calls.borrow_mut();
+        calls[call].ended = Some(ended);
         if let Op::Write { index, .. } = &mut calls[call].op {
             *index = Some(applied.index);
         }
@@ -288,8 +304,9 @@ impl Client {
             return;
         }
         let state = Arc::clone(&self.view.lock().unwrap());
-        let mut calls = self.calls.borrow_mut();
-        calls[call].ended = Some(now());
+        let ended = self.history.event();
+        let mut calls = self.history.calls.borrow_mut();
+        calls[call].ended = Some(ended);
         if let Op::Read { seen, .. } = &mut calls[call].op {
             *seen = Some((state.map.get(&key).cloned(), state.applied));
         }
@@ -312,10 +329,17 @@ fn watch(world: &World, report: &mut Report) {
         {
             let reign = Reign { term, member: member.id };
             if !report.reigns.contains(&reign) {
+                if std::env::var_os("SKEP_SIM_TRACE").is_some() {
+                    println!("{reign:?}");
+                }
                 report.reigns.push(reign);
             }
         }
     }
+}
+
+fn leads(member: &Member) -> bool {
+    member.running.borrow().as_ref().is_some_and(|(raft, _)| raft.is_leader())
 }
 
 fn note_logs(world: &World, report: &mut Report) {
@@ -360,11 +384,20 @@ fn form(sim: &mut turmoil::Sim<'_>, world: &World) {
 fn storm(sim: &mut turmoil::Sim<'_>, world: &World, rng: &mut StdRng, report: &mut Report) {
     let end = sim.elapsed() + STORM;
     while sim.elapsed() < end {
-        run_for(sim, world, report, Duration::from_millis(rng.random_range(100..1500)));
+        run_for(sim, world, report, Duration::from_millis(rng.random_range(100..2500)));
         note_logs(world, report);
-        let member = world.members.choose(rng).expect("three");
-        trace(sim, &format!("calls {}", world.calls.borrow().len()));
-        match rng.random_range(0..10) {
+        // Half of the time after a repair, so that a majority can act between faults, and half of the time at the leader.
+        if rng.random_bool(0.5) {
+            heal(sim);
+            start_stopped(sim, world, rng, 1.0);
+            run_for(sim, world, report, Duration::from_millis(rng.random_range(100..1500)));
+        }
+        let leader = world.members.iter().find(|member| leads(member));
+        let member = leader.filter(|_| rng.random()).or_else(|| world.members.choose(rng)).expect("three");
+        trace(sim, &format!("calls {}", world.history.calls.borrow().len()));
+        let fault = rng.random_range(0..10);
+        trace(sim, &format!("fault {fault} at {}", member.id));
+        match fault {
             0..3 => {
                 crash(sim, world, member, rng);
                 report.crashes += 1;
@@ -395,7 +428,7 @@ fn storm(sim: &mut turmoil::Sim<'_>, world: &World, rng: &mut StdRng, report: &m
             }
             _ => heal(sim),
         }
-        start_stopped(sim, world, rng);
+        start_stopped(sim, world, rng, 0.3);
     }
 }
 
@@ -416,14 +449,16 @@ fn heal(sim: &turmoil::Sim<'_>) {
 
 fn crash(sim: &mut turmoil::Sim<'_>, world: &World, member: &Member, rng: &mut StdRng) {
     if member.running.borrow_mut().take().is_some() || sim.is_host_running(name(member.id)) {
+        trace(sim, &format!("crash {}", member.id));
         sim.crash(name(member.id));
         member.disk.crash(world.seed ^ rng.random::<u64>());
     }
 }
 
-fn start_stopped(sim: &mut turmoil::Sim<'_>, world: &World, rng: &mut StdRng) {
+fn start_stopped(sim: &mut turmoil::Sim<'_>, world: &World, rng: &mut StdRng, chance: f64) {
     for member in &world.members {
-        if !sim.is_host_running(name(member.id)) && rng.random_bool(0.6) {
+        if !sim.is_host_running(name(member.id)) && rng.random_bool(chance) {
+            trace(sim, &format!("start {}", member.id));
             sim.bounce(name(member.id));
         }
     }
@@ -440,13 +475,16 @@ fn calm(sim: &mut turmoil::Sim<'_>, world: &World, report: &mut Report) {
     trace(sim, "calm");
     let healed = report_len(world);
     run_for(sim, world, report, CALM);
+    // All that was begun comes to its end, and every member to the end of the log.
+    world.history.over.set(true);
+    run_for(sim, world, report, Duration::from_secs(3));
     note_logs(world, report);
-    let after: Vec<Call> = world.calls.borrow()[healed..].to_vec();
+    let after: Vec<Call> = world.history.calls.borrow()[healed..].to_vec();
     for member in &world.members {
         let served = after.iter().any(|c| c.member == member.id && c.ended.is_some());
         assert!(served, "member {} serves nobody {CALM:?} after the last fault", member.id);
     }
-    report.calls = world.calls.borrow().clone();
+    report.calls = world.history.calls.borrow().clone();
     for member in &world.members {
         let running = member.running.borrow();
         let (_, view) = running.as_ref().expect("every member runs at the end");
@@ -458,5 +496,5 @@ fn calm(sim: &mut turmoil::Sim<'_>, world: &World, report: &mut Report) {
 }
 
 fn report_len(world: &World) -> usize {
-    world.calls.borrow().len()
+    world.history.calls.borrow().len()
 }

@@ -1,5 +1,7 @@
 //! A small replicated map: the state machine that these tests put under consensus.
 
+#![allow(dead_code, clippy::unwrap_used)] // test code, shared by files that each use a part of it
+
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex};

@@ -1,5 +1,5 @@
 //! Groups of managers in one process, over loopback TCP.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)] // test code, shared by files that each use a part of it
 
 pub mod kv;
 
@@ -14,7 +14,7 @@ use skep_manager::raft::disk::Folder;
 use skep_manager::raft::network::{ConnectError, Connector, endpoint};
 use skep_manager::raft::proposer::{Limits, ProposeError, Proposer};
 use skep_manager::raft::seal::{Sealer, SecretKey};
-use skep_manager::raft::types::{Peer, RaftId};
+use skep_manager::raft::types::{Payload, Peer, RaftId, TypeConfig};
 use skep_manager::raft::{Group as ChangeGroup, Raft};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -180,4 +180,10 @@ pub async fn propose(node: &Node, key: &str, value: &str) -> Result<u64, Propose
 pub async fn propose_bytes(node: &Node, key: &str, value: &[u8]) -> Result<u64, ProposeError> {
     let value: String = value.iter().map(|b| char::from(b'!' + b % 90)).collect();
     propose(node, key, &value).await
+}
+
+/// An entry for a log of its own.
+pub fn entry(term: u64, index: u64, payload: Payload) -> openraft::alias::EntryOf<TypeConfig> {
+    let leader_id = openraft::alias::CommittedLeaderIdOf::<TypeConfig> { term };
+    openraft::Entry { log_id: openraft::LogId { leader_id, index }, payload: openraft::EntryPayload::Normal(payload) }
 }

@@ -105,9 +105,9 @@ impl Appender {
             full: recovered.full.drain(..).collect(),
             sequence: recovered.next_sequence,
             vote: recovered.state.vote,
-            committed: recovered.state.committed.clone(),
+            committed: recovered.state.committed,
             committed_unwritten: false,
-            purged: recovered.state.purged.clone(),
+            purged: recovered.state.purged,
             buffer: Vec::new(),
             flush_due: false,
             batch: 0,
@@ -177,7 +177,7 @@ impl Appender {
             }
             Op::Truncate(last) => self.put(&Record::Truncate(last)),
             Op::Purge(upto) => {
-                self.put(&Record::Purge(upto.clone()));
+                self.put(&Record::Purge(upto));
                 self.purged = Some(upto);
             }
             Op::Barrier(done) => self.waiting.push(Waiter::Call(done)),
@@ -200,7 +200,7 @@ impl Appender {
             return Ok(());
         }
         if self.committed_unwritten {
-            self.put(&Record::Committed(self.committed.clone()));
+            self.put(&Record::Committed(self.committed));
             self.committed_unwritten = false;
         }
         if self.buffer.len() == record::BATCH_HEADER {
@@ -235,8 +235,7 @@ impl Appender {
     /// The state may include what this batch says itself: replaying it twice changes nothing.
     fn put_checkpoint_first(&mut self) {
         let records = self.buffer.split_off(record::BATCH_HEADER);
-        let checkpoint =
-            Record::Checkpoint { vote: self.vote, committed: self.committed.clone(), purged: self.purged.clone() };
+        let checkpoint = Record::Checkpoint { vote: self.vote, committed: self.committed, purged: self.purged };
         self.put(&checkpoint);
         self.buffer.extend_from_slice(&records);
         self.checkpoint_due = false;
@@ -254,8 +253,11 @@ impl Appender {
     fn unlink_purged(&mut self) -> io::Result<()> {
         let Some(purged) = self.purged.as_ref().map(|id| id.index) else { return Ok(()) };
         let mut removed = false;
-        while let Some(oldest) = self.full.pop_front_if(|s| s.last_index.is_none_or(|last| last <= purged)) {
+        while let Some(oldest) = self.full.front()
+            && oldest.last_index.is_none_or(|last| last <= purged)
+        {
             self.disk.remove(&segment::name(oldest.number))?;
+            self.full.pop_front();
             removed = true;
         }
         if removed { self.disk.sync() } else { Ok(()) }

@@ -124,6 +124,11 @@ impl LogStore {
         point
     }
 
+    /// Whether the entry at `index` was purged.
+    pub(crate) fn is_purged(&self, index: u64) -> bool {
+        self.state().purged.is_some_and(|purged| index <= purged.index)
+    }
+
     /// All entries since the last purge.
     pub(crate) fn entries(&self) -> Vec<Entry> {
         self.read(.., u64::MAX)
@@ -192,6 +197,11 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        // A replication stream may ask for what was purged under it. Entries from further on would leave a hole in the
+        // follower's log; with none the link sees that the stream cannot go on, see `network::client`.
+        if self.is_purged(start) {
+            return Ok(Vec::new());
+        }
         Ok(self.read(start..end, READ_BYTES))
     }
 }
@@ -201,7 +211,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let state = self.state();
-        Ok(LogState { last_purged_log_id: state.purged.clone(), last_log_id: state.last() })
+        Ok(LogState { last_purged_log_id: state.purged, last_log_id: state.last() })
     }
 
     async fn get_log_reader(&mut self) -> Self::LogReader {
@@ -222,7 +232,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
-        Ok(self.state().committed.clone())
+        Ok(self.state().committed)
     }
 
     async fn append<I>(&mut self, entries: I, flushed: IOFlushed<TypeConfig>) -> Result<(), io::Error>
@@ -233,6 +243,15 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let entries: Vec<Entry> = entries.into_iter().collect();
         {
             let mut state = self.state();
+            let mut next = state.last().map(|last| last.index + 1);
+            for entry in &entries {
+                let index = entry.log_id.index;
+                if next.is_some_and(|next| next != index) {
+                    // Raft looks at the last entry only: a hole would never be found again.
+                    return Err(io::Error::other(format!("entry {index} does not follow the log's last entry")));
+                }
+                next = Some(index + 1);
+            }
             let before = state.bytes;
             for entry in &entries {
                 state.push(entry.clone());

@@ -65,7 +65,7 @@ pub(super) struct State {
 impl State {
     /// Index of the last entry, purged or not.
     pub(super) fn last(&self) -> Option<LogId> {
-        self.entries.back().map(|e| e.log_id.clone()).or_else(|| self.purged.clone())
+        self.entries.back().map(|e| e.log_id).or(self.purged)
     }
 
     pub(super) fn push(&mut self, entry: Entry) {
@@ -74,17 +74,23 @@ impl State {
     }
 
     pub(super) fn truncate_after(&mut self, last: Option<&LogId>) {
-        while let Some(entry) = self.entries.pop_back_if(|e| last.is_none_or(|last| e.log_id.index > last.index)) {
-            self.bytes -= weight(&entry);
+        while let Some(entry) = self.entries.back()
+            && last.is_none_or(|last| entry.log_id.index > last.index)
+        {
+            self.bytes -= weight(entry);
+            self.entries.pop_back();
         }
     }
 
     pub(super) fn purge(&mut self, upto: &LogId) {
         if self.purged.as_ref().is_none_or(|purged| purged.index < upto.index) {
-            self.purged = Some(upto.clone());
+            self.purged = Some(*upto);
         }
-        while let Some(entry) = self.entries.pop_front_if(|e| e.log_id.index <= upto.index) {
-            self.bytes -= weight(&entry);
+        while let Some(entry) = self.entries.front()
+            && entry.log_id.index <= upto.index
+        {
+            self.bytes -= weight(entry);
+            self.entries.pop_front();
         }
     }
 

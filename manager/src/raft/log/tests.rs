@@ -237,7 +237,7 @@ async fn run(steps: Vec<Step>) {
                     contents(&log)
                         .entries
                         .iter()
-                        .map(|e| e.log_id.clone())
+                        .map(|e| e.log_id)
                         .find(|id| id.index == keep)
                         .or(contents(&log).purged),
                 )
@@ -247,7 +247,7 @@ async fn run(steps: Vec<Step>) {
             }
             Step::Purge { upto } => {
                 let upto = (first + upto).min(last);
-                let id = contents(&log).entries.iter().map(|e| e.log_id.clone()).find(|id| id.index == upto);
+                let id = contents(&log).entries.iter().map(|e| e.log_id).find(|id| id.index == upto);
                 if let Some(id) = id {
                     log.purge(id).await.unwrap();
                 }
