@@ -290,7 +290,10 @@ pub fn ask_udp(netns: &Path, to: &str) -> std::io::Result<String> {
 /// Whether one ping is answered.
 pub fn pings(netns: &Path, to: &str) -> bool {
     let net = format!("--net={}", netns.display());
-    Command::new("nsenter").args([&net, "ping", "-c1", "-W2", to]).output().unwrap().status.success()
+    let output = Command::new("nsenter").args([&net, "busybox", "ping", "-c1", "-W2", to]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("1 packets transmitted"), "no ping was sent: {text}{output:?}");
+    output.status.success()
 }
 
 /// Waits until a condition holds.
