@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::PoisonError;
 
 use ipnet::Ipv4Net;
+use netlink_packet_route::link::InfoBridgePort;
 
 use super::Inner;
 use super::node::{MAIN_TABLE, index_of, underlay_mtu};
@@ -77,6 +78,10 @@ pub fn build(inner: &Inner, record: &Record) -> Result<Live, NetworkError> {
                 node.send(Requests::new().delete_link(&name).add_veth(&veth)).step("make a link to a bridge")?;
                 let quiet = [(format!("ipv6/conf/{name}/disable_ipv6"), "1")];
                 sysctl::write(&inner.netns, &quiet).step("set up a link to a bridge")?;
+                // A sandbox that asks for its own published port gets the frame back where it came from.
+                let port = index_of(&mut node, &name)?;
+                node.send(Requests::new().set_port(port, vec![InfoBridgePort::HairpinMode(true)]))
+                    .step("set up a link to a bridge")?;
             }
             LinkKind::Task => {
                 let name = names.task_link(record.slot);

@@ -257,8 +257,9 @@ fn source_rules(facts: &NodeFacts, mesh: &str, loopback: Ipv4Net) -> Vec<Rule> {
         Rule::new().iif_group(TASK_GROUP).oif_not(mesh).oif_group_not(TASK_GROUP).masquerade(),
     ];
     for bridge in &facts.bridges {
-        // Through a published port back to the same bridge: the answer would take the short way and not be known.
-        rules.push(Rule::new().iif(&bridge.link).oif(&bridge.link).was_dnat().masquerade());
+        // Through a published port back to the same bridge: the answer would take the short way and not be known. Not
+        // by incoming link: where bridged frames are filtered too (br_netfilter), there is none after routing.
+        rules.push(Rule::new().source(bridge.subnet).oif(&bridge.link).was_dnat().masquerade());
         if !bridge.internal {
             rules.push(
                 Rule::new().iif(&bridge.link).source(bridge.subnet).oif_not(&bridge.link).oif_not(mesh).masquerade(),
