@@ -181,10 +181,11 @@ impl Inner {
             Some(switch) => switch.attach(attachment, &view, self.config.node),
             None => Ok(()),
         };
-        if result.is_err() && switch.as_ref().is_some_and(Switch::is_unused) {
-            if let Some(Err(error)) = switch.take().map(Switch::remove) {
-                tracing::warn!(%error, network.id = %network, "cannot remove an unused switch");
-            }
+        if result.is_err()
+            && switch.as_ref().is_some_and(Switch::is_unused)
+            && let Some(Err(error)) = switch.take().map(Switch::remove)
+        {
+            tracing::warn!(%error, network.id = %network, "cannot remove an unused switch");
         }
         result
     }
