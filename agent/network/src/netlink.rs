@@ -57,8 +57,6 @@ pub struct VethPeer<'a> {
     pub mtu: u32,
     /// Its namespace.
     pub netns: RawFd,
-    /// Its index there.
-    pub index: u32,
 }
 
 /// A port or link at our end of a veth pair.
@@ -173,7 +171,6 @@ impl Requests {
     /// Makes a veth pair, our end up; the other end is set up by its namespace.
     pub fn add_veth(&mut self, veth: &Veth<'_>) -> &mut Self {
         let mut peer = LinkMessage::default();
-        peer.header.index = veth.peer.index;
         peer.attributes = vec![
             LinkAttribute::IfName(veth.peer.name.into()),
             LinkAttribute::Address(veth.peer.mac.0.to_vec()),

@@ -57,11 +57,6 @@ impl Attrs {
     pub fn as_slice(&self) -> &[u8] {
         &self.0
     }
-
-    /// Length in bytes.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
 }
 
 /// Attributes of a received list as `(type, payload)`. Ends at the first malformed one; never panics.

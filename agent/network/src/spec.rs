@@ -122,6 +122,15 @@ pub struct HostPort {
     pub protocol: Protocol,
 }
 
+impl HostPort {
+    /// Whether both cannot be open at once.
+    pub fn clashes(&self, other: &Self) -> bool {
+        let all = |port: &Self| port.bind.is_none_or(|address| address.is_unspecified());
+        let same = (self.protocol, self.published) == (other.protocol, other.published);
+        same && (all(self) || all(other) || self.bind == other.bind)
+    }
+}
+
 impl From<&PortConfig> for HostPort {
     fn from(port: &PortConfig) -> Self {
         Self { bind: None, published: port.published, target: port.target, protocol: port.protocol }

@@ -6,6 +6,7 @@
 
 mod conntrack;
 mod node;
+mod ports;
 mod recover;
 mod sandbox;
 mod state;
@@ -218,6 +219,7 @@ impl Inner {
         let _one = self.applying.lock().await;
         let remembered = Remembered {
             index: Some(index),
+            underlay: self.config.underlay(),
             peers: plan::node::peers(&view, self.config.node),
             ingress: plan::node::ingress(&view),
         };
@@ -288,7 +290,10 @@ impl Inner {
         self.wait_for_networks(&spec).await?;
         // Of a creation that could not be taken back; making it again replaces it.
         self.state().records.remove(&id);
-        let record = self.state().reserve(spec, &self.config)?;
+        let record = {
+            let inner = self.clone();
+            blocking(move || inner.reserve(spec)).await?
+        };
         match self.clone().make(record.clone(), live).await {
             Ok(()) => {
                 self.publish_zones().await;
@@ -299,6 +304,12 @@ impl Inner {
                 Err(error)
             }
         }
+    }
+
+    fn reserve(&self, spec: SandboxSpec) -> Result<Record, NetworkError> {
+        // In the node's namespace, for the check whether a program of the node has a port.
+        let checked = self.netns.enter(|| self.state().reserve(spec, &self.config, ports::is_free));
+        checked.step("look for free ports")?
     }
 
     async fn make(

@@ -11,7 +11,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use super::node::{self, Node};
 use super::sandbox::{Live, ports_of};
-use super::state::{Bridge, Record, State, netns_path};
+use super::state::{Bridge, Record, Remembered, State, netns_path};
 use super::switch::Switch;
 use super::{Inner, LiveCell, SwitchCell};
 use crate::config::Config;
@@ -38,6 +38,10 @@ pub fn recover(config: Config, node_netns: Netns, names: Arc<dyn Names>) -> Resu
     let mut state = State::default();
     state.records = records;
     state.remembered = record::read(&config.state_dir.join("node.record"))?.unwrap_or_default();
+    if state.remembered.underlay != config.underlay() {
+        // The mesh link speaks from an address that is no longer ours; the managers' next word makes another.
+        state.remembered = Remembered::default();
+    }
     state.bridges = bridges(&config)?;
     let foreign = node::foreign_subnets(&config, &node_netns)?;
     let infra = if let IpNet::V4(infra) = config.infra { Some(infra) } else { None };

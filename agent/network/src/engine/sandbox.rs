@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::PoisonError;
 
 use ipnet::Ipv4Net;
+use netlink_packet_route::link::InfoBridgePort;
 
 use super::Inner;
 use super::node::{MAIN_TABLE, index_of, underlay_mtu};
@@ -17,15 +18,11 @@ use crate::names::DnsPorts;
 use crate::netlink::{Neighbour, Requests, Rtnl, Veth, VethPeer, Via};
 use crate::nft::Tables;
 use crate::plan::vip::{sandbox_table, services};
-use crate::spec::LinkKind;
+use crate::spec::{LinkKind, SandboxLink};
 use crate::sys::netns::{self, Netns};
 
 /// Index of the loopback link in a new namespace.
 const LOOPBACK: u32 = 1;
-/// Index of a sandbox's first link: chosen by us, so that one list of requests sets up all. Lower ones may be taken by
-/// links that the kernel makes in each namespace (tunl0 and the like).
-const FIRST_LINK: u32 = 100;
-
 /// A sandbox that is there.
 #[derive(Debug)]
 pub struct Live {
@@ -63,15 +60,13 @@ pub fn build(inner: &Inner, record: &Record) -> Result<Live, NetworkError> {
     sysctl::write(&netns, &sysctl::SANDBOX).step("set up a sandbox")?;
     let names = inner.config.names();
     let mut node = Rtnl::open(&inner.netns).step("open rtnetlink")?;
-    let mut requests = Requests::new();
-    requests.set_up(LOOPBACK);
-    for (number, (link, index)) in record.links.iter().zip(FIRST_LINK..).enumerate() {
-        let peer = |mtu| VethPeer { name: &link.name, mac: link.mac, mtu, netns: netns.raw_fd(), index };
+    for (number, link) in record.links.iter().enumerate() {
+        let peer = |mtu| VethPeer { name: &link.name, mac: link.mac, mtu, netns: netns.raw_fd() };
         match &link.kind {
             LinkKind::Overlay(network) => {
                 let port = port_name(number, record.slot);
                 let address = link.address.addr();
-                let attachment = Attachment { id, port, address, link: &link.name, index, netns: &netns };
+                let attachment = Attachment { id, port, address, link: &link.name, netns: &netns };
                 inner.attach(*network, &attachment)?;
             }
             LinkKind::Bridge(bridge) => {
@@ -83,6 +78,10 @@ pub fn build(inner: &Inner, record: &Record) -> Result<Live, NetworkError> {
                 node.send(Requests::new().delete_link(&name).add_veth(&veth)).step("make a link to a bridge")?;
                 let quiet = [(format!("ipv6/conf/{name}/disable_ipv6"), "1")];
                 sysctl::write(&inner.netns, &quiet).step("set up a link to a bridge")?;
+                // A sandbox that asks for its own published port gets the frame back where it came from.
+                let port = index_of(&mut node, &name)?;
+                node.send(Requests::new().set_port(port, vec![InfoBridgePort::HairpinMode(true)]))
+                    .step("set up a link to a bridge")?;
             }
             LinkKind::Task => {
                 let name = names.task_link(record.slot);
@@ -91,28 +90,30 @@ pub fn build(inner: &Inner, record: &Record) -> Result<Live, NetworkError> {
                 let veth = Veth { name: &name, mac, mtu, bridge: None, group: TASK_GROUP, peer: peer(mtu) };
                 node.send(Requests::new().delete_link(&name).add_veth(&veth)).step("make a task link")?;
                 set_up_task_link(inner, &mut node, &name, link)?;
-                if let Some(gateway) = link.gateway {
-                    requests.replace_neighbour(index, Neighbour::Address(gateway, Mac::GATEWAY));
-                }
             }
         }
-        requests.add_address(index, link.address.addr(), link.address.prefix_len()).set_up(index);
-    }
-    if let Some((index, gateway)) = default_route(record) {
-        requests.replace_route(Ipv4Net::default(), Via::Gateway(gateway, index), MAIN_TABLE);
     }
     let mut inside = Rtnl::open(&netns).step("open rtnetlink")?;
+    let mut requests = Requests::new();
+    requests.set_up(LOOPBACK);
+    let way_out = way_out(record);
+    for link in &record.links {
+        let index = index_of(&mut inside, &link.name)?;
+        requests.add_address(index, link.address.addr(), link.address.prefix_len()).set_up(index);
+        let Some(gateway) = link.gateway else { continue };
+        if link.kind == LinkKind::Task {
+            requests.replace_neighbour(index, Neighbour::Address(gateway, Mac::GATEWAY));
+        }
+        if way_out == Some(link) {
+            requests.replace_route(Ipv4Net::default(), Via::Gateway(gateway, index), MAIN_TABLE);
+        }
+    }
     inside.send(&requests).step("set up the links of a sandbox")?;
     Ok(Live::new(netns))
 }
 
 /// The node's end: the gateway's address on every task link, and a route to the one address behind it.
-fn set_up_task_link(
-    inner: &Inner,
-    node: &mut Rtnl,
-    name: &str,
-    link: &crate::spec::SandboxLink,
-) -> Result<(), NetworkError> {
+fn set_up_task_link(inner: &Inner, node: &mut Rtnl, name: &str, link: &SandboxLink) -> Result<(), NetworkError> {
     // 127.0.0.1:PORT of the node leads here as well; who may send from here is checked by our own rules.
     let mut parameters = sysctl::of_link(name, &[("route_localnet", "1"), ("rp_filter", "0")]);
     parameters.push((format!("ipv6/conf/{name}/disable_ipv6"), "1"));
@@ -129,11 +130,9 @@ fn set_up_task_link(
 }
 
 /// The task link if there is one, else the first bridge with a way out.
-fn default_route(record: &Record) -> Option<(u32, std::net::Ipv4Addr)> {
-    let gateways =
-        || record.links.iter().zip(FIRST_LINK..).filter_map(|(link, index)| Some((link, index, link.gateway?)));
-    let task = gateways().find(|(link, ..)| link.kind == LinkKind::Task);
-    task.or_else(|| gateways().next()).map(|(_, index, gateway)| (index, gateway))
+fn way_out(record: &Record) -> Option<&SandboxLink> {
+    let task = record.links.iter().find(|link| link.kind == LinkKind::Task);
+    task.or_else(|| record.links.iter().find(|link| link.gateway.is_some()))
 }
 
 /// Removes links and namespace. Goes on after an error and returns the first one.
@@ -182,10 +181,11 @@ impl Inner {
             Some(switch) => switch.attach(attachment, &view, self.config.node),
             None => Ok(()),
         };
-        if result.is_err() && switch.as_ref().is_some_and(Switch::is_unused) {
-            if let Some(Err(error)) = switch.take().map(Switch::remove) {
-                tracing::warn!(%error, network.id = %network, "cannot remove an unused switch");
-            }
+        if result.is_err()
+            && switch.as_ref().is_some_and(Switch::is_unused)
+            && let Some(Err(error)) = switch.take().map(Switch::remove)
+        {
+            tracing::warn!(%error, network.id = %network, "cannot remove an unused switch");
         }
         result
     }

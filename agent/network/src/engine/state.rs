@@ -59,6 +59,8 @@ impl Bridge {
 pub struct Remembered {
     /// Central index of this node.
     pub index: Option<u16>,
+    /// Address of this node that the mesh link was made for.
+    pub underlay: Option<Ipv4Addr>,
     /// The other nodes.
     pub peers: BTreeMap<u16, Ipv4Addr>,
     /// Published ports of the routing mesh.
@@ -163,9 +165,16 @@ impl State {
 
     /// Gives a sandbox its addresses and ports and keeps them for it.
     ///
+    /// `is_free` tells whether no program of the node has a port.
+    ///
     /// # Errors
     /// When an address or port asked for is taken, or none is left.
-    pub fn reserve(&mut self, spec: SandboxSpec, config: &Config) -> Result<Record, NetworkError> {
+    pub fn reserve(
+        &mut self,
+        spec: SandboxSpec,
+        config: &Config,
+        is_free: impl Fn(&HostPort) -> bool,
+    ) -> Result<Record, NetworkError> {
         let mut links = Vec::new();
         for overlay in &spec.overlays {
             let IpNet::V4(address) = overlay.address else {
@@ -199,7 +208,7 @@ impl State {
         if !spec.host_ports.is_empty() && links.iter().all(|link| matches!(link.kind, LinkKind::Overlay(_))) {
             return Err(NetworkError::NoWayOut { id: spec.id.to_string() });
         }
-        let host_ports = self.reserve_ports(&spec.host_ports)?;
+        let host_ports = self.reserve_ports(&spec.host_ports, is_free)?;
         let used: BTreeSet<u32> = self.records.values().map(|record| record.slot).collect();
         let slot = (0..).find(|slot| !used.contains(slot)).expect("fewer sandboxes than numbers");
         let record = Record { spec, slot, links, host_ports };
@@ -207,34 +216,29 @@ impl State {
         Ok(record)
     }
 
-    fn reserve_ports(&self, wanted: &[HostPort]) -> Result<Vec<HostPort>, NetworkError> {
-        let mut taken: BTreeSet<(Protocol, u16)> = self.remembered.ingress.keys().copied().collect();
-        let all: Vec<HostPort> = self.records.values().flat_map(|record| record.host_ports.iter().copied()).collect();
-        taken.extend(all.iter().filter_map(|port| Some((port.protocol, port.published?))));
+    fn reserve_ports(
+        &self,
+        wanted: &[HostPort],
+        is_free: impl Fn(&HostPort) -> bool,
+    ) -> Result<Vec<HostPort>, NetworkError> {
         let mut given: Vec<HostPort> = Vec::new();
         for port in wanted {
-            let number = match port.published {
-                Some(number) => {
-                    let same = |p: &HostPort| p.published == Some(number) && p.protocol == port.protocol;
-                    let clash =
-                        |p: &HostPort| same(p) && (p.bind.is_none() || port.bind.is_none() || p.bind == port.bind);
-                    let mesh = self.remembered.ingress.contains_key(&(port.protocol, number));
-                    if mesh || all.iter().chain(&given).any(clash) {
-                        let address = port.bind.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-                        return Err(NetworkError::PortTaken { address, port: number, protocol: port.protocol });
-                    }
-                    number
-                }
-                None => DYNAMIC_PORTS.into_iter().find(|number| !taken.contains(&(port.protocol, *number))).ok_or(
-                    NetworkError::PortTaken {
-                        address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-                        port: 0,
-                        protocol: port.protocol,
-                    },
-                )?,
+            let free = |number: u16, given: &[HostPort]| {
+                let port = HostPort { published: Some(number), ..*port };
+                let others = self.records.values().flat_map(|record| &record.host_ports).chain(given);
+                let mesh = self.remembered.ingress.contains_key(&(port.protocol, number));
+                !mesh && others.into_iter().all(|other| !port.clashes(other)) && is_free(&port)
             };
-            taken.insert((port.protocol, number));
-            given.push(HostPort { published: Some(number), ..*port });
+            let number = match port.published {
+                Some(number) => Some(number).filter(|number| free(*number, &given)),
+                None => DYNAMIC_PORTS.into_iter().find(|number| free(*number, &given)),
+            };
+            let taken = || NetworkError::PortTaken {
+                address: port.bind.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+                port: port.published.unwrap_or(0),
+                protocol: port.protocol,
+            };
+            given.push(HostPort { published: Some(number.ok_or_else(taken)?), ..*port });
         }
         Ok(given)
     }

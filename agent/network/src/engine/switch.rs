@@ -47,8 +47,6 @@ pub struct Attachment<'a> {
     pub address: Ipv4Addr,
     /// Name of the link in the sandbox.
     pub link: &'a str,
-    /// Index of the link in the sandbox.
-    pub index: u32,
     /// The sandbox.
     pub netns: &'a Netns,
 }
@@ -188,13 +186,7 @@ impl Switch {
             mtu: self.mtu,
             bridge: Some(self.bridge),
             group: 0,
-            peer: VethPeer {
-                name: attachment.link,
-                mac,
-                mtu: self.mtu,
-                netns: attachment.netns.raw_fd(),
-                index: attachment.index,
-            },
+            peer: VethPeer { name: attachment.link, mac, mtu: self.mtu, netns: attachment.netns.raw_fd() },
         };
         inside.send(Requests::new().delete_link(&attachment.port).add_veth(&veth)).step("make a link to a switch")?;
         let port = inside.link(&attachment.port).step("read a link")?.ok_or_else(gone)?.index;

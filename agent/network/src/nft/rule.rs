@@ -165,12 +165,12 @@ impl Rule {
     }
 
     /// The destination is an address of this host.
-    pub fn to_this_host(self) -> Self {
+    pub fn destination_is_local(self) -> Self {
         self.address_type(false)
     }
 
     /// The source is an address of this host.
-    pub fn from_this_host(self) -> Self {
+    pub fn source_is_local(self) -> Self {
         self.address_type(true)
     }
 

@@ -48,11 +48,6 @@ impl Tables {
         self.loaded = wanted.into_iter().map(|t| ((t.family, t.name.clone()), t)).collect();
         Ok(())
     }
-
-    /// What was loaded last under a name.
-    pub fn loaded(&self, family: Family, name: &str) -> Option<&Table> {
-        self.loaded.get(&(family, name.to_owned()))
-    }
 }
 
 /// Number of the rule set's last change.

@@ -170,7 +170,7 @@ fn ipv4_table(facts: &NodeFacts) -> Table {
         RAW,
         vec![
             // Before the VXLAN links exist: only nodes of the cluster may send to their port.
-            Rule::new().to_this_host().destination_port(UDP, facts.vxlan_port).source_not_in("nodes").drop(),
+            Rule::new().destination_is_local().destination_port(UDP, facts.vxlan_port).source_not_in("nodes").drop(),
             // The links below have route_localnet, which must not open loopback to others.
             Rule::new().iif_not("lo").destination(loopback).drop(),
             Rule::new().iif_group(TASK_GROUP).spoofed().drop(),
@@ -188,9 +188,9 @@ fn ipv4_table(facts: &NodeFacts) -> Table {
         ],
     );
     let published = vec![
-        Rule::new().to_this_host().dnat_by_address_and_service("host-ports-bound"),
-        Rule::new().to_this_host().dnat_by_service("host-ports"),
-        Rule::new().to_this_host().verdict_by_service("ingress-ports"),
+        Rule::new().destination_is_local().dnat_by_address_and_service("host-ports-bound"),
+        Rule::new().destination_is_local().dnat_by_service("host-ports"),
+        Rule::new().destination_is_local().verdict_by_service("ingress-ports"),
     ];
     table.base("published", Kind::Nat, Hook::Prerouting, DSTNAT, published.clone());
     table.base("published-local", Kind::Nat, Hook::Output, DSTNAT, published);
@@ -250,15 +250,16 @@ fn source_rules(facts: &NodeFacts, mesh: &str, loopback: Ipv4Net) -> Vec<Rule> {
         // A task that came back to itself: it would not accept its own address from outside.
         Rule::new().was_dnat().source_and_destination_in("selves").masquerade(),
         // Nodes as clients: the task's node would see its own address come in.
-        Rule::new().oif(mesh).ct_mark(PUBLISHED_MARK, PUBLISHED_MARK).from_this_host().masquerade(),
+        Rule::new().oif(mesh).ct_mark(PUBLISHED_MARK, PUBLISHED_MARK).source_is_local().masquerade(),
         Rule::new().oif(mesh).ct_mark(PUBLISHED_MARK, PUBLISHED_MARK).source_in("nodes").masquerade(),
         // Bridge addresses mean nothing on another node.
         Rule::new().oif(mesh).iif_group(BRIDGE_GROUP).masquerade(),
         Rule::new().iif_group(TASK_GROUP).oif_not(mesh).oif_group_not(TASK_GROUP).masquerade(),
     ];
     for bridge in &facts.bridges {
-        // Through a published port back to the same bridge: the answer would take the short way and not be known.
-        rules.push(Rule::new().iif(&bridge.link).oif(&bridge.link).was_dnat().masquerade());
+        // Through a published port back to the same bridge: the answer would take the short way and not be known. Not
+        // by incoming link: where bridged frames are filtered too (br_netfilter), there is none after routing.
+        rules.push(Rule::new().source(bridge.subnet).oif(&bridge.link).was_dnat().masquerade());
         if !bridge.internal {
             rules.push(
                 Rule::new().iif(&bridge.link).source(bridge.subnet).oif_not(&bridge.link).oif_not(mesh).masquerade(),

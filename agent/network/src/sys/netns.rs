@@ -79,15 +79,6 @@ impl Netns {
     pub fn raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
-
-    /// Device and inode: equal for the same namespace.
-    ///
-    /// # Errors
-    /// Those of fstat(2).
-    pub fn identity(&self) -> io::Result<(u64, u64)> {
-        let stat = rustix::fs::fstat(self.0.as_fd())?;
-        Ok((stat.st_dev, stat.st_ino))
-    }
 }
 
 impl AsFd for Netns {
@@ -115,7 +106,7 @@ fn return_to(home: &Netns) {
 
 /// Whether `path` is a namespace file and not just the file that one was mounted on.
 fn is_namespace(path: &Path) -> io::Result<bool> {
-    Ok(i64::from(rustix::fs::statfs(path)?.f_type) == NSFS_MAGIC)
+    Ok(rustix::fs::statfs(path)?.f_type == NSFS_MAGIC)
 }
 
 /// Lets go of the namespace that `path` keeps, if any. It ends when its last process and socket have gone.

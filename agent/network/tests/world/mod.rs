@@ -243,6 +243,29 @@ pub fn serve_tcp(netns: &Path, port: u16, name: &str) {
     });
 }
 
+/// A TCP connection from a given port of a client.
+pub fn hold_tcp(netns: &Path, from: u16, to: Ipv4Addr, port: u16) -> std::io::Result<TcpStream> {
+    use rustix::net::{AddressFamily, SocketAddrV4, SocketType, bind, connect, socket, sockopt};
+    within(netns, move || {
+        let fd = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+        sockopt::set_socket_reuseaddr(&fd, true)?;
+        sockopt::set_socket_timeout(&fd, sockopt::Timeout::Send, Some(PATIENCE))?;
+        bind(&fd, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, from))?;
+        connect(&fd, &SocketAddrV4::new(to, port))?;
+        Ok(TcpStream::from(fd))
+    })
+    .join()
+    .unwrap()
+}
+
+/// All that comes by a connection.
+pub fn read(mut stream: TcpStream) -> std::io::Result<String> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
 /// The same for UDP.
 pub fn serve_udp(netns: &Path, port: u16, name: &str) {
     let name = name.to_owned();
@@ -290,7 +313,10 @@ pub fn ask_udp(netns: &Path, to: &str) -> std::io::Result<String> {
 /// Whether one ping is answered.
 pub fn pings(netns: &Path, to: &str) -> bool {
     let net = format!("--net={}", netns.display());
-    Command::new("nsenter").args([&net, "ping", "-c1", "-W2", to]).output().unwrap().status.success()
+    let output = Command::new("nsenter").args([&net, "busybox", "ping", "-c1", "-W2", to]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("1 packets transmitted"), "no ping was sent: {text}{output:?}");
+    output.status.success()
 }
 
 /// Waits until a condition holds.
