@@ -3,6 +3,9 @@
 //! The programs are those that `deploy/test` has built: `$SKEP` (else `skep` beside the test's own target folder), the
 //! shim that `$SKEP_SHIM` names, and `$DOCKER` (else `docker`).
 
+pub mod host;
+pub mod images;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -85,6 +88,13 @@ impl Lab {
         self.field(node, "address").as_str().expect("every node has an address").to_owned()
     }
 
+    /// The lab's cgroup, below the root of each hierarchy.
+    pub fn cgroup(&self) -> String {
+        let text = std::fs::read(self.dir.path().join("lab.json")).expect("the lab has its file");
+        let state: Value = serde_json::from_slice(&text).expect("lab.json is JSON");
+        format!("skep-lab-{}", state["id"].as_str().expect("a lab has an id"))
+    }
+
     /// The pid of a node's daemon.
     pub fn pid(&mut self, node: &str) -> u64 {
         self.refresh();
@@ -109,7 +119,10 @@ impl Lab {
         let mut command = Command::new(docker_program());
         command.arg("-H").arg(format!("unix://{socket}")).args(arguments).stdin(Stdio::null());
         // The user's own settings must not change what a test sees.
-        command.env("DOCKER_CONFIG", self.dir.path().join("docker-config")).env_remove("DOCKER_HOST").env_remove("DOCKER_CONTEXT");
+        command
+            .env("DOCKER_CONFIG", self.dir.path().join("docker-config"))
+            .env_remove("DOCKER_HOST")
+            .env_remove("DOCKER_CONTEXT");
         command
     }
 
@@ -133,7 +146,8 @@ impl Lab {
     /// Tasks of a service that run and are meant to, as `ID NODE` lines.
     pub fn running(&self, node: &str, service: &str) -> Vec<String> {
         let format = "{{.ID}} {{.Node}} {{.DesiredState}} {{.CurrentState}}";
-        let listed = self.docker(node, &["service", "ps", "--no-trunc", "--format", format, service]).unwrap_or_default();
+        let listed =
+            self.docker(node, &["service", "ps", "--no-trunc", "--format", format, service]).unwrap_or_default();
         listed.lines().filter(|l| l.contains(" Running Running ")).map(str::to_owned).collect()
     }
 

@@ -16,5 +16,5 @@ pub struct NetFlags {
 /// Runs it until it is told to go.
 pub fn run(flags: NetFlags) -> anyhow::Result<ExitCode> {
     let _ = flags.dir;
-    anyhow::bail!("skep net comes with the network")
+    anyhow::bail!("x")
 }

@@ -73,6 +73,11 @@ impl ClusterNetwork {
         Ok(())
     }
 
+    /// What the managers told last.
+    pub fn view(&self) -> Arc<NetworkView> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).view)
+    }
+
     /// The network layer of now.
     pub fn layer(&self) -> NodeNetwork {
         self.current.read().unwrap_or_else(PoisonError::into_inner).network.clone()

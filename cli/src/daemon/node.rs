@@ -19,6 +19,7 @@ use skep_proto::model::task::Platform;
 use skep_proto::model::{NodeDescription, NodeId, Timestamp};
 
 use super::config::Config;
+use super::local_network::LocalNetwork;
 use super::network::ClusterNetwork;
 
 /// Containers made or started at a time: the kernel serialises most of it anyway.
@@ -66,16 +67,15 @@ impl NodeServices {
             netd::Client::start(netd::ClientConfig::new(config.root.join("network").join("netd"), program.clone()));
         let names = Arc::new(client.await.context("starting the name server (skep net)")?);
         let network = Arc::new(ClusterNetwork::start(config, data_path, names, program)?);
-        let facts = facts(config);
-        let engine = NodeEngine::new(Parts {
+        let engine = NodeEngine::open(Parts {
             images: images.clone(),
             containers: containers.clone(),
             volumes: volumes.clone(),
-            sandboxes: network.clone(),
-            facts,
+            sandboxes: Arc::new(LocalNetwork(network.clone())),
+            facts: facts(config),
             clock: Arc::new(now),
         });
-        let engine = Arc::new(engine);
+        let engine = Arc::new(engine.await.context("opening the engine")?);
         engine.recover().await.context("taking over the containers")?;
         Ok(Self { config: config.clone(), images, containers, volumes, network, engine })
     }
@@ -138,4 +138,22 @@ fn machine() -> Machine {
     let info = rustix::system::sysinfo();
     let bytes = u128::from(info.totalram) * u128::from(info.mem_unit);
     Machine { cpus, memory: i64::try_from(bytes).unwrap_or(i64::MAX) }
+}
+
+/// What `docker info` shows of the node.
+fn facts(config: &Config) -> NodeFacts {
+    let machine = machine();
+    NodeFacts {
+        id: config.node_name.clone(),
+        name: config.node_name.clone(),
+        root: config.root.clone(),
+        labels: config.labels.iter().cloned().collect(),
+        insecure_registries: config.insecure_registries.clone(),
+        cpus: u64::try_from(machine.cpus).unwrap_or(1),
+        memory: u64::try_from(machine.memory).unwrap_or(0),
+        allow_privileged: true,
+        warnings: vec![
+            "WARNING: overlay networks are not encrypted yet: run them over a network that you trust".into(),
+        ],
+    }
 }

@@ -1,0 +1,157 @@
+//! Sandboxes and bridges of plain containers, as the engine asks for them.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use ipnet::{IpNet, Ipv4Net};
+use skep_agent::engine_port::sandboxes::{
+    Bridge, BridgeRequest, Link, LinkTo, Sandbox, SandboxError, SandboxRequest, Sandboxes,
+};
+use skep_network::{
+    BridgeAttachment, HostPort, LinkKind, NetworkError, OverlayAttachment, Resolver, SandboxId, SandboxLink,
+    SandboxSpec,
+};
+use skep_proto::model::engine::PortBinding;
+use skep_proto::model::network::Subnet;
+use skep_proto::model::view::NetworkView;
+
+use super::network::ClusterNetwork;
+
+/// The border of the engine to the network layer.
+pub struct LocalNetwork(pub Arc<ClusterNetwork>);
+
+#[async_trait]
+impl Sandboxes for LocalNetwork {
+    async fn ensure(&self, request: SandboxRequest) -> Result<Sandbox, SandboxError> {
+        let view = self.0.view();
+        let spec = specification(&request, &view)?;
+        let made = self.0.layer().create_sandbox(spec).await.map_err(error)?;
+        Ok(sandbox(&made, &view))
+    }
+
+    async fn remove(&self, id: &str) -> Result<(), SandboxError> {
+        let Some(id) = SandboxId::new(id) else { return Ok(()) };
+        self.0.layer().delete_sandbox(&id).await.map_err(error)
+    }
+
+    async fn list(&self) -> Result<Vec<Sandbox>, SandboxError> {
+        let view = self.0.view();
+        Ok(self.0.layer().sandboxes().await.iter().map(|made| sandbox(made, &view)).collect())
+    }
+
+    async fn ensure_bridge(&self, request: BridgeRequest) -> Result<Bridge, SandboxError> {
+        let layer = self.0.layer();
+        if let Some(known) = layer.bridges().into_iter().find(|b| b.name == request.name) {
+            return Ok(bridge(&known));
+        }
+        let subnet = match request.subnets.first().map(|s| s.subnet) {
+            Some(IpNet::V4(net)) => Some(net),
+            Some(IpNet::V6(net)) => {
+                return Err(SandboxError::Invalid(format!("the subnet {net} is IPv6, which is not supported yet")));
+            }
+            None => None,
+        };
+        layer.create_bridge(&request.name, subnet, request.internal).await.map(|made| bridge(&made)).map_err(error)
+    }
+
+    async fn remove_bridge(&self, name: &str) -> Result<(), SandboxError> {
+        self.0.layer().remove_bridge(name).await.map_err(error)
+    }
+
+    async fn bridges(&self) -> Result<Vec<Bridge>, SandboxError> {
+        Ok(self.0.layer().bridges().iter().map(bridge).collect())
+    }
+}
+
+fn specification(request: &SandboxRequest, view: &NetworkView) -> Result<SandboxSpec, SandboxError> {
+    let id = SandboxId::new(request.id.clone());
+    let id = id.ok_or_else(|| SandboxError::Invalid(format!("{:?} cannot name a sandbox", request.id)))?;
+    let mut spec = SandboxSpec::new(id);
+    for join in &request.overlays {
+        let address = join.addresses.iter().find(|a| a.is_ipv4()).copied();
+        let address = address.ok_or_else(|| SandboxError::Invalid("an overlay network gave no IPv4 address".into()))?;
+        let subnet =
+            view.networks.get(&join.network).and_then(|n| n.subnets.iter().find(|s| s.subnet.contains(&address)));
+        let length = subnet.map_or(24, |s| s.subnet.prefix_len());
+        let address = IpNet::new(address, length).map_err(|e| SandboxError::Invalid(e.to_string()))?;
+        spec.overlays.push(OverlayAttachment { network: join.network, address, names: join.names.clone() });
+    }
+    spec.mesh = !spec.overlays.is_empty();
+    for join in &request.bridges {
+        let address = join.addresses.iter().find_map(|a| match a {
+            IpAddr::V4(address) => Some(*address),
+            IpAddr::V6(_) => None,
+        });
+        spec.bridges.push(BridgeAttachment { bridge: join.bridge.clone(), address, names: join.names.clone() });
+    }
+    spec.host_ports = request
+        .ports
+        .iter()
+        .map(|p| HostPort { bind: p.host_ip, published: p.host_port, target: p.container_port, protocol: p.protocol })
+        .collect();
+    spec.dns = Resolver::from(&request.dns);
+    Ok(spec)
+}
+
+fn sandbox(made: &skep_network::Sandbox, view: &NetworkView) -> Sandbox {
+    let port = |p: &HostPort| PortBinding {
+        protocol: p.protocol,
+        container_port: p.target,
+        host_ip: p.bind,
+        host_port: p.published,
+    };
+    Sandbox {
+        id: made.id.as_str().to_owned(),
+        netns: made.netns.clone(),
+        links: made.links.iter().map(|l| link(l, view)).collect(),
+        ports: made.host_ports.iter().map(port).collect(),
+        resolv_conf: made.resolv_conf.clone(),
+    }
+}
+
+fn link(made: &SandboxLink, view: &NetworkView) -> Link {
+    let to = match &made.kind {
+        LinkKind::Overlay(id) => {
+            let name = view.networks.get(id).map_or_else(|| id.to_string(), |n| n.name.clone());
+            LinkTo::Cluster { id: *id, name }
+        }
+        LinkKind::Bridge(name) => LinkTo::Bridge(name.clone()),
+        LinkKind::Task => LinkTo::Node,
+    };
+    Link {
+        to,
+        addresses: vec![IpNet::V4(made.address)],
+        gateways: made.gateway.into_iter().map(IpAddr::V4).collect(),
+        mac: made.mac.0,
+    }
+}
+
+fn bridge(made: &skep_network::Bridge) -> Bridge {
+    let subnet: Ipv4Net = made.subnet;
+    let gateway: Ipv4Addr = made.gateway();
+    Bridge {
+        name: made.name.clone(),
+        subnets: vec![Subnet { subnet: IpNet::V4(subnet), range: None, gateway: IpAddr::V4(gateway) }],
+    }
+}
+
+fn error(error: NetworkError) -> SandboxError {
+    match error {
+        NetworkError::PortTaken { .. } | NetworkError::Address { .. } => SandboxError::Taken(error.to_string()),
+        NetworkError::UnknownBridge { name } => SandboxError::NoSuchBridge(name),
+        NetworkError::Bridge { .. } => SandboxError::InUse(error.to_string()),
+        NetworkError::Config { .. } | NetworkError::NoWayOut { .. } | NetworkError::Unsupported { .. } => {
+            SandboxError::Invalid(error.to_string())
+        }
+        NetworkError::Kernel { .. }
+        | NetworkError::UnknownNetwork { .. }
+        | NetworkError::NoIndex
+        | NetworkError::RangeTooSmall { .. }
+        | NetworkError::PoolExhausted { .. }
+        | NetworkError::Differs { .. }
+        | NetworkError::Record { .. }
+        | NetworkError::Names { .. }
+        | NetworkError::Stopped => SandboxError::Failed { context: "making a sandbox".into(), source: Box::new(error) },
+    }
+}

@@ -1,0 +1,145 @@
+//! What is killed, each in turn, and what must not be noticed.
+
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use skep_tests::{Lab, eventually, host};
+
+const IMAGE: &str = "skep/whoami:latest";
+
+fn leader(lab: &Lab, from: &str) -> anyhow::Result<String> {
+    let nodes = lab.docker(from, &["node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}"])?;
+    let line = nodes.lines().find(|l| l.ends_with("Leader")).context("no leader")?;
+    Ok(line.split(' ').next().unwrap_or_default().to_owned())
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_killed_leader_is_replaced_and_no_task_notices() {
+    let mut lab = Lab::up(3, 0, &[]);
+    lab.docker("m1", &["service", "create", "-d", "--name", "web", "--replicas", "3", IMAGE]).unwrap();
+    lab.wait_for_running("m1", "web", 3);
+    let before = lab.running("m1", "web");
+    let old = leader(&lab, "m1").unwrap();
+    let other = lab.nodes().into_iter().find(|n| *n != old).unwrap();
+    lab.lab(&["kill", &old]).unwrap();
+    let killed = Instant::now();
+    eventually("another manager accepts writes", || {
+        lab.docker(&other, &["service", "create", "-d", "--name", "after", "--replicas", "0", IMAGE]).map(drop)
+    });
+    println!("the next write was accepted {:.2} s after the leader was killed", killed.elapsed().as_secs_f64());
+    lab.lab(&["start", &old]).unwrap();
+    eventually("the old leader is back", || {
+        let nodes = lab.docker(&other, &["node", "ls", "--format", "{{.Hostname}} {{.Status}} {{.ManagerStatus}}"])?;
+        ensure!(
+            nodes.lines().all(|l| l.contains("Ready") && (l.ends_with("Leader") || l.ends_with("Reachable"))),
+            "{nodes}"
+        );
+        Ok(())
+    });
+    assert_eq!(lab.running(&other, "web"), before, "no task was restarted");
+    assert!(lab.pid(&old) > 0);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn containers_outlive_the_daemon_and_are_taken_over() {
+    let mut lab = Lab::up(1, 1, &[]);
+    let create = ["service", "create", "-d", "--name", "web", "--replicas", "4", "-p", "8080:80", IMAGE];
+    lab.docker("m1", &create).unwrap();
+    lab.wait_for_running("m1", "web", 4);
+    eventually("the port answers", || lab.http("w1", 8080, "/health").map(drop));
+    let before = (lab.running("m1", "web"), host::pids_of(&lab.cgroup(), "w1"));
+    let daemon = lab.pid("w1");
+    lab.lab(&["kill", "w1"]).unwrap();
+    // Without the daemon the node's own part of the data plane goes on.
+    lab.http("w1", 8080, "/health").unwrap();
+    lab.lab(&["start", "w1"]).unwrap();
+    assert_ne!(lab.pid("w1"), daemon);
+    eventually("the worker is ready again", || {
+        let nodes = lab.docker("m1", &["node", "ls", "--format", "{{.Hostname}} {{.Status}}"])?;
+        ensure!(nodes.contains("w1 Ready"), "{nodes}");
+        Ok(())
+    });
+    lab.http("w1", 8080, "/health").unwrap();
+    assert_eq!(
+        (lab.running("m1", "web"), host::pids_of(&lab.cgroup(), "w1")),
+        before,
+        "the same tasks, the same processes"
+    );
+}
+
+#[test]
+#[ignore = "needs root"]
+fn killed_processes_of_a_container_lead_to_a_new_task() {
+    let mut lab = Lab::up(1, 0, &[]);
+    let create = ["service", "create", "-d", "--name", "web", "--replicas", "1", "--restart-delay", "100ms", IMAGE];
+    lab.docker("m1", &create).unwrap();
+    for victim in ["the container's process", "the shim"] {
+        lab.wait_for_running("m1", "web", 1);
+        let old = lab.running("m1", "web");
+        let pids = if victim == "the shim" { host::shims(lab.pid("m1")) } else { host::pids_of(&lab.cgroup(), "m1") };
+        assert!(!pids.is_empty(), "{victim}");
+        pids.iter().for_each(|pid| host::kill(*pid));
+        eventually(&format!("a task replaces the one whose {victim} was killed"), || {
+            let new = lab.running("m1", "web");
+            ensure!(new.len() == 1 && new != old, "{new:?}");
+            Ok(())
+        });
+    }
+    let story = lab.docker("m1", &["service", "ps", "--no-trunc", "web"]).unwrap();
+    assert!(story.contains("non-zero exit (137)") && story.contains("shim died"), "{story}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_lost_worker_s_tasks_run_elsewhere_and_are_not_doubled_when_it_returns() {
+    let lab = Lab::up(1, 2, &[]);
+    let create =
+        ["service", "create", "-d", "--name", "web", "--replicas", "6", "--constraint", "node.role==worker", IMAGE];
+    lab.docker("m1", &create).unwrap();
+    lab.wait_for_running("m1", "web", 6);
+    lab.lab(&["cut", "w1"]).unwrap();
+    let cut = Instant::now();
+    eventually("all six run on the other worker", || {
+        let running = lab.running("m1", "web");
+        ensure!(running.len() == 6 && running.iter().all(|l| l.contains(" w2 ")), "{running:?}");
+        Ok(())
+    });
+    println!("six tasks ran elsewhere {:.2} s after their worker was cut off", cut.elapsed().as_secs_f64());
+    lab.lab(&["heal", "w1"]).unwrap();
+    eventually("the returned worker has stopped its old tasks", || {
+        let containers = lab.docker("w1", &["ps", "-q"])?;
+        ensure!(containers.trim().is_empty(), "{containers}");
+        Ok(())
+    });
+    assert_eq!(lab.running("m1", "web").len(), 6);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_cluster_whose_daemons_were_all_killed_goes_on_as_it_was() {
+    let lab = Lab::up(3, 1, &[]);
+    lab.docker("m1", &["network", "create", "-d", "overlay", "net"]).unwrap();
+    let create =
+        ["service", "create", "-d", "--name", "web", "--replicas", "4", "--network", "net", "-p", "8080:80", IMAGE];
+    lab.docker("m1", &create).unwrap();
+    lab.wait_for_running("m1", "web", 4);
+    let (tasks, nodes) = (lab.running("m1", "web"), lab.docker("m1", &["node", "ls", "-q"]).unwrap());
+    for node in lab.nodes() {
+        lab.lab(&["kill", &node]).unwrap();
+    }
+    lab.http("w1", 8080, "/health").unwrap();
+    for node in lab.nodes() {
+        lab.lab(&["start", &node]).unwrap();
+    }
+    eventually("the cluster has its leader and all its tasks", || {
+        let all = lab.docker("m2", &["node", "ls", "--format", "{{.Status}}"])?;
+        ensure!(all.lines().filter(|l| *l == "Ready").count() == 4, "{all}");
+        ensure!(lab.running("m2", "web") == tasks, "the tasks differ");
+        Ok(())
+    });
+    assert_eq!(lab.docker("m3", &["node", "ls", "-q"]).unwrap(), nodes);
+    lab.docker("m3", &["service", "scale", "-d", "web=5"]).unwrap();
+    lab.wait_for_running("m2", "web", 5);
+}
