@@ -9,6 +9,7 @@
 
 pub mod agent;
 pub mod collect;
+pub mod engine_port;
 pub mod executor;
 pub mod network;
 pub mod reports;

@@ -1,0 +1,171 @@
+use std::path::PathBuf;
+
+use skep_proto::model::engine::{ContainerRestart, ContainerState, EtcFiles, PortBinding, ResolvedProcess, TaskOwner};
+use skep_proto::model::service::Protocol;
+use skep_proto::model::task::Resources;
+use skep_proto::model::{ContainerSpec, NodeId, ServiceId, TaskId, Timestamp};
+
+use super::*;
+use crate::engine_port::sandboxes::Link;
+
+fn config(network: NetworkMode) -> ContainerConfig {
+    ContainerConfig {
+        id: ContainerId([0xab; 32]),
+        name: "web".into(),
+        spec: ContainerSpec::default(),
+        resources: Resources::default(),
+        network,
+        ports: Vec::new(),
+        auto_remove: false,
+        restart: ContainerRestart::No,
+        privileged: false,
+        stdin_once: false,
+        attach: (false, false, false),
+        log: None,
+        task: None,
+    }
+}
+
+fn networks() -> Vec<LocalNetwork> {
+    [("bridge", "1"), ("host", "2"), ("none", "3"), ("back", "45"), ("front", "46")]
+        .map(|(name, id)| LocalNetwork { id: format!("{id:0<64}"), name: name.into(), ..LocalNetwork::default() })
+        .into()
+}
+
+fn on(names: &[&str]) -> NetworkMode {
+    let endpoint = |name: &&str| NetworkEndpoint { network: (*name).to_owned(), ..NetworkEndpoint::default() };
+    NetworkMode::Networks(names.iter().map(endpoint).collect())
+}
+
+fn planned(network: NetworkMode) -> Result<Plan, String> {
+    plan(&config(network), "box", &networks()).map_err(|e| e.to_string())
+}
+
+fn port(host_port: Option<u16>) -> PortBinding {
+    PortBinding { protocol: Protocol::Tcp, container_port: 80, host_ip: None, host_port }
+}
+
+fn container(config: ContainerConfig, status: ContainerStatus) -> Container {
+    Container {
+        config,
+        created_at: Timestamp(1),
+        image_id: String::new(),
+        process: ResolvedProcess::default(),
+        state: ContainerState {
+            status,
+            pid: 9,
+            exit_code: 0,
+            error: String::new(),
+            oom_killed: false,
+            started_at: None,
+            finished_at: None,
+        },
+        restart_count: 0,
+        mounts: Vec::new(),
+        networks: Vec::new(),
+        ports: Vec::new(),
+        exposed: vec![(Protocol::Udp, 53)],
+        log_path: PathBuf::new(),
+        etc: EtcFiles::default(),
+    }
+}
+
+#[test]
+fn on_the_default_bridge_a_container_has_no_names() {
+    let join = BridgeJoin { bridge: "bridge".into(), ..BridgeJoin::default() };
+    let request = SandboxRequest { id: "ab".repeat(32), bridges: vec![join], ..SandboxRequest::default() };
+    assert_eq!(planned(NetworkMode::Bridge), Ok(Plan::Sandbox(request.clone())));
+    assert_eq!(planned(on(&["bridge"])), Ok(Plan::Sandbox(request)));
+}
+
+#[test]
+fn on_a_named_bridge_it_has_its_own_names_and_its_aliases_once() {
+    let endpoint = NetworkEndpoint {
+        network: "45".into(),
+        aliases: vec!["db".into(), "web".into()],
+        addresses: vec!["172.18.0.9".parse().unwrap()],
+    };
+    let Ok(Plan::Sandbox(request)) = planned(NetworkMode::Networks(vec![endpoint])) else { panic!("no sandbox") };
+    let want = BridgeJoin {
+        bridge: "back".into(),
+        addresses: vec!["172.18.0.9".parse().unwrap()],
+        names: ["web", "abababababab", "box", "db"].map(str::to_owned).into(),
+    };
+    assert_eq!(request.bridges, [want]);
+}
+
+#[test]
+fn a_network_of_the_cluster_needs_the_managers_address() {
+    let id = NetworkId(7);
+    assert!(planned(on(&[&id.to_string()])).unwrap_err().contains("has no address on network"));
+    let address = "10.0.1.9".parse().unwrap();
+    let endpoint = NetworkEndpoint { network: id.to_string(), addresses: vec![address], ..NetworkEndpoint::default() };
+    let Ok(Plan::Sandbox(request)) = planned(NetworkMode::Networks(vec![endpoint])) else { panic!("no sandbox") };
+    let names = ["web", "abababababab", "box"].map(str::to_owned).into();
+    assert_eq!(request.overlays, [OverlayJoin { network: id, addresses: vec![address], names }]);
+}
+
+#[test]
+fn networks_that_do_not_exist_or_do_not_combine_are_refused() {
+    assert_eq!(planned(on(&["nosuch"])), Err("network nosuch not found".into()));
+    // A prefix of several.
+    assert_eq!(planned(on(&["4"])), Err("network 4 not found".into()));
+    assert!(planned(on(&["back", "host"])).unwrap_err().contains("cannot be combined"));
+    assert_eq!(planned(on(&["host"])), Ok(Plan::Host));
+    assert_eq!(planned(on(&["none"])), Ok(Plan::Nothing));
+    let other = ContainerId([1; 32]);
+    let shared = config(NetworkMode::Container(other));
+    assert_eq!(plan(&shared, "box", &networks()).unwrap(), Plan::Shared(other));
+    let publishing = ContainerConfig { ports: vec![port(None)], ..shared };
+    assert!(plan(&publishing, "box", &networks()).unwrap_err().to_string().contains("conflicting options"));
+}
+
+#[test]
+fn a_running_container_shows_the_numbers_of_its_ports_and_its_addresses() {
+    let config = ContainerConfig { ports: vec![port(None)], ..config(on(&["back"])) };
+    let link = |to, address: &str| Link {
+        to,
+        addresses: vec![address.parse().unwrap()],
+        gateways: vec!["172.18.0.1".parse().unwrap()],
+        mac: [2, 0, 0, 0, 0, 9],
+    };
+    let sandbox = Sandbox {
+        id: "ab".repeat(32),
+        links: vec![link(LinkTo::Bridge("back".into()), "172.18.0.9/16"), link(LinkTo::Node, "172.17.0.9/16")],
+        ports: vec![port(Some(32768))],
+        ..Sandbox::default()
+    };
+    let shown = show(container(config.clone(), ContainerStatus::Running), std::slice::from_ref(&sandbox), &networks());
+    assert_eq!(shown.ports, [port(Some(32768))]);
+    assert_eq!(shown.exposed, [(Protocol::Udp, 53), (Protocol::Tcp, 80)]);
+    let endpoint = EndpointState {
+        network: "back".into(),
+        network_id: format!("{:0<64}", "45"),
+        cluster_network: None,
+        addresses: vec!["172.18.0.9/16".parse().unwrap()],
+        gateways: vec!["172.18.0.1".parse().unwrap()],
+        mac: [2, 0, 0, 0, 0, 9],
+        aliases: Vec::new(),
+    };
+    assert_eq!(shown.networks, [endpoint]);
+    // The sandbox of the last run may be there for a moment.
+    let shown = show(container(config, ContainerStatus::Exited), &[sandbox], &networks());
+    assert_eq!(shown.ports, []);
+    assert_eq!(
+        shown.networks.iter().map(|n| (n.network.as_str(), n.addresses.len())).collect::<Vec<_>>(),
+        [("back", 0)]
+    );
+}
+
+#[test]
+fn a_container_of_a_task_is_shown_in_the_tasks_sandbox() {
+    let owner = TaskOwner { task: TaskId(5), service: ServiceId(6), node: NodeId(7) };
+    let config = ContainerConfig { task: Some(owner), ..config(NetworkMode::Sandbox("/run/x".into())) };
+    let to = LinkTo::Cluster { id: NetworkId(8), name: "app".into() };
+    let link =
+        Link { to, addresses: vec!["10.0.1.2/24".parse().unwrap()], gateways: Vec::new(), mac: [2, 0, 0, 0, 0, 1] };
+    let sandbox = Sandbox { id: TaskId(5).to_string(), links: vec![link], ..Sandbox::default() };
+    let shown = show(container(config, ContainerStatus::Running), &[sandbox], &networks());
+    let seen: Vec<_> = shown.networks.iter().map(|n| (n.network.as_str(), n.cluster_network)).collect();
+    assert_eq!(seen, [("app", Some(NetworkId(8)))]);
+}

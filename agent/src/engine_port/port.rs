@@ -1,0 +1,195 @@
+//! The port itself: each call goes to the part that does it.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use skep_api::ports::control::Reference;
+use skep_api::ports::engine::{
+    AttachStreams, Attached, Created, Distribution, Engine, EngineError, EngineInfo, NewVolume, TerminalSize,
+    WaitCondition, WaitHandle,
+};
+use skep_engine::images::Import;
+use skep_proto::model::container::RegistryAuth;
+use skep_proto::model::engine::{
+    Container, ContainerConfig, ExecConfig, ExecState, Image, LocalNetwork, LogLine, LogQuery, PullProgress, Volume,
+};
+
+use super::{NodeEngine, errors};
+
+#[async_trait]
+impl Engine for NodeEngine {
+    async fn info(&self) -> Result<EngineInfo, EngineError> {
+        self.describe().await
+    }
+
+    async fn containers(&self, all: bool) -> Result<Vec<Container>, EngineError> {
+        self.list_containers(all).await
+    }
+
+    async fn container(&self, reference: &Reference) -> Result<Container, EngineError> {
+        self.show_container(self.find(reference)?).await
+    }
+
+    async fn create(&self, config: ContainerConfig) -> Result<Created, EngineError> {
+        self.create_container(config).await
+    }
+
+    async fn start(&self, reference: &Reference) -> Result<bool, EngineError> {
+        self.start_container(self.find(reference)?).await
+    }
+
+    async fn stop(&self, reference: &Reference, signal: Option<i32>, grace: Option<u64>) -> Result<bool, EngineError> {
+        self.stop_container(self.find(reference)?, signal, grace).await
+    }
+
+    async fn restart(&self, reference: &Reference, signal: Option<i32>, grace: Option<u64>) -> Result<(), EngineError> {
+        self.restart_container(self.find(reference)?, signal, grace).await
+    }
+
+    async fn kill(&self, reference: &Reference, signal: i32) -> Result<(), EngineError> {
+        self.kill_container(self.find(reference)?, signal).await
+    }
+
+    async fn pause(&self, reference: &Reference, paused: bool) -> Result<(), EngineError> {
+        self.inner.containers.pause(self.find(reference)?, paused).await.map_err(errors::container)
+    }
+
+    async fn rename(&self, reference: &Reference, name: &str) -> Result<(), EngineError> {
+        self.rename_container(self.find(reference)?, name)
+    }
+
+    async fn remove(&self, reference: &Reference, force: bool, volumes: bool) -> Result<(), EngineError> {
+        self.remove_container(self.find(reference)?, force, volumes).await
+    }
+
+    async fn wait(&self, reference: &Reference, condition: WaitCondition) -> Result<WaitHandle, EngineError> {
+        self.wait_for(self.find(reference)?, condition)
+    }
+
+    async fn attach(&self, reference: &Reference, request: AttachStreams) -> Result<Attached, EngineError> {
+        self.attach_to(self.find(reference)?, request).await
+    }
+
+    async fn resize(&self, reference: &Reference, size: TerminalSize) -> Result<(), EngineError> {
+        let id = self.find(reference)?;
+        self.inner.containers.resize(id, size.height, size.width).await.map_err(errors::container)
+    }
+
+    async fn logs(
+        &self,
+        reference: &Reference,
+        query: LogQuery,
+    ) -> Result<BoxStream<'static, std::io::Result<LogLine>>, EngineError> {
+        self.inner.containers.logs(self.find(reference)?, query).map_err(errors::container)
+    }
+
+    async fn top(&self, reference: &Reference) -> Result<(Vec<String>, Vec<Vec<String>>), EngineError> {
+        self.inner.containers.top(self.find(reference)?).map_err(errors::container)
+    }
+
+    async fn exec_create(&self, reference: &Reference, config: ExecConfig) -> Result<String, EngineError> {
+        self.inner.containers.exec_create(self.find(reference)?, config).map_err(errors::container)
+    }
+
+    async fn exec_start(
+        &self,
+        id: &str,
+        detach: bool,
+        tty: bool,
+        size: Option<TerminalSize>,
+    ) -> Result<Option<Attached>, EngineError> {
+        self.start_exec(id, detach, tty, size).await
+    }
+
+    async fn exec_resize(&self, id: &str, size: TerminalSize) -> Result<(), EngineError> {
+        self.inner.containers.exec_resize(id, size.height, size.width).await.map_err(errors::container)
+    }
+
+    async fn exec(&self, id: &str) -> Result<ExecState, EngineError> {
+        self.inner.containers.exec_inspect(id).map_err(errors::container)
+    }
+
+    async fn images(&self) -> Result<Vec<Image>, EngineError> {
+        Ok(self.inner.images.list())
+    }
+
+    async fn image(&self, reference: &Reference) -> Result<Image, EngineError> {
+        self.inner.images.get(reference).map_err(errors::image)
+    }
+
+    async fn pull(
+        &self,
+        reference: &Reference,
+        platform: Option<String>,
+        auth: Option<RegistryAuth>,
+    ) -> Result<BoxStream<'static, Result<PullProgress, EngineError>>, EngineError> {
+        self.pull_image(reference, platform, auth).await
+    }
+
+    async fn load(&self, archive: BoxStream<'static, std::io::Result<Bytes>>) -> Result<Vec<String>, EngineError> {
+        self.inner.images.load(archive).await.map_err(errors::image)
+    }
+
+    async fn import(
+        &self,
+        archive: BoxStream<'static, std::io::Result<Bytes>>,
+        reference: Option<String>,
+        changes: Vec<String>,
+        message: String,
+    ) -> Result<String, EngineError> {
+        let import = Import { reference, changes, message, platform: None };
+        self.inner.images.import(archive, import).await.map_err(errors::image)
+    }
+
+    async fn tag(&self, reference: &Reference, name: &str) -> Result<(), EngineError> {
+        self.inner.images.tag(reference, name).await.map_err(errors::image)
+    }
+
+    async fn remove_image(
+        &self,
+        reference: &Reference,
+        force: bool,
+    ) -> Result<(Vec<String>, Vec<String>), EngineError> {
+        self.delete_image(reference, force).await
+    }
+
+    async fn login(&self, server: &str, username: &str, password: &str) -> Result<String, EngineError> {
+        self.inner.images.login(server, username, password).await.map_err(errors::image)
+    }
+
+    async fn distribution(
+        &self,
+        reference: &Reference,
+        auth: Option<RegistryAuth>,
+    ) -> Result<Distribution, EngineError> {
+        self.ask_registry(reference, auth).await
+    }
+
+    async fn volumes(&self) -> Result<Vec<Volume>, EngineError> {
+        Ok(self.inner.volumes.list())
+    }
+
+    async fn volume(&self, name: &str) -> Result<Volume, EngineError> {
+        self.inner.volumes.get(name).map_err(errors::volume)
+    }
+
+    async fn create_volume(&self, volume: NewVolume) -> Result<Volume, EngineError> {
+        self.make_volume(volume).await
+    }
+
+    async fn remove_volume(&self, name: &str, force: bool) -> Result<(), EngineError> {
+        self.delete_volume(name, force).await
+    }
+
+    async fn networks(&self) -> Result<Vec<LocalNetwork>, EngineError> {
+        self.list_networks().await
+    }
+
+    async fn create_network(&self, network: LocalNetwork) -> Result<LocalNetwork, EngineError> {
+        self.make_network(network).await
+    }
+
+    async fn remove_network(&self, reference: &Reference) -> Result<(), EngineError> {
+        self.delete_network(reference).await
+    }
+}

@@ -1,0 +1,165 @@
+//! What follows a container's end and the daemon's start: sandboxes, volumes and images are given back, or taken again.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use skep_api::ports::EngineError;
+use skep_engine::containers::EventKind;
+use skep_engine::images::ImageError;
+use skep_proto::model::ContainerId;
+use skep_proto::model::engine::{Container, NetworkMode};
+use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
+
+use super::connect::{is_live, sandbox_id};
+use super::prepare::{anonymous, remove_anonymous};
+use super::{Held, NodeEngine, errors};
+use crate::chain;
+
+/// How often all sandboxes are looked at, for those whose container ended unnoticed.
+const SWEEP: Duration = Duration::from_secs(60);
+/// Containers started at a time after the daemon's start.
+const STARTS: usize = 8;
+
+impl NodeEngine {
+    /// After the daemon's start: holds the images of all containers, takes away what ended meanwhile, and starts the
+    /// containers that their policy wants to run. Failures of single containers are logged and shown in their state.
+    ///
+    /// # Errors
+    /// When the network layer does not answer.
+    pub async fn recover(&self) -> Result<(), EngineError> {
+        self.recover_networks().await;
+        for container in self.inner.containers.list(true) {
+            self.hold_again(&container);
+        }
+        self.sweep().await?;
+        self.warn_of_lost_sandboxes().await?;
+        let starts = self.inner.containers.wanting_start().into_iter().map(|id| async move {
+            if let Err(error) = self.start_container(id).await {
+                tracing::error!(container.id = %id, error = %chain(&error), "starting a container after the daemon's start");
+            }
+        });
+        futures_util::stream::iter(starts).buffer_unordered(STARTS).collect::<Vec<()>>().await;
+        Ok(())
+    }
+
+    /// Follows the containers' ends until `stop`. To be run beside [`skep_api::ports::Engine`]'s calls, by one task.
+    pub async fn run(&self, stop: CancellationToken) {
+        let mut events = self.inner.containers.events();
+        let mut clock = tokio::time::interval(SWEEP);
+        clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let all = tokio::select! {
+                () = stop.cancelled() => return,
+                // The first tick is at once: for what happened before the subscription.
+                _ = clock.tick() => true,
+                event = events.recv() => match event {
+                    Ok(event) => match event.kind {
+                        EventKind::Die { .. } | EventKind::Destroy => {
+                            self.settle(event.id).await;
+                            false
+                        }
+                        EventKind::Create | EventKind::Start | EventKind::Oom => false,
+                    },
+                    Err(RecvError::Lagged(_)) => true,
+                    Err(RecvError::Closed) => return,
+                },
+            };
+            if all && let Err(error) = self.sweep().await {
+                tracing::warn!(error = %chain(&error), "looking for sandboxes that nobody uses");
+            }
+        }
+    }
+
+    /// Gives back what a container that has ended, or is gone, does not need any more. Does nothing for one that runs.
+    pub(super) async fn settle(&self, id: ContainerId) {
+        let _turn = self.turn(id).await;
+        let container = self.inner.containers.inspect(id).ok();
+        let held = match &container {
+            Some(container) if is_live(container.state.status) => return,
+            // Its sandbox and its volumes are the agent's.
+            Some(container) if container.config.task.is_some() => return,
+            Some(container) => {
+                self.release(&sandbox_id(&container.config)).await;
+                self.unmount_unused(container).await;
+                return;
+            }
+            None => self.held().remove(&id),
+        };
+        self.release(&id.to_string()).await;
+        if let Some(held) = held {
+            remove_anonymous(&self.inner.volumes, self.unused(held.volumes)).await;
+        }
+        self.turns().remove(&id);
+    }
+
+    async fn release(&self, sandbox: &str) {
+        if let Err(error) = self.inner.sandboxes.remove(sandbox).await {
+            tracing::warn!(sandbox, error = %chain(&error), "removing a sandbox; tried again within a minute");
+        }
+    }
+
+    /// Settles all containers that ended and those that are gone.
+    async fn sweep(&self) -> Result<(), EngineError> {
+        let sandboxes = self.inner.sandboxes.list().await.map_err(errors::sandbox)?;
+        // Ids of tasks are of another form.
+        let mut ids: Vec<ContainerId> = sandboxes.iter().filter_map(|sandbox| sandbox.id.parse().ok()).collect();
+        ids.extend(self.held().keys().filter(|id| self.inner.containers.inspect(**id).is_err()));
+        for id in ids {
+            self.settle(id).await;
+        }
+        Ok(())
+    }
+
+    fn hold_again(&self, container: &Container) {
+        let image = self.inner.images.hold(&container.image_id);
+        if let Err(error) = &image {
+            let level_is_low = matches!(error, ImageError::NotFound(_));
+            tracing::warn!(container.id = %container.config.id, image = %container.image_id, lost = level_is_low,
+                error = %chain(error), "the image of a container cannot be held");
+        }
+        let volumes = match container.config.auto_remove {
+            true => anonymous(container.config.id, &container.mounts),
+            false => Vec::new(),
+        };
+        self.held().insert(container.config.id, Held { _image: image.ok(), volumes });
+    }
+
+    /// A container that runs cannot be given another sandbox: only a restart helps.
+    async fn warn_of_lost_sandboxes(&self) -> Result<(), EngineError> {
+        let sandboxes = self.inner.sandboxes.list().await.map_err(errors::sandbox)?;
+        for container in self.inner.containers.list(false) {
+            let config = &container.config;
+            let own = config.task.is_none() && matches!(config.network, NetworkMode::Bridge | NetworkMode::Networks(_));
+            if own && !sandboxes.iter().any(|sandbox| sandbox.id == sandbox_id(config)) {
+                tracing::error!(container.id = %config.id, "the network of a running container is lost; restart it");
+            }
+        }
+        Ok(())
+    }
+
+    /// Unmounts those volumes of an ended container that no other container uses now.
+    async fn unmount_unused(&self, ended: &Container) {
+        if !ended.mounts.iter().any(|mount| mount.kind == "volume") {
+            return;
+        }
+        // Alone: a container that is being started may have mounted the volume already.
+        let _alone = self.inner.mounting.write().await;
+        let live: Vec<Container> =
+            self.inner.containers.list(true).into_iter().filter(|c| is_live(c.state.status)).collect();
+        for mount in ended.mounts.iter().filter(|mount| mount.kind == "volume") {
+            if live.iter().any(|c| c.mounts.iter().any(|m| m.kind == "volume" && m.name == mount.name)) {
+                continue;
+            }
+            if let Err(error) = self.inner.volumes.unmount(&mount.name).await {
+                tracing::warn!(volume = %mount.name, error = %chain(&error), "unmounting a volume");
+            }
+        }
+    }
+
+    /// Those of the volumes that no container has.
+    fn unused(&self, mut volumes: Vec<String>) -> Vec<String> {
+        volumes.retain(|volume| self.users_of_volume(volume).is_empty());
+        volumes
+    }
+}
