@@ -23,6 +23,9 @@ use crate::sys::netns::{self, Netns};
 
 /// Index of the loopback link in a new namespace.
 const LOOPBACK: u32 = 1;
+/// How often and at what interval it is looked whether a namespace has ended: 600 ms at most.
+const NAMESPACE_END_POLLS: u32 = 30;
+const NAMESPACE_END_POLL: std::time::Duration = std::time::Duration::from_millis(20);
 /// A sandbox that is there.
 #[derive(Debug)]
 pub struct Live {
@@ -140,25 +143,53 @@ fn way_out(record: &Record) -> Option<&SandboxLink> {
 /// # Errors
 /// [`NetworkError::Kernel`].
 pub fn remove(inner: &Inner, record: &Record) -> Result<(), NetworkError> {
-    let mut first = Ok(());
+    let mut first = netns::remove(&netns_path(&inner.config, &record.spec.id)).step("remove a sandbox");
     let mut keep = |result: Result<(), NetworkError>| {
         if first.is_ok() {
             first = result;
         }
     };
     let names = inner.config.names();
-    let mut requests = Requests::new();
+    let mut links = Vec::new();
     for (number, link) in record.links.iter().enumerate() {
         match &link.kind {
-            LinkKind::Overlay(network) => keep(inner.detach(*network, record, &port_name(number, record.slot))),
-            LinkKind::Bridge(_) => drop(requests.delete_link(&names.bridge_port(record.slot, number))),
-            LinkKind::Task => drop(requests.delete_link(&names.task_link(record.slot))),
+            LinkKind::Overlay(_) => (),
+            LinkKind::Bridge(_) => links.push(names.bridge_port(record.slot, number)),
+            LinkKind::Task => links.push(names.task_link(record.slot)),
         }
     }
     let node = Rtnl::open(&inner.netns).step("open rtnetlink");
-    keep(node.and_then(|mut node| node.send(&requests).step("delete the links of a sandbox")));
-    keep(netns::remove(&netns_path(&inner.config, &record.spec.id)).step("remove a sandbox"));
+    keep(node.and_then(|mut node| {
+        let mut requests = Requests::new();
+        for link in &links {
+            requests.delete_link(link);
+        }
+        wait_until_gone(&mut node, &links)?;
+        node.send(&requests).step("delete the links of a sandbox")
+    }));
+    for (number, link) in record.links.iter().enumerate() {
+        if let LinkKind::Overlay(network) = &link.kind {
+            keep(inner.detach(*network, record, &port_name(number, record.slot)));
+        }
+    }
     first
+}
+
+/// Gives the kernel time to end the namespace with its links. It ends all that are due at once; deleting each link by
+/// itself waits for each time that every processor has forgotten it, some 20 ms on a busy host, under the one lock of
+/// rtnetlink. A process that is still in the namespace keeps it alive; then the links are deleted under it.
+fn wait_until_gone(node: &mut Rtnl, links: &[String]) -> Result<(), NetworkError> {
+    for _ in 0..NAMESPACE_END_POLLS {
+        let mut left = false;
+        for link in links {
+            left |= node.link(link).step("read a link")?.is_some();
+        }
+        if !left {
+            break;
+        }
+        std::thread::sleep(NAMESPACE_END_POLL);
+    }
+    Ok(())
 }
 
 /// Name of a sandbox's port in a switch.

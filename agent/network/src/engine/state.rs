@@ -334,3 +334,97 @@ impl State {
 fn net(address: Ipv4Addr, prefix_len: u8) -> Ipv4Net {
     Ipv4Net::new(address, prefix_len).expect("the length is another subnet's or 32")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::BridgeAttachment;
+    use proptest::prelude::*;
+
+    fn config() -> Config {
+        Config {
+            state_dir: "/state".into(),
+            run_dir: "/run".into(),
+            node: skep_proto::model::NodeId(1),
+            data_path: vec![IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))],
+            vxlan_port: 4789,
+            prefix: "sk".into(),
+            bridge_subnet: "172.17.0.0/28".parse().unwrap(),
+            infra: "100.64.0.0/10".parse().unwrap(),
+            netd_exe: "/bin/skep".into(),
+        }
+    }
+
+    fn state() -> State {
+        let name = DEFAULT_BRIDGE.to_owned();
+        let subnet = "172.17.0.0/28".parse().unwrap();
+        let bridges = BTreeMap::from([(name.clone(), Bridge { name, number: 0, subnet, internal: false })]);
+        State { bridges, ..State::default() }
+    }
+
+    fn spec(id: u32) -> SandboxSpec {
+        let mut spec = SandboxSpec::new(SandboxId::new(format!("s{id}")).unwrap());
+        spec.bridges.push(BridgeAttachment::default_bridge());
+        spec
+    }
+
+    #[test]
+    fn an_address_is_given_again_as_late_as_possible() {
+        let (mut state, config) = (state(), config());
+        let mut given = Vec::new();
+        for id in 0..14 {
+            let record = state.reserve(spec(id), &config, |_| true).unwrap();
+            given.push(record.links[0].address.addr().octets()[3]);
+            state.records.remove(&record.spec.id);
+        }
+        assert_eq!(given, [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 2]);
+    }
+
+    #[test]
+    fn a_full_subnet_is_an_error_and_takes_nothing() {
+        let (mut state, config) = (state(), config());
+        for id in 0..13 {
+            state.reserve(spec(id), &config, |_| true).unwrap();
+        }
+        let error = state.reserve(spec(13), &config, |_| true).unwrap_err();
+        assert_eq!(error.to_string(), "no free address is left in 172.17.0.0/28");
+        assert_eq!(state.records.len(), 13);
+    }
+
+    #[test]
+    fn a_port_on_one_address_clashes_with_the_same_on_all_but_not_on_another() {
+        let (mut state, config) = (state(), config());
+        let port = |bind: Option<&str>| HostPort {
+            bind: bind.map(|b| b.parse().unwrap()),
+            published: Some(80),
+            target: 80,
+            protocol: Protocol::Tcp,
+        };
+        let mut ask = |id, bind| {
+            let spec = SandboxSpec { host_ports: vec![port(bind)], ..spec(id) };
+            state.reserve(spec, &config, |_| true).is_ok()
+        };
+        assert!(ask(1, Some("192.0.2.1")));
+        assert!(ask(2, Some("192.0.2.2")));
+        assert!(!ask(3, Some("192.0.2.1")));
+        assert!(!ask(4, None));
+    }
+
+    proptest! {
+        #[test]
+        fn no_two_sandboxes_share_an_address_or_a_slot(steps in proptest::collection::vec((0u32..8, any::<bool>()), 1..60)) {
+            let (mut state, config) = (state(), config());
+            for (id, create) in steps {
+                let spec = spec(id);
+                if create && !state.records.contains_key(&spec.id) {
+                    state.reserve(spec, &config, |_| true).unwrap();
+                } else {
+                    state.records.remove(&spec.id);
+                }
+                let addresses: BTreeSet<_> = state.records.values().map(|r| r.links[0].address).collect();
+                let slots: BTreeSet<_> = state.records.values().map(|r| r.slot).collect();
+                prop_assert_eq!((addresses.len(), slots.len()), (state.records.len(), state.records.len()));
+            }
+        }
+    }
+}

@@ -7,3 +7,6 @@ pub mod names;
 pub mod node;
 pub mod overlay;
 pub mod vip;
+
+#[cfg(test)]
+mod tests;

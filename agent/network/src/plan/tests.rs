@@ -1,0 +1,159 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use skep_proto::model::service::{EndpointMode, PortConfig, Protocol, PublishMode, VirtualIp};
+use skep_proto::model::view::{EndpointAddress, EndpointView, NetworkView, OverlayNetwork, Peer, ServiceView};
+use skep_proto::model::{NetworkId, NodeId, ServiceId, TaskId};
+
+use super::names::{LocalName, zones};
+use super::{node, overlay, vip};
+use crate::dns::zone::ZoneKey;
+use crate::mac::Mac;
+use crate::netlink::Neighbour;
+
+const NET: NetworkId = NetworkId(1);
+const WEB: ServiceId = ServiceId(1);
+const HERE: NodeId = NodeId(1);
+const THERE: NodeId = NodeId(2);
+
+fn ip(text: &str) -> Ipv4Addr {
+    text.parse().unwrap()
+}
+
+fn endpoint(task: u128, node: NodeId, address: &str) -> EndpointView {
+    EndpointView {
+        task: TaskId(task),
+        service: Some(WEB),
+        node,
+        name: format!("web.{task}"),
+        addresses: vec![EndpointAddress {
+            network: NET,
+            address: format!("{address}/24").parse().unwrap(),
+            aliases: vec!["alias".into()],
+        }],
+        mesh: Some(IpAddr::V4(Ipv4Addr::new(100, 64, 64, u8::try_from(task).unwrap()))),
+        serving: true,
+    }
+}
+
+/// A service `web` at 10.0.1.200 and port 8080, with task 1 here and task 2 there.
+fn world() -> NetworkView {
+    let mut view = NetworkView::default();
+    for (node, index) in [(HERE, 1), (THERE, 2)] {
+        let address = IpAddr::V4(Ipv4Addr::new(192, 0, 2, u8::try_from(index).unwrap()));
+        view.peers.insert(node, Peer { node, index, data_path: vec![address] });
+    }
+    let network = OverlayNetwork {
+        id: NET,
+        name: "back".into(),
+        vni: 4097,
+        subnets: Vec::new(),
+        internal: false,
+        encrypted: false,
+        mtu: None,
+    };
+    view.networks.insert(NET, network);
+    let port = |published, mode| PortConfig {
+        name: String::new(),
+        protocol: Protocol::Tcp,
+        target: 80,
+        published: Some(published),
+        mode,
+    };
+    let service = ServiceView {
+        id: WEB,
+        name: "web".into(),
+        mode: EndpointMode::Vip,
+        virtual_ips: vec![VirtualIp { network: NET, address: "10.0.1.200/24".parse().unwrap() }],
+        aliases: BTreeMap::new(),
+        ports: vec![port(8080, PublishMode::Ingress), port(8081, PublishMode::Host)],
+    };
+    view.services.insert(WEB, service);
+    for task in [endpoint(1, HERE, "10.0.1.10"), endpoint(2, THERE, "10.0.1.20")] {
+        view.endpoints.insert(task.task, task);
+    }
+    view
+}
+
+fn drain(view: &mut NetworkView, task: u128) {
+    view.endpoints.get_mut(&TaskId(task)).unwrap().serving = false;
+}
+
+#[test]
+fn only_addresses_on_other_nodes_are_sent_into_the_tunnel_and_draining_ones_stay() {
+    let mut view = world();
+    drain(&mut view, 2);
+    let mac = Mac::of(ip("10.0.1.20"));
+    let wanted =
+        [Neighbour::Tunnel(mac, ip("192.0.2.2")), Neighbour::Port(mac), Neighbour::Address(ip("10.0.1.20"), mac)];
+    assert_eq!(overlay::remote_entries(&view, NET, HERE, &BTreeSet::new()), BTreeSet::from(wanted));
+    let local = BTreeSet::from([ip("10.0.1.20")]);
+    assert_eq!(overlay::remote_entries(&view, NET, HERE, &local), BTreeSet::new());
+    assert_eq!(overlay::remote_entries(&view, NetworkId(9), HERE, &BTreeSet::new()), BTreeSet::new());
+}
+
+#[test]
+fn an_address_vanishes_when_its_task_goes_or_another_one_has_it() {
+    let before = world();
+    assert_eq!(overlay::vanished(&before, &before), BTreeSet::new());
+    let mut draining = before.clone();
+    drain(&mut draining, 2);
+    assert_eq!(overlay::vanished(&before, &draining), BTreeSet::new());
+    let mut after = before.clone();
+    after.endpoints.remove(&TaskId(2));
+    let gone = BTreeSet::from([ip("10.0.1.20"), ip("100.64.64.2")]);
+    assert_eq!(overlay::vanished(&before, &after), gone);
+    let mut heir = endpoint(3, HERE, "10.0.1.20");
+    heir.mesh = None;
+    after.endpoints.insert(TaskId(3), heir);
+    assert_eq!(overlay::vanished(&before, &after), gone);
+}
+
+#[test]
+fn the_mesh_leads_to_serving_tasks_by_ports_in_ingress_mode() {
+    let mut view = world();
+    let both = vec![ip("100.64.64.1"), ip("100.64.64.2")];
+    assert_eq!(node::ingress(&view), BTreeMap::from([((Protocol::Tcp, 8080), (80, both))]));
+    drain(&mut view, 1);
+    let one = vec![ip("100.64.64.2")];
+    assert_eq!(node::ingress(&view), BTreeMap::from([((Protocol::Tcp, 8080), (80, one))]));
+    drain(&mut view, 2);
+    assert_eq!(node::ingress(&view), BTreeMap::new());
+}
+
+#[test]
+fn a_virtual_address_leads_to_serving_tasks_and_stays_known_without_any() {
+    let mut view = world();
+    let networks = BTreeSet::from([NET]);
+    let both = vec![ip("10.0.1.10"), ip("10.0.1.20")];
+    assert_eq!(vip::services(&view, &networks), BTreeMap::from([(ip("10.0.1.200"), both)]));
+    assert_eq!(vip::services(&view, &BTreeSet::new()), BTreeMap::new());
+    drain(&mut view, 1);
+    drain(&mut view, 2);
+    assert_eq!(vip::services(&view, &networks), BTreeMap::from([(ip("10.0.1.200"), Vec::new())]));
+}
+
+#[test]
+fn a_service_resolves_to_its_virtual_address_and_a_task_by_its_own_name_while_it_drains() {
+    let mut view = world();
+    drain(&mut view, 2);
+    let all = zones(&view, &[], &[]);
+    let zone = &all[&ZoneKey::Overlay(NET)];
+    assert_eq!(zone.resolve("web"), Some(&[ip("10.0.1.200")][..]));
+    assert_eq!(zone.resolve("tasks.web.back"), Some(&[ip("10.0.1.10")][..]));
+    assert_eq!(zone.resolve("alias"), Some(&[ip("10.0.1.10")][..]));
+    assert_eq!(zone.resolve("web.2"), Some(&[ip("10.0.1.20")][..]));
+    view.services.get_mut(&WEB).unwrap().mode = EndpointMode::DnsRoundRobin;
+    view.services.get_mut(&WEB).unwrap().virtual_ips.clear();
+    let all = zones(&view, &[], &[]);
+    assert_eq!(all[&ZoneKey::Overlay(NET)].resolve("web"), Some(&[ip("10.0.1.10")][..]));
+}
+
+#[test]
+fn names_of_local_sandboxes_are_known_on_their_bridge_alone() {
+    let zone = ZoneKey::Bridge("mine".into());
+    let local = LocalName { zone: zone.clone(), names: vec!["db".into()], address: ip("172.18.0.2") };
+    let all = zones(&NetworkView::default(), &["mine".into(), "other".into()], &[local]);
+    assert_eq!(all[&zone].resolve("db"), Some(&[ip("172.18.0.2")][..]));
+    assert_eq!(all[&ZoneKey::Bridge("other".into())].resolve("db"), None);
+}
