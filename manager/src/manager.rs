@@ -217,8 +217,8 @@ impl Manager {
             self.raft.initialize(me).await?;
         }
         let mut tenure = self.raft.tenure();
-        let elected = tokio::time::timeout(BIRTH, tenure.wait_for(Option::is_some)).await;
-        if !matches!(elected, Ok(Ok(_))) {
+        let is_elected = matches!(tokio::time::timeout(BIRTH, tenure.wait_for(Option::is_some)).await, Ok(Ok(_)));
+        if !is_elected {
             return Err(ManagerError::Birth("the only manager was not elected in time".into()));
         }
         if self.store.view().cluster().is_some() {

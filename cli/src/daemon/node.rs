@@ -59,7 +59,7 @@ impl NodeServices {
             root: config.root.join("containers"),
             shim: config.shim.clone(),
             cgroup_parent: config.cgroup_parent.clone(),
-            overlay: OverlayApi::Detect,
+            overlay: OverlayApi::Newest,
             clock: now,
         });
         let containers = containers.await.context("opening the containers")?;

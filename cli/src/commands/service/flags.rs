@@ -286,13 +286,13 @@ impl Common {
             }
             spec["Mode"]["Replicated"]["Replicas"] = json!(replicas);
         }
-        set(&mut spec["EndpointSpec"], "Mode", self.endpoint_mode.as_ref());
+        set(&mut spec["EndpointSpec"], "Mode", self.endpoint_mode.as_deref());
         let task = &mut spec["TaskTemplate"];
         let container = &mut task["ContainerSpec"];
-        set(container, "Hostname", self.hostname.as_ref());
-        set(container, "User", self.user.as_ref());
-        set(container, "Dir", self.workdir.as_ref());
-        set(container, "StopSignal", self.stop_signal.as_ref());
+        set(container, "Hostname", self.hostname.as_deref());
+        set(container, "User", self.user.as_deref());
+        set(container, "Dir", self.workdir.as_deref());
+        set(container, "StopSignal", self.stop_signal.as_deref());
         set(container, "StopGracePeriod", nanoseconds("--stop-grace-period", self.stop_grace_period.as_ref())?);
         set(container, "TTY", self.tty.then_some(true));
         set(container, "ReadOnly", self.read_only.then_some(true));
@@ -302,7 +302,7 @@ impl Common {
         set_in(resources, "Limits", "Pids", self.limit_pids);
         set_in(resources, "Reservations", "NanoCPUs", self.reserve_cpu.map(nano_cpus));
         set_in(resources, "Reservations", "MemoryBytes", bytes("--reserve-memory", self.reserve_memory.as_ref())?);
-        set_in(task, "RestartPolicy", "Condition", self.restart_condition.as_ref());
+        set_in(task, "RestartPolicy", "Condition", self.restart_condition.as_deref());
         set_in(task, "RestartPolicy", "Delay", nanoseconds("--restart-delay", self.restart_delay.as_ref())?);
         set_in(task, "RestartPolicy", "MaxAttempts", self.restart_max_attempts);
         set_in(task, "RestartPolicy", "Window", nanoseconds("--restart-window", self.restart_window.as_ref())?);
@@ -313,8 +313,8 @@ impl Common {
         }
         set_in(spec, "UpdateConfig", "Parallelism", self.update_parallelism);
         set_in(spec, "UpdateConfig", "Delay", nanoseconds("--update-delay", self.update_delay.as_ref())?);
-        set_in(spec, "UpdateConfig", "Order", self.update_order.as_ref());
-        set_in(spec, "UpdateConfig", "FailureAction", self.update_failure_action.as_ref());
+        set_in(spec, "UpdateConfig", "Order", self.update_order.as_deref());
+        set_in(spec, "UpdateConfig", "FailureAction", self.update_failure_action.as_deref());
         set_in(spec, "UpdateConfig", "Monitor", nanoseconds("--update-monitor", self.update_monitor.as_ref())?);
         Ok(())
     }

@@ -54,7 +54,7 @@ impl Member {
         start: Start,
     ) -> anyhow::Result<Self> {
         let Start { mut saved, credentials, birth } = start;
-        let identity = credentials.identity();
+        let identity = credentials.identity;
         let live = LiveIdentity::new(credentials, Revoked::default(), Arc::clone(&clock));
         let connector = Connector::new(live, Arc::new(TcpDialer));
         let manager = match saved.raft_id {

@@ -146,7 +146,7 @@ impl NodeSwarm {
         let now = self.clock.now();
         let made = ca::bootstrap(id, now, request.spec.cert_expiry, &mut rand::rngs::StdRng::from_os_rng())
             .map_err(|error| internal("making the cluster's certificates", error))?;
-        let node = made.credentials.identity().node;
+        let node = made.credentials.identity.node;
         let birth =
             Birth { cluster: cluster_record(id, &request, &made), node: node_record(node, &request, found.advertise) };
         let saved = Saved::new(found.listen, found.advertise, found.data_path, Some(1), vec![found.advertise]);
@@ -164,7 +164,7 @@ impl NodeSwarm {
         let asked = IdentityRequest { token, availability: request.availability, key };
         let (credentials, manager) = self.ask(&managers, &asked).await?;
         // Its number is asked for when it starts.
-        let is_manager = credentials.identity().role == NodeRole::Manager;
+        let is_manager = credentials.identity.role == NodeRole::Manager;
         let saved = Saved::new(found.listen, found.advertise, found.data_path, is_manager.then_some(0), vec![manager]);
         self.commit(Start { saved, credentials, birth: None }).await
     }
