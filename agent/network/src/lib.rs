@@ -11,6 +11,7 @@ mod engine;
 pub mod error;
 pub mod mac;
 mod names;
+pub mod netd;
 mod netlink;
 mod nft;
 mod nlattr;

@@ -1,0 +1,154 @@
+//! What a sandbox's question is answered with: its zones in order, or a server outside.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use hickory_proto::rr::{DNSClass, RecordType};
+use ipnet::IpNet;
+use rand::Rng;
+use rand::seq::SliceRandom;
+
+use crate::dns::message::Request;
+use crate::dns::zone::{Zone, ZoneKey, Zones};
+
+/// The answer to a question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    /// These addresses.
+    Addresses(Vec<Ipv4Addr>),
+    /// The name of the address asked for.
+    Pointer(String),
+    /// The name exists, but has nothing of the type asked for.
+    Nothing,
+    /// The name does not exist.
+    NoSuchName,
+    /// A server outside has to say.
+    Forward,
+}
+
+/// Decides on a question of a sandbox with these zones. The first zone that knows the name answers. Several addresses
+/// come in a random order, so that clients which take the first one spread over them.
+pub fn decide(request: &Request, order: &[ZoneKey], zones: &Zones, rng: &mut impl Rng) -> Decision {
+    let kind = request.query.query_type;
+    if request.query.query_class != DNSClass::IN {
+        return Decision::Forward;
+    }
+    let mut known = order.iter().filter_map(|key| zones.get(key));
+    if kind == RecordType::PTR {
+        let address = asked_address(request);
+        let pointer = address.and_then(|address| known.find_map(|zone: &Zone| zone.reverse(address)));
+        return pointer.map_or(Decision::Forward, Decision::Pointer);
+    }
+    match (known.find_map(|zone| zone.resolve(&request.name)), kind) {
+        (Some(addresses), RecordType::A | RecordType::ANY) => {
+            let mut addresses = addresses.to_vec();
+            addresses.shuffle(rng);
+            Decision::Addresses(addresses)
+        }
+        (Some(_), _) => Decision::Nothing,
+        // Names without a dot are names of the cluster: no server outside should hear of them, nor delay the answer.
+        (None, _) if request.labels == 1 => Decision::NoSuchName,
+        (None, _) => Decision::Forward,
+    }
+}
+
+/// The address in `d.c.b.a.in-addr.arpa` (RFC 1035 section 3.5).
+fn asked_address(request: &Request) -> Option<Ipv4Addr> {
+    match request.query.name.parse_arpa_name().ok()? {
+        IpNet::V4(net) if net.prefix_len() == 32 => Some(net.addr()),
+        IpNet::V4(_) | IpNet::V6(_) => None,
+    }
+}
+
+/// Servers to ask for a sandbox: its own or the node's, without our own address, which would go in circles.
+pub fn servers<'a>(own: &'a [IpAddr], node: &'a [IpAddr]) -> impl Iterator<Item = IpAddr> + 'a {
+    let chosen = if own.is_empty() { node } else { own };
+    chosen.iter().copied().filter(|address| *address != IpAddr::V4(super::server::ADDRESS))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::str::FromStr;
+
+    use hickory_proto::op::{Message, MessageType, OpCode, Query};
+    use hickory_proto::rr::Name;
+    use rand::SeedableRng;
+    use rand::rngs::SmallRng;
+
+    use super::*;
+    use crate::dns::message::{Parsed, parse};
+
+    fn ask(name: &str, kind: RecordType, zones: &Zones, seed: u64) -> Decision {
+        let mut message = Message::new(7, MessageType::Query, OpCode::Query);
+        message.add_query(Query::query(Name::from_str(name).unwrap(), kind));
+        let Parsed::Request(request) = parse(&message.to_vec().unwrap()) else { panic!("not read") };
+        let order = [ZoneKey::Bridge("front".into()), ZoneKey::Bridge("back".into()), ZoneKey::Bridge("gone".into())];
+        decide(&request, &order, zones, &mut SmallRng::seed_from_u64(seed))
+    }
+
+    fn address(last: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 0, 1, last)
+    }
+
+    fn world() -> Zones {
+        let mut front = Zone::new("front");
+        front.add("web", address(1));
+        let mut back = Zone::new("back");
+        back.add("web", address(2));
+        for last in 10..18 {
+            back.add("tasks.db", address(last));
+        }
+        let mut other = Zone::new("other");
+        other.add("secret", address(99));
+        Zones::from([
+            (ZoneKey::Bridge("front".into()), front),
+            (ZoneKey::Bridge("back".into()), back),
+            (ZoneKey::Bridge("other".into()), other),
+        ])
+    }
+
+    #[test]
+    fn the_first_zone_of_the_sandbox_that_knows_the_name_answers() {
+        let zones = world();
+        assert_eq!(ask("web.", RecordType::A, &zones, 1), Decision::Addresses(vec![address(1)]));
+        assert_eq!(ask("WEB.back.", RecordType::A, &zones, 1), Decision::Addresses(vec![address(2)]));
+        assert_eq!(ask("secret.", RecordType::A, &zones, 1), Decision::NoSuchName);
+    }
+
+    #[test]
+    fn known_names_have_no_other_types_and_unknown_ones_go_outside_only_with_a_dot() {
+        let zones = world();
+        assert_eq!(ask("web.", RecordType::AAAA, &zones, 1), Decision::Nothing);
+        assert_eq!(ask("web.", RecordType::MX, &zones, 1), Decision::Nothing);
+        assert_eq!(ask("nobody.", RecordType::AAAA, &zones, 1), Decision::NoSuchName);
+        assert_eq!(ask("example.org.", RecordType::A, &zones, 1), Decision::Forward);
+        assert_eq!(ask(".", RecordType::NS, &zones, 1), Decision::Forward);
+    }
+
+    #[test]
+    fn addresses_come_in_changing_order() {
+        let zones = world();
+        let firsts: std::collections::BTreeSet<_> = (0..64)
+            .map(|seed| match ask("tasks.db.", RecordType::A, &zones, seed) {
+                Decision::Addresses(addresses) if addresses.len() == 8 => addresses[0],
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(firsts.len(), 8);
+    }
+
+    #[test]
+    fn addresses_of_the_cluster_have_names_and_others_are_asked_outside() {
+        let zones = world();
+        let pointer = |name| ask(name, RecordType::PTR, &zones, 1);
+        assert_eq!(pointer("2.1.0.10.in-addr.arpa."), Decision::Pointer("web.back".into()));
+        assert_eq!(pointer("99.1.0.10.in-addr.arpa."), Decision::Forward);
+        assert_eq!(pointer("1.0.10.in-addr.arpa."), Decision::Forward);
+    }
+
+    #[test]
+    fn our_own_address_is_never_a_server() {
+        let own = [IpAddr::from([127, 0, 0, 11]), IpAddr::from([9, 9, 9, 9])];
+        assert_eq!(servers(&own, &[]).collect::<Vec<_>>(), [IpAddr::from([9, 9, 9, 9])]);
+        assert_eq!(servers(&[], &own).collect::<Vec<_>>(), [IpAddr::from([9, 9, 9, 9])]);
+    }
+}

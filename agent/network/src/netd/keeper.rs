@@ -1,0 +1,480 @@
+//! The owner of all that is served: takes changes one at a time, opens and closes sockets, keeps the records.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio_util::task::TaskTracker;
+
+use crate::dns::forward::Forwarder;
+use crate::dns::server::{OwnedFdRef, Server, Settings, Sockets, open};
+use crate::dns::zone::Zones;
+use crate::error::NetworkError;
+use crate::names::{DnsPorts, SandboxDns};
+use crate::netd::NetdError;
+use crate::netd::protocol::{Reply, Request, Served};
+use crate::record;
+use crate::spec::SandboxId;
+use crate::sys::netns::Netns;
+
+/// How long changed zones may wait to be written: they change in bursts, and the daemon tells them again when it
+/// starts.
+const ZONES_DELAY: Duration = Duration::from_millis(100);
+/// How often sockets that could not be opened are tried again, and gone namespaces are looked for.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// What the keeper is asked; the answer goes back by the sender.
+pub enum Command {
+    /// A request of a client.
+    Ask(Request, oneshot::Sender<Reply>),
+    /// Everything, for a successor. No change is taken from then on.
+    Freeze(oneshot::Sender<Option<Frozen>>),
+    /// The successor failed: changes are taken again.
+    Thaw,
+    /// The successor serves.
+    Finish(oneshot::Sender<Reply>),
+}
+
+/// What a successor gets.
+pub struct Frozen {
+    /// The first part.
+    pub reply: Reply,
+    /// The sockets named in it.
+    pub sockets: Vec<OwnedFdRef>,
+}
+
+/// What a process starts from.
+#[derive(Default)]
+pub struct Start {
+    /// All zones.
+    pub zones: Zones,
+    /// All sandboxes.
+    pub sandboxes: Vec<Served>,
+    /// Open sockets of a predecessor.
+    pub sockets: BTreeMap<SandboxId, (OwnedFd, OwnedFd)>,
+}
+
+/// The records of a folder.
+#[derive(Debug, Clone)]
+pub struct Records {
+    dir: PathBuf,
+}
+
+/// Serves until it is told to stop.
+pub struct Keeper {
+    records: Records,
+    zones: watch::Sender<Arc<Zones>>,
+    zones_due: Option<Instant>,
+    sandboxes: BTreeMap<SandboxId, Entry>,
+    forwarder: Arc<Forwarder>,
+    tasks: TaskTracker,
+    frozen: bool,
+}
+
+struct Entry {
+    dns: SandboxDns,
+    ports: DnsPorts,
+    /// `None` while they cannot be opened.
+    open: Option<Open>,
+}
+
+struct Open {
+    server: Server,
+    /// The namespace that they are in.
+    netns: (u64, u64),
+}
+
+impl Records {
+    /// Those in `dir`.
+    pub fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    fn zones(&self) -> PathBuf {
+        self.dir.join("zones")
+    }
+
+    fn sandboxes(&self) -> PathBuf {
+        self.dir.join("sandboxes")
+    }
+
+    /// What was written last. A damaged record is set aside: the daemon tells all again.
+    pub fn load(&self) -> Start {
+        Start {
+            zones: read_or_set_aside(&self.zones()),
+            sandboxes: read_or_set_aside(&self.sandboxes()),
+            sockets: BTreeMap::new(),
+        }
+    }
+
+    fn write_zones(&self, zones: &Zones) -> Result<(), NetworkError> {
+        record::write(&self.zones(), zones)
+    }
+
+    fn write_sandboxes(&self, sandboxes: &[Served]) -> Result<(), NetworkError> {
+        record::write(&self.sandboxes(), &sandboxes)
+    }
+}
+
+fn read_or_set_aside<T: DeserializeOwned + Default>(path: &Path) -> T {
+    match record::read(path) {
+        Ok(value) => value.unwrap_or_default(),
+        Err(error) => {
+            let aside = path.with_extension("damaged");
+            tracing::error!(%error, source = ?std::error::Error::source(&error), aside = %aside.display(),
+                "a record of the name server cannot be read and is set aside");
+            if let Err(error) = fs::rename(path, &aside) {
+                tracing::warn!(%error, "cannot set the record aside");
+            }
+            T::default()
+        }
+    }
+}
+
+impl Keeper {
+    /// Opens what `start` names. Sandboxes whose namespace is gone are left out.
+    ///
+    /// # Errors
+    /// When the records cannot be written.
+    pub async fn start(
+        records: Records,
+        start: Start,
+        forwarder: Arc<Forwarder>,
+        tasks: TaskTracker,
+    ) -> Result<Self, NetdError> {
+        let zones = watch::Sender::new(Arc::new(start.zones));
+        let mut keeper =
+            Self { records, zones, zones_due: None, sandboxes: BTreeMap::new(), forwarder, tasks, frozen: false };
+        let mut sockets = start.sockets;
+        for Served { dns, ports } in start.sandboxes {
+            let inherited = sockets.remove(&dns.id);
+            let opened = match inherited {
+                Some(pair) => keeper.adopt(&dns, pair),
+                None => keeper.open(&dns, Some(ports)).await,
+            };
+            let open = match opened {
+                Ok(open) => Some(open),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    tracing::info!(sandbox.id = %dns.id, "the sandbox is gone");
+                    continue;
+                }
+                Err(error) => {
+                    tracing::warn!(sandbox.id = %dns.id, %error, "cannot open the name server's ports yet");
+                    None
+                }
+            };
+            keeper.sandboxes.insert(dns.id.clone(), Entry { dns, ports, open });
+        }
+        keeper.write_zones()?;
+        keeper.write_sandboxes()?;
+        Ok(keeper)
+    }
+
+    /// Works off commands until one ends it or all senders are gone.
+    pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut sweep = interval(SWEEP);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            // While frozen a successor has them in its own hands.
+            let due = self.zones_due.filter(|_| !self.frozen);
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(Command::Ask(Request::Stop, answer)) => {
+                        self.flush();
+                        let _ = answer.send(Reply::Done);
+                        return;
+                    }
+                    Some(Command::Finish(answer)) if self.frozen => {
+                        let _ = answer.send(Reply::Done);
+                        return;
+                    }
+                    Some(command) => self.execute(command).await,
+                    None => return,
+                },
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.flush(),
+                _ = sweep.tick(), if !self.frozen => self.sweep().await,
+            }
+        }
+    }
+
+    async fn execute(&mut self, command: Command) {
+        // A sender that went away needs no answer.
+        match command {
+            Command::Ask(request, answer) => {
+                let reply = self.ask(request).await;
+                let _ = answer.send(reply);
+            }
+            Command::Freeze(answer) => {
+                let frozen = (!self.frozen).then(|| self.freeze());
+                self.frozen |= answer.send(frozen).is_ok();
+            }
+            Command::Thaw => self.frozen = false,
+            Command::Finish(answer) => {
+                let _ = answer.send(refused("there was no hand-over"));
+            }
+        }
+    }
+
+    async fn ask(&mut self, request: Request) -> Reply {
+        if self.frozen && !matches!(request, Request::Sandboxes) {
+            return Reply::Refused { retry: true, reason: "a successor is taking over".into() };
+        }
+        let done = |result: Result<(), NetdError>| match result {
+            Ok(()) => Reply::Done,
+            Err(error) => refused(chain(&error)),
+        };
+        match request {
+            Request::PutSandbox(dns) => match self.put(dns).await {
+                Ok(ports) => Reply::Ports(ports),
+                Err(error) => refused(chain(&error)),
+            },
+            Request::RemoveSandbox(id) => match self.sandboxes.remove(&id) {
+                Some(_) => done(self.write_sandboxes()),
+                None => Reply::Done,
+            },
+            Request::PutZones(zones) => {
+                let changed = self.zones.send_if_modified(|old| {
+                    let changed = **old != zones;
+                    if changed {
+                        *old = Arc::new(zones);
+                    }
+                    changed
+                });
+                if changed {
+                    self.zones_due.get_or_insert_with(|| Instant::now() + ZONES_DELAY);
+                }
+                Reply::Done
+            }
+            Request::Sandboxes => Reply::Sandboxes(self.served()),
+            Request::Watch | Request::Handover | Request::Finish | Request::Stop => refused("not asked of the keeper"),
+        }
+    }
+
+    async fn put(&mut self, dns: SandboxDns) -> Result<DnsPorts, NetdError> {
+        let id = dns.id.clone();
+        let failed = |source| NetdError::Io { step: "open sockets in", path: dns.netns.display().to_string(), source };
+        let here = Netns::open(&dns.netns).and_then(|netns| identity(&netns)).map_err(failed)?;
+        let ports = match self.sandboxes.get_mut(&id) {
+            Some(Entry { dns: known, ports, open: Some(open) }) if open.netns == here => {
+                if *known == dns {
+                    return Ok(*ports);
+                }
+                open.server.set(settings(&dns));
+                *known = dns;
+                *ports
+            }
+            _ => {
+                let open = self.open(&dns, None).await.map_err(failed)?;
+                let ports = open.server.ports();
+                self.sandboxes.insert(id, Entry { dns, ports, open: Some(open) });
+                ports
+            }
+        };
+        // Before the answer: the caller directs port 53 to these ports, so they must be the same after a crash.
+        self.write_sandboxes()?;
+        Ok(ports)
+    }
+
+    async fn open(&self, dns: &SandboxDns, ports: Option<DnsPorts>) -> io::Result<Open> {
+        let path = dns.netns.clone();
+        let opened = tokio::task::spawn_blocking(move || {
+            let netns = Netns::open(&path)?;
+            let (udp, tcp) = netns.enter(|| open(ports))??;
+            Ok::<_, io::Error>((identity(&netns)?, udp, tcp))
+        });
+        let (netns, udp, tcp) = opened.await.map_err(io::Error::other)??;
+        self.serve(dns, netns, (udp, tcp))
+    }
+
+    fn adopt(&self, dns: &SandboxDns, pair: (OwnedFd, OwnedFd)) -> io::Result<Open> {
+        self.serve(dns, identity(&Netns::open(&dns.netns)?)?, pair)
+    }
+
+    fn serve(&self, dns: &SandboxDns, netns: (u64, u64), (udp, tcp): (OwnedFd, OwnedFd)) -> io::Result<Open> {
+        let sockets = Sockets::new(udp, tcp)?;
+        let server =
+            Server::start(sockets, settings(dns), self.zones.subscribe(), self.forwarder.clone(), &self.tasks)?;
+        Ok(Open { server, netns })
+    }
+
+    fn freeze(&self) -> Frozen {
+        let open: Vec<(&SandboxId, &Open)> =
+            self.sandboxes.iter().filter_map(|(id, entry)| Some((id, entry.open.as_ref()?))).collect();
+        let reply = Reply::Handover {
+            zones: (**self.zones.borrow()).clone(),
+            sandboxes: self.served(),
+            open: open.iter().map(|(id, _)| (*id).clone()).collect(),
+        };
+        Frozen { reply, sockets: open.iter().flat_map(|(_, open)| open.server.fds()).collect() }
+    }
+
+    /// Lets go of sandboxes whose namespace is gone, and tries again to open what could not be opened.
+    async fn sweep(&mut self) {
+        let known: Vec<SandboxId> = self.sandboxes.keys().cloned().collect();
+        let count = known.len();
+        for id in known {
+            let Some(entry) = self.sandboxes.get(&id) else { continue };
+            let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+            let result = match entry.open {
+                Some(_) => Netns::open(&entry.dns.netns).map(|_| None),
+                None => self.open(&entry.dns, Some(entry.ports)).await.map(Some),
+            };
+            match result {
+                Ok(None) => (),
+                Ok(Some(open)) => {
+                    if let Some(entry) = self.sandboxes.get_mut(&id) {
+                        entry.open = Some(open);
+                    }
+                }
+                Err(error) if gone(&error) => {
+                    self.sandboxes.remove(&id);
+                }
+                Err(error) => tracing::debug!(sandbox.id = %id, %error, "the sandbox is not served yet"),
+            }
+        }
+        if self.sandboxes.len() != count
+            && let Err(error) = self.write_sandboxes()
+        {
+            tracing::warn!(error = chain(&error), "will be written with the next change");
+        }
+    }
+
+    fn served(&self) -> Vec<Served> {
+        self.sandboxes.values().map(|entry| Served { dns: entry.dns.clone(), ports: entry.ports }).collect()
+    }
+
+    fn write_sandboxes(&self) -> Result<(), NetdError> {
+        self.records.write_sandboxes(&self.served()).map_err(|source| NetdError::Record { source })
+    }
+
+    fn write_zones(&self) -> Result<(), NetdError> {
+        self.records.write_zones(&self.zones.borrow()).map_err(|source| NetdError::Record { source })
+    }
+
+    fn flush(&mut self) {
+        if self.zones_due.take().is_some()
+            && let Err(error) = self.write_zones()
+        {
+            tracing::warn!(error = chain(&error), "zones are served but would not survive a crash; will try again");
+            self.zones_due = Some(Instant::now() + SWEEP);
+        }
+    }
+}
+
+/// Device and inode: equal for the same namespace. Ours stay taken as long as our sockets are in it.
+fn identity(netns: &Netns) -> io::Result<(u64, u64)> {
+    let stat = rustix::fs::fstat(netns)?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
+fn settings(dns: &SandboxDns) -> Settings {
+    Settings { zones: dns.zones.clone(), servers: dns.servers.clone() }
+}
+
+fn refused(reason: impl Into<String>) -> Reply {
+    Reply::Refused { retry: false, reason: reason.into() }
+}
+
+/// An error with what caused it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dns::server::ADDRESS;
+    use crate::dns::upstream::NodeServers;
+    use crate::dns::zone::{Zone, ZoneKey};
+
+    fn id(text: &str) -> SandboxId {
+        SandboxId::new(text).unwrap()
+    }
+
+    async fn start(dir: &Path, start: Start) -> Keeper {
+        let forwarder = Arc::new(Forwarder::new(NodeServers::new("/nonexistent".into()), 53));
+        Keeper::start(Records::new(dir.into()), start, forwarder, TaskTracker::new()).await.unwrap()
+    }
+
+    fn zones() -> Zones {
+        let mut zone = Zone::new("back");
+        zone.add("web", ADDRESS);
+        Zones::from([(ZoneKey::Bridge("back".into()), zone)])
+    }
+
+    #[tokio::test]
+    async fn what_is_written_is_what_a_restart_begins_with_but_gone_sandboxes_are_dropped() {
+        let folder = tempfile::tempdir().unwrap();
+        let gone = SandboxDns {
+            id: id("a"),
+            netns: folder.path().join("none"),
+            zones: vec![ZoneKey::Bridge("back".into())],
+            servers: vec![[9, 9, 9, 9].into()],
+        };
+        let served = Served { dns: gone, ports: DnsPorts { udp: 40_000, tcp: 40_001 } };
+        let records = Records::new(folder.path().into());
+        records.write_zones(&zones()).unwrap();
+        records.write_sandboxes(std::slice::from_ref(&served)).unwrap();
+        let loaded = records.load();
+        assert_eq!((&loaded.zones, &loaded.sandboxes), (&zones(), &vec![served]));
+        let keeper = start(folder.path(), loaded).await;
+        assert_eq!(keeper.served(), []);
+        assert_eq!(records.load().sandboxes, []);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_record_is_set_aside_and_does_not_keep_the_server_from_starting() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("zones"), b"rubbish").unwrap();
+        assert!(Records::new(folder.path().into()).load().zones.is_empty());
+        assert_eq!(fs::read(folder.path().join("zones.damaged")).unwrap(), b"rubbish");
+    }
+
+    #[tokio::test]
+    async fn changed_zones_are_written_within_their_delay() {
+        let folder = tempfile::tempdir().unwrap();
+        let keeper = start(folder.path(), Start::default()).await;
+        let (sender, receiver) = mpsc::channel(1);
+        let running = tokio::spawn(keeper.run(receiver));
+        let (answer, reply) = oneshot::channel();
+        assert!(sender.send(Command::Ask(Request::PutZones(zones()), answer)).await.is_ok());
+        assert_eq!(reply.await.unwrap(), Reply::Done);
+        let records = Records::new(folder.path().into());
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while records.load().zones != zones() {
+            assert!(Instant::now() < deadline, "not written");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        drop(sender);
+        running.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn no_change_is_taken_while_a_successor_takes_over_and_it_is_once_that_failed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut keeper = start(folder.path(), Start::default()).await;
+        let (answer, frozen) = oneshot::channel();
+        keeper.execute(Command::Freeze(answer)).await;
+        assert!(frozen.await.unwrap().is_some());
+        assert!(matches!(keeper.ask(Request::PutZones(zones())).await, Reply::Refused { retry: true, .. }));
+        let (answer, second) = oneshot::channel();
+        keeper.execute(Command::Freeze(answer)).await;
+        assert!(second.await.unwrap().is_none());
+        keeper.execute(Command::Thaw).await;
+        assert_eq!(keeper.ask(Request::PutZones(zones())).await, Reply::Done);
+    }
+}

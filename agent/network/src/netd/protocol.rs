@@ -1,0 +1,144 @@
+//! What is said on the control socket: frames of a length (4 bytes, big-endian), a format byte and a value in postcard.
+//!
+//! New kinds of requests are added at the end of the enum: an older process then refuses them and keeps serving.
+
+use std::io;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use crate::dns::zone::Zones;
+use crate::names::{DnsPorts, SandboxDns};
+use crate::spec::SandboxId;
+
+/// Format of the frames.
+const FORMAT: u8 = 1;
+/// Longest frame: zones of a hundred thousand names fit.
+const MAX_FRAME: u32 = 64 << 20;
+
+/// What is asked of the process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Who are you? The connection then stays open; its end tells that the process has gone.
+    Watch,
+    /// Serve a sandbox, or serve it otherwise.
+    PutSandbox(SandboxDns),
+    /// Serve it no more.
+    RemoveSandbox(SandboxId),
+    /// All zones from now on.
+    PutZones(Zones),
+    /// What is served?
+    Sandboxes,
+    /// Give everything to me, your successor.
+    Handover,
+    /// I serve now: go.
+    Finish,
+    /// Go.
+    Stop,
+}
+
+/// What it answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// Its process id.
+    Process(u32),
+    /// Ports of the sandbox.
+    Ports(DnsPorts),
+    /// Done.
+    Done,
+    /// All sandboxes.
+    Sandboxes(Vec<Served>),
+    /// All there is; the descriptors of `open` follow, two for each sandbox.
+    Handover {
+        /// All zones.
+        zones: Zones,
+        /// All sandboxes.
+        sandboxes: Vec<Served>,
+        /// Those of them with open sockets, in the order of the descriptors.
+        open: Vec<SandboxId>,
+    },
+    /// Not done.
+    Refused {
+        /// The same may be done in a moment, perhaps by a successor.
+        retry: bool,
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// A sandbox and its ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Served {
+    /// What was asked for.
+    pub dns: SandboxDns,
+    /// Its ports.
+    pub ports: DnsPorts,
+}
+
+/// Writes one value.
+pub async fn write<T: Serialize>(stream: &mut (impl AsyncWrite + Unpin), value: &T) -> io::Result<()> {
+    let mut frame = vec![0, 0, 0, 0, FORMAT];
+    frame = postcard::to_extend(value, frame).map_err(invalid)?;
+    let length = u32::try_from(frame.len() - 4).ok().filter(|length| *length <= MAX_FRAME);
+    let length = length.ok_or_else(|| invalid("the value is too large for a frame"))?;
+    frame[..4].copy_from_slice(&length.to_be_bytes());
+    stream.write_all(&frame).await
+}
+
+/// Reads one value. Reads no byte more than its frame, for descriptors may come with the next.
+///
+/// # Errors
+/// `InvalidData` for what is no such value; those of the stream.
+pub async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
+    let length = stream.read_u32().await?;
+    if length > MAX_FRAME {
+        return Err(invalid(format!("a frame of {length} bytes")));
+    }
+    // Grows with what arrives: a length alone reserves nothing.
+    let mut frame = Vec::new();
+    stream.take(u64::from(length)).read_to_end(&mut frame).await?;
+    if u64::try_from(frame.len()).ok() != Some(u64::from(length)) {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    match frame.split_first() {
+        Some((&FORMAT, value)) => postcard::from_bytes(value).map_err(invalid),
+        Some((other, _)) => Err(invalid(format!("format {other}"))),
+        None => Err(invalid("an empty frame")),
+    }
+}
+
+fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_value_is_read_back_and_nothing_behind_it() {
+        let mut stream = Vec::new();
+        write(&mut stream, &Request::Handover).await.unwrap();
+        stream.extend(b"rest");
+        let mut input = stream.as_slice();
+        assert_eq!(read::<Request>(&mut input).await.unwrap(), Request::Handover);
+        assert_eq!(input, b"rest");
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64), framed in any::<bool>()) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let mut input = bytes.clone();
+            if framed {
+                input = u32::try_from(bytes.len() + 1).unwrap().to_be_bytes().to_vec();
+                input.push(FORMAT);
+                input.extend(bytes);
+            }
+            let _ = runtime.block_on(read::<Request>(&mut input.as_slice()));
+        }
+    }
+}
