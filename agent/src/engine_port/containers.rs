@@ -26,7 +26,8 @@ impl NodeEngine {
     pub(super) async fn list_containers(&self, all: bool) -> Result<Vec<Container>, EngineError> {
         let sandboxes = self.inner.sandboxes.list().await.map_err(errors::sandbox)?;
         let networks = self.list_networks().await?;
-        let containers = self.inner.containers.list(all).into_iter();
+        // One that waits for its restart counts as running, as Docker counts it.
+        let containers = self.inner.containers.list(true).into_iter().filter(|c| all || is_live(c.state.status));
         Ok(containers.map(|container| connect::show(container, &sandboxes, &networks)).collect())
     }
 
@@ -53,7 +54,12 @@ impl NodeEngine {
                     config.spec.hostname.clone_from(&self.inner.facts.name);
                 }
             }
-            Plan::Shared(other) => drop(self.inspect(other)?),
+            Plan::Shared(other) => {
+                let hostname = self.inspect(other)?.process.hostname;
+                if config.spec.hostname.is_empty() {
+                    config.spec.hostname = hostname;
+                }
+            }
             Plan::Sandbox(_) | Plan::Nothing | Plan::Given(_) => {}
         }
         let image = self.inner.images.resolve(&config.spec.image, PullPolicy::Never, None).await;
@@ -73,6 +79,8 @@ impl NodeEngine {
 
     async fn make(&self, config: ContainerConfig, image: ImageRef) -> Result<ContainerId, EngineError> {
         let (id, auto_remove) = (config.id, config.auto_remove);
+        // A volume that is found must not be removed before the container that uses it is known.
+        let _mounting = self.inner.mounting.read().await;
         let new = prepare::new_container(&self.inner.volumes, config, &image).await.map_err(errors::prepare)?;
         let own = anonymous(id, &new.mounts);
         match self.inner.containers.create(new).await {
@@ -233,8 +241,8 @@ impl NodeEngine {
         volumes: bool,
     ) -> Result<(), EngineError> {
         let container = self.inspect(id)?;
-        if volumes && let Some(held) = self.held().get_mut(&id) {
-            held.volumes = anonymous(id, &container.mounts);
+        if volumes {
+            self.held().entry(id).or_default().volumes = anonymous(id, &container.mounts);
         }
         let removed = self.inner.containers.remove(id, force).await;
         if removed.is_err()

@@ -16,6 +16,21 @@ use skep_proto::model::engine::{
 
 use super::{NodeEngine, errors};
 
+impl NodeEngine {
+    /// Runs what must not stop halfway when the client hangs up, which drops the call's future.
+    async fn to_the_end<T, F>(&self, work: impl FnOnce(Self) -> F) -> Result<T, EngineError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, EngineError>> + Send + 'static,
+    {
+        match tokio::spawn(work(self.clone())).await {
+            Ok(result) => result,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            Err(error) => Err(errors::internal("the daemon stops", error)),
+        }
+    }
+}
+
 #[async_trait]
 impl Engine for NodeEngine {
     async fn info(&self) -> Result<EngineInfo, EngineError> {
@@ -31,27 +46,34 @@ impl Engine for NodeEngine {
     }
 
     async fn create(&self, config: ContainerConfig) -> Result<Created, EngineError> {
-        self.create_container(config).await
+        self.to_the_end(|this| async move { this.create_container(config).await }).await
     }
 
     async fn start(&self, reference: &Reference) -> Result<bool, EngineError> {
-        self.start_container(self.find(reference)?).await
+        let id = self.find(reference)?;
+        self.to_the_end(|this| async move { this.start_container(id).await }).await
     }
 
     async fn stop(&self, reference: &Reference, signal: Option<i32>, grace: Option<u64>) -> Result<bool, EngineError> {
-        self.stop_container(self.find(reference)?, signal, grace).await
+        let id = self.find(reference)?;
+        self.to_the_end(|this| async move { this.stop_container(id, signal, grace).await }).await
     }
 
     async fn restart(&self, reference: &Reference, signal: Option<i32>, grace: Option<u64>) -> Result<(), EngineError> {
-        self.restart_container(self.find(reference)?, signal, grace).await
+        let id = self.find(reference)?;
+        self.to_the_end(|this| async move { this.restart_container(id, signal, grace).await }).await
     }
 
     async fn kill(&self, reference: &Reference, signal: i32) -> Result<(), EngineError> {
-        self.kill_container(self.find(reference)?, signal).await
+        let id = self.find(reference)?;
+        self.to_the_end(|this| async move { this.kill_container(id, signal).await }).await
     }
 
     async fn pause(&self, reference: &Reference, paused: bool) -> Result<(), EngineError> {
-        self.inner.containers.pause(self.find(reference)?, paused).await.map_err(errors::container)
+        let id = self.find(reference)?;
+        let pause =
+            |this: Self| async move { this.inner.containers.pause(id, paused).await.map_err(errors::container) };
+        self.to_the_end(pause).await
     }
 
     async fn rename(&self, reference: &Reference, name: &str) -> Result<(), EngineError> {
@@ -59,7 +81,8 @@ impl Engine for NodeEngine {
     }
 
     async fn remove(&self, reference: &Reference, force: bool, volumes: bool) -> Result<(), EngineError> {
-        self.remove_container(self.find(reference)?, force, volumes).await
+        let id = self.find(reference)?;
+        self.to_the_end(|this| async move { this.remove_container(id, force, volumes).await }).await
     }
 
     async fn wait(&self, reference: &Reference, condition: WaitCondition) -> Result<WaitHandle, EngineError> {
@@ -150,7 +173,8 @@ impl Engine for NodeEngine {
         reference: &Reference,
         force: bool,
     ) -> Result<(Vec<String>, Vec<String>), EngineError> {
-        self.delete_image(reference, force).await
+        let reference = reference.to_owned();
+        self.to_the_end(|this| async move { this.delete_image(&reference, force).await }).await
     }
 
     async fn login(&self, server: &str, username: &str, password: &str) -> Result<String, EngineError> {
@@ -178,7 +202,8 @@ impl Engine for NodeEngine {
     }
 
     async fn remove_volume(&self, name: &str, force: bool) -> Result<(), EngineError> {
-        self.delete_volume(name, force).await
+        let name = name.to_owned();
+        self.to_the_end(|this| async move { this.delete_volume(&name, force).await }).await
     }
 
     async fn networks(&self) -> Result<Vec<LocalNetwork>, EngineError> {
@@ -186,10 +211,11 @@ impl Engine for NodeEngine {
     }
 
     async fn create_network(&self, network: LocalNetwork) -> Result<LocalNetwork, EngineError> {
-        self.make_network(network).await
+        self.to_the_end(|this| async move { this.make_network(network).await }).await
     }
 
     async fn remove_network(&self, reference: &Reference) -> Result<(), EngineError> {
-        self.delete_network(reference).await
+        let reference = reference.to_owned();
+        self.to_the_end(|this| async move { this.delete_network(&reference).await }).await
     }
 }

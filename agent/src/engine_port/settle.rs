@@ -5,10 +5,10 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use skep_api::ports::EngineError;
 use skep_engine::containers::EventKind;
-use skep_engine::images::ImageError;
 use skep_proto::model::ContainerId;
 use skep_proto::model::engine::{Container, NetworkMode};
 use tokio::sync::broadcast::error::RecvError;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::connect::{is_live, sandbox_id};
@@ -34,18 +34,29 @@ impl NodeEngine {
         }
         self.sweep().await?;
         self.warn_of_lost_sandboxes().await?;
-        let starts = self.inner.containers.wanting_start().into_iter().map(|id| async move {
-            if let Err(error) = self.start_container(id).await {
-                tracing::error!(container.id = %id, error = %chain(&error), "starting a container after the daemon's start");
-            }
-        });
-        futures_util::stream::iter(starts).buffer_unordered(STARTS).collect::<Vec<()>>().await;
+        let shares = |id: &ContainerId| {
+            let container = self.inner.containers.inspect(*id);
+            container.is_ok_and(|c| matches!(c.config.network, NetworkMode::Container(_)))
+        };
+        // A container that shares another's network needs that one to run.
+        let (second, first): (Vec<_>, Vec<_>) = self.inner.containers.wanting_start().into_iter().partition(shares);
+        for ids in [first, second] {
+            futures_util::stream::iter(ids).for_each_concurrent(STARTS, |id| self.start_wanting(id)).await;
+        }
         Ok(())
+    }
+
+    async fn start_wanting(&self, id: ContainerId) {
+        if let Err(error) = self.start_container(id).await {
+            tracing::error!(container.id = %id, error = %chain(&error), "starting a container after the daemon's start");
+        }
     }
 
     /// Follows the containers' ends until `stop`. To be run beside [`skep_api::ports::Engine`]'s calls, by one task.
     pub async fn run(&self, stop: CancellationToken) {
         let mut events = self.inner.containers.events();
+        // A container that takes long to start holds up its own settling, not that of others.
+        let mut settling = JoinSet::new();
         let mut clock = tokio::time::interval(SWEEP);
         clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -53,10 +64,17 @@ impl NodeEngine {
                 () = stop.cancelled() => return,
                 // The first tick is at once: for what happened before the subscription.
                 _ = clock.tick() => true,
+                Some(settled) = settling.join_next() => {
+                    if let Err(error) = settled {
+                        tracing::error!(%error, "settling a container");
+                    }
+                    false
+                }
                 event = events.recv() => match event {
                     Ok(event) => match event.kind {
                         EventKind::Die { .. } | EventKind::Destroy => {
-                            self.settle(event.id).await;
+                            let this = self.clone();
+                            settling.spawn(async move { this.settle(event.id).await });
                             false
                         }
                         EventKind::Create | EventKind::Start | EventKind::Oom => false,
@@ -105,18 +123,15 @@ impl NodeEngine {
         // Ids of tasks are of another form.
         let mut ids: Vec<ContainerId> = sandboxes.iter().filter_map(|sandbox| sandbox.id.parse().ok()).collect();
         ids.extend(self.held().keys().filter(|id| self.inner.containers.inspect(**id).is_err()));
-        for id in ids {
-            self.settle(id).await;
-        }
+        futures_util::stream::iter(ids).for_each_concurrent(STARTS, |id| self.settle(id)).await;
         Ok(())
     }
 
     fn hold_again(&self, container: &Container) {
         let image = self.inner.images.hold(&container.image_id);
         if let Err(error) = &image {
-            let level_is_low = matches!(error, ImageError::NotFound(_));
-            tracing::warn!(container.id = %container.config.id, image = %container.image_id, lost = level_is_low,
-                error = %chain(error), "the image of a container cannot be held");
+            tracing::warn!(container.id = %container.config.id, image = %container.image_id, error = %chain(error),
+                "the image of a container cannot be held");
         }
         let volumes = match container.config.auto_remove {
             true => anonymous(container.config.id, &container.mounts),
