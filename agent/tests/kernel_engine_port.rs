@@ -406,7 +406,8 @@ async fn after_the_daemons_start_policies_are_kept_images_held_and_leftovers_rem
     assert_eq!(node.engine.container(&stays).await.unwrap().state.pid, pid);
     let mut ids: Vec<String> = node.sandboxes.known.lock().unwrap().keys().cloned().collect();
     let mut want = [stopped.clone(), stays.clone()];
-    (ids.sort(), want.sort());
+    ids.sort();
+    want.sort();
     assert_eq!(ids, want);
     assert!(matches!(node.engine.remove_image("box", false).await, Err(EngineError::Conflict(_))));
     for id in [&stopped, &stays] {
