@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -79,6 +79,8 @@ fn busybox(dir: &Path) -> Vec<u8> {
 struct Namespaces {
     known: Mutex<BTreeMap<String, Sandbox>>,
     bridges: Mutex<BTreeMap<String, Bridge>>,
+    /// Nothing can be made now.
+    down: AtomicBool,
 }
 
 fn ip(words: &[&str]) {
@@ -89,6 +91,10 @@ fn ip(words: &[&str]) {
 #[async_trait]
 impl Sandboxes for Namespaces {
     async fn ensure(&self, request: SandboxRequest) -> Result<Sandbox, SandboxError> {
+        if self.down.load(Ordering::Relaxed) {
+            let source = "no manager was heard".into();
+            return Err(SandboxError::Failed { context: "making a sandbox".into(), source });
+        }
         let mut known = self.known.lock().unwrap();
         if let Some(sandbox) = known.get(&request.id) {
             return Ok(sandbox.clone());
@@ -466,6 +472,34 @@ async fn on_the_nodes_network_a_container_has_the_nodes_names() {
     assert_eq!(read(output).await, format!("node1\n{hosts}{}\n", own.display()));
     assert_eq!(node.namespaces(), 0);
     node.engine.remove(&id, true, true).await.unwrap();
+}
+
+#[tokio::test]
+#[ignore = "needs root"]
+async fn what_should_run_is_started_once_its_network_is_there() {
+    let mut node = Node::new().await;
+    let restart = ContainerRestart::Always;
+    let late = node.create(ContainerConfig { restart, ..config(&["sleep", "1000"]) }).await;
+    let unwanted = node.create(ContainerConfig { restart, ..config(&["sleep", "1000"]) }).await;
+    for id in [&late, &unwanted] {
+        node.engine.start(id).await.unwrap();
+        node.engine.stop(id, None, Some(0)).await.unwrap();
+    }
+    node.sandboxes.down.store(true, Ordering::Relaxed);
+    node.reopen().await;
+    assert_eq!(node.status(&late).await, ContainerStatus::Exited);
+    node.engine.stop(&unwanted, None, None).await.unwrap();
+    let stop = CancellationToken::new();
+    let (engine, stopped) = (node.engine.clone(), stop.clone());
+    let running = tokio::spawn(async move { engine.run(stopped).await });
+    node.sandboxes.down.store(false, Ordering::Relaxed);
+    eventually("it runs", async || node.status(&late).await == ContainerStatus::Running).await;
+    assert_eq!(node.status(&unwanted).await, ContainerStatus::Exited);
+    stop.cancel();
+    within(running).await.unwrap();
+    for id in [&late, &unwanted] {
+        node.engine.remove(id, true, true).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -210,6 +210,7 @@ impl NodeEngine {
         signal: Option<i32>,
         grace: Option<u64>,
     ) -> Result<bool, EngineError> {
+        self.late().remove(&id);
         let stopped = self.inner.containers.stop(id, signal, grace.map(Duration::from_secs)).await;
         // Ports and addresses are free when the caller reads the answer.
         self.settle(id).await;
@@ -241,6 +242,7 @@ impl NodeEngine {
         volumes: bool,
     ) -> Result<(), EngineError> {
         let container = self.inspect(id)?;
+        self.late().remove(&id);
         if volumes {
             self.held().entry(id).or_default().volumes = anonymous(id, &container.mounts);
         }

@@ -26,7 +26,7 @@ mod settle;
 mod streams;
 mod volumes;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -97,6 +97,8 @@ struct Inner {
     held: Mutex<HashMap<ContainerId, Held>>,
     /// One operation at a time makes or takes away the sandbox of a container.
     turns: Mutex<HashMap<ContainerId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Containers that the daemon's start should have started, and whose networks were not there yet.
+    late: Mutex<BTreeSet<ContainerId>>,
     /// Shared by starts, which mount volumes; alone for unmounting those that nobody uses.
     mounting: RwLock<()>,
 }
@@ -132,6 +134,7 @@ impl NodeEngine {
             networks,
             held: Mutex::default(),
             turns: Mutex::default(),
+            late: Mutex::default(),
             mounting: RwLock::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -145,6 +148,11 @@ impl NodeEngine {
     fn turns(&self) -> MutexGuard<'_, HashMap<ContainerId, Arc<tokio::sync::Mutex<()>>>> {
         // As above.
         self.inner.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn late(&self) -> MutexGuard<'_, BTreeSet<ContainerId>> {
+        // As above.
+        self.inner.late.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The turn to make or take away a container's sandbox.

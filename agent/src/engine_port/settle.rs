@@ -18,6 +18,8 @@ use crate::chain;
 
 /// How often all sandboxes are looked at, for those whose container ended unnoticed.
 const SWEEP: Duration = Duration::from_secs(60);
+/// Pause between two attempts to start what should run since the daemon's start.
+const RETRY: Duration = Duration::from_secs(2);
 /// Containers started at a time after the daemon's start.
 const STARTS: usize = 8;
 
@@ -47,8 +49,34 @@ impl NodeEngine {
     }
 
     async fn start_wanting(&self, id: ContainerId) {
-        if let Err(error) = self.start_container(id).await {
-            tracing::error!(container.id = %id, error = %chain(&error), "starting a container after the daemon's start");
+        match self.start_container(id).await {
+            Ok(_) => drop(self.late().remove(&id)),
+            Err(error) => {
+                // Networks of the cluster are known only when a manager was heard.
+                let is_late = matches!(error, EngineError::Internal { .. });
+                let is_known = match is_late {
+                    true => !self.late().insert(id),
+                    false => {
+                        self.late().remove(&id);
+                        false
+                    }
+                };
+                if !is_known {
+                    tracing::error!(container.id = %id, error = %chain(&error), retried = is_late,
+                        "starting a container after the daemon's start");
+                }
+            }
+        }
+    }
+
+    /// Tries again to start those that could not be started after the daemon's start.
+    async fn start_late(&self) {
+        let late: Vec<ContainerId> = self.late().iter().copied().collect();
+        for id in late {
+            // Unless it was stopped, started or removed by hand meanwhile.
+            if self.late().contains(&id) {
+                self.start_wanting(id).await;
+            }
         }
     }
 
@@ -59,11 +87,25 @@ impl NodeEngine {
         let mut settling = JoinSet::new();
         let mut clock = tokio::time::interval(SWEEP);
         clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut retry = tokio::time::interval(RETRY);
+        retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut starting = JoinSet::new();
         loop {
             let all = tokio::select! {
                 () = stop.cancelled() => return,
                 // The first tick is at once: for what happened before the subscription.
                 _ = clock.tick() => true,
+                _ = retry.tick(), if starting.is_empty() => {
+                    let this = self.clone();
+                    starting.spawn(async move { this.start_late().await });
+                    false
+                }
+                Some(started) = starting.join_next() => {
+                    if let Err(error) = started {
+                        tracing::error!(%error, "starting containers that are late");
+                    }
+                    false
+                }
                 Some(settled) = settling.join_next() => {
                     if let Err(error) = settled {
                         tracing::error!(%error, "settling a container");
