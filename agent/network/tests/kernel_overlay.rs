@@ -65,6 +65,21 @@ async fn a_sandbox_on_the_default_bridge_has_a_way_out_before_the_node_knows_its
     serve_tcp(&w.hub(), 80, "outside");
     assert_eq!(ask_tcp(&one.netns, &format!("{}:80", world::CLIENT)).unwrap(), "outside 10.99.0.11");
     assert!(pings(&one.netns, &two.links[0].address.addr().to_string()));
+
+    // Where the fake name server says that it listens.
+    let bind = || {
+        let udp = std::net::UdpSocket::bind("127.0.0.11:5353").unwrap();
+        (udp, std::net::TcpListener::bind("127.0.0.11:5354").unwrap())
+    };
+    let (udp, tcp) = world::within(&one.netns, bind).join().unwrap();
+    let answering = std::thread::spawn(move || {
+        let (_, from) = udp.recv_from(&mut [0; 8]).unwrap();
+        udp.send_to(b"udp", from).unwrap();
+        std::io::Write::write_all(&mut tcp.accept().unwrap().0, b"tcp").unwrap();
+    });
+    assert_eq!(ask_udp(&one.netns, "127.0.0.11:53").unwrap(), "udp");
+    assert_eq!(ask_tcp(&one.netns, "127.0.0.11:53").unwrap(), "tcp");
+    answering.join().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -96,7 +111,7 @@ async fn a_restart_finds_what_is_there_and_deletion_leaves_nothing() {
     assert!(pings(&a.netns, "10.0.1.20"));
     w.restart(0);
     assert!(pings(&a.netns, "10.0.1.20"), "traffic goes on before the managers are heard");
-    assert_eq!(w.nodes[0].network.sandboxes().await, [a.clone()]);
+    assert_eq!(w.nodes[0].network.sandboxes().await, std::slice::from_ref(&a));
     w.apply().await;
     assert!(pings(&a.netns, "10.0.1.20"));
     let c = w.task(3, 0, None, net, "10.0.1.11/24").await;

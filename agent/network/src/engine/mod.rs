@@ -15,6 +15,7 @@ mod sysctl;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -26,12 +27,13 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, watch};
 use self::node::Node;
 use self::sandbox::Live;
 pub use self::state::Bridge;
-use self::state::{Record, Remembered, State};
+use self::state::{OnDisk, Record, Remembered, State};
 use self::switch::Switch;
 use crate::config::Config;
 use crate::dns::zone::Zones;
 use crate::error::{NetworkError, Step};
 use crate::names::Names;
+use crate::netlink::Rtnl;
 use crate::plan;
 use crate::record;
 use crate::spec::{DEFAULT_BRIDGE, Sandbox, SandboxId, SandboxSpec};
@@ -60,8 +62,12 @@ struct Inner {
     live: Mutex<BTreeMap<SandboxId, LiveCell>>,
     /// Raised after each change of the view, for those who wait for their network.
     changed: watch::Sender<u64>,
+    /// MTU of the data path's link in bytes, as of the last look.
+    mtu: AtomicU32,
     /// One view at a time.
     applying: AsyncMutex<()>,
+    /// Whether the name server was asked for sandboxes that are no more.
+    names_checked: AtomicBool,
     /// What the name server was told last.
     zones: AsyncMutex<Option<Zones>>,
 }
@@ -211,6 +217,10 @@ impl Inner {
         found.ok_or_else(|| NetworkError::UnknownBridge { name: name.to_owned() })
     }
 
+    fn mtu(&self) -> u32 {
+        self.mtu.load(Ordering::Relaxed)
+    }
+
     fn record_path(&self, id: &SandboxId) -> std::path::PathBuf {
         self.config.sandbox_dir().join(format!("{id}.record"))
     }
@@ -240,9 +250,16 @@ impl Inner {
         .await;
         let (inner, gone) = (self.clone(), plan::overlay::vanished(&before, &view));
         let switches = blocking(move || inner.sync_switches()).await;
+        let mut names = self.forget_unknown_names().await;
         let mut sandboxes = Ok(());
         for (id, cell) in self.live_cells() {
-            let live = cell.lock_owned().await;
+            let mut live = cell.lock_owned().await;
+            // A name server that does not answer is not waited for again and again.
+            if names.is_ok()
+                && let Some(there) = live.as_mut()
+            {
+                names = self.serve_names(&id, there).await;
+            }
             sandboxes = sandboxes.and(self.refresh(&id, live, &gone).await);
         }
         let inner = self.clone();
@@ -251,7 +268,36 @@ impl Inner {
         })
         .await;
         self.publish_zones().await;
-        node.and(switches).and(sandboxes).and(cut)
+        node.and(switches).and(sandboxes).and(cut).and(names)
+    }
+
+    /// Has the name server forget the sandboxes that are no more, once after a start.
+    async fn forget_unknown_names(&self) -> Result<(), NetworkError> {
+        if self.names_checked.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let failed = |id: &str| {
+            let id = id.to_owned();
+            move |source| NetworkError::Names { id, source }
+        };
+        for id in self.names.sandboxes().await.map_err(failed("of an earlier process"))? {
+            if !self.state().records.contains_key(&id) {
+                self.names.remove_sandbox(&id).await.map_err(failed(id.as_str()))?;
+            }
+        }
+        self.names_checked.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes sure, once after a start, that the name server serves a sandbox.
+    async fn serve_names(&self, id: &SandboxId, live: &mut Live) -> Result<(), NetworkError> {
+        let Some(record) = self.state().records.get(id).cloned() else { return Ok(()) };
+        if !live.names_confirmed {
+            let ports = self.names.put_sandbox(record.dns(&self.config)).await;
+            live.dns = ports.map_err(|source| NetworkError::Names { id: id.to_string(), source })?;
+            live.names_confirmed = true;
+        }
+        Ok(())
     }
 
     /// Brings one sandbox to what the managers want.
@@ -262,11 +308,7 @@ impl Inner {
         gone: &BTreeSet<Ipv4Addr>,
     ) -> Result<(), NetworkError> {
         let record = self.state().records.get(id).cloned();
-        let (Some(record), Some(there)) = (record, live.as_mut()) else { return Ok(()) };
-        if there.dns.is_none() {
-            let ports = self.names.put_sandbox(record.dns(&self.config)).await;
-            there.dns = Some(ports.map_err(|source| NetworkError::Names { id: id.to_string(), source })?);
-        }
+        let Some(record) = record else { return Ok(()) };
         let (inner, gone) = (self.clone(), gone.clone());
         blocking(move || {
             let Some(there) = live.as_mut() else { return Ok(()) };
@@ -278,8 +320,22 @@ impl Inner {
 
     async fn create(self: Arc<Self>, spec: SandboxSpec) -> Result<Sandbox, NetworkError> {
         let id = spec.id.clone();
-        let cell = self.live_cell(&id);
-        let live = cell.lock_owned().await;
+        let live = self.live_cell(&id).lock_owned().await;
+        let result = self.create_in(spec, live).await;
+        if result.is_err() {
+            self.forget_cell(&id);
+        }
+        self.publish_zones().await;
+        result
+    }
+
+    /// Makes a sandbox whose cell is locked.
+    async fn create_in(
+        self: &Arc<Self>,
+        spec: SandboxSpec,
+        mut live: OwnedMutexGuard<Option<Live>>,
+    ) -> Result<Sandbox, NetworkError> {
+        let id = spec.id.clone();
         let known = self.state().records.get(&id).cloned();
         if let (Some(record), true) = (&known, live.is_some()) {
             return match record.spec == spec {
@@ -294,9 +350,9 @@ impl Inner {
             let inner = self.clone();
             blocking(move || inner.reserve(spec)).await?
         };
-        match self.clone().make(record.clone(), live).await {
-            Ok(()) => {
-                self.publish_zones().await;
+        match self.clone().make(record.clone()).await {
+            Ok(made) => {
+                *live = Some(made);
                 Ok(record.sandbox(&self.config))
             }
             Err(error) => {
@@ -312,29 +368,17 @@ impl Inner {
         checked.step("look for free ports")?
     }
 
-    async fn make(
-        self: Arc<Self>,
-        record: Record,
-        mut live: OwnedMutexGuard<Option<Live>>,
-    ) -> Result<(), NetworkError> {
+    async fn make(self: Arc<Self>, record: Record) -> Result<Live, NetworkError> {
         let (inner, wanted) = (self.clone(), record.clone());
-        let mut made = blocking(move || {
-            let made = sandbox::build(&inner, &wanted)?;
-            record::write(&inner.record_path(&wanted.spec.id), &wanted)?;
-            Ok(made)
-        })
-        .await?;
+        let netns = blocking(move || sandbox::build(&inner, &wanted)).await?;
         let ports = self.names.put_sandbox(record.dns(&self.config)).await;
-        made.dns = Some(ports.map_err(|source| NetworkError::Names { id: record.spec.id.to_string(), source })?);
-        *live = Some(made);
-        let inner = self.clone();
+        let dns = ports.map_err(|source| NetworkError::Names { id: record.spec.id.to_string(), source })?;
         blocking(move || {
-            let loaded = live.as_mut().map_or(Ok(()), |there| there.load_rules(&inner, &record));
-            let loaded = loaded.and_then(|()| inner.load_node_rules());
-            if loaded.is_err() {
-                *live = None;
-            }
-            loaded
+            let mut made = Live::new(netns, dns, true);
+            made.load_rules(&self, &record)?;
+            self.load_node_rules()?;
+            record::write(&self.record_path(&record.spec.id), &OnDisk { record, dns })?;
+            Ok(made)
         })
         .await
     }
@@ -350,19 +394,19 @@ impl Inner {
             let removed = sandbox::remove(&inner, &record);
             let deleted = record::delete(&inner.record_path(&record.spec.id));
             inner.state().records.remove(&record.spec.id);
-            removed.and(deleted)
+            removed.and(deleted).and(inner.load_node_rules())
         })
         .await;
         if let Err(error) = undone {
             tracing::warn!(%error, sandbox.id = %id, "cannot take back a sandbox that could not be made");
         }
-        self.forget_cell(&id);
     }
 
     fn forget_cell(&self, id: &SandboxId) {
         let mut cells = lock(&self.live);
+        let unused = |cell: &LiveCell| cell.try_lock().is_ok_and(|live| live.is_none());
         // Somebody who waits for the cell goes on with it.
-        if cells.get(id).is_some_and(|cell| Arc::strong_count(cell) == 1) {
+        if cells.get(id).is_some_and(|cell| Arc::strong_count(cell) == 1 && unused(cell)) {
             cells.remove(id);
         }
     }
@@ -419,6 +463,8 @@ impl Inner {
             (state.remembered.index, state.facts(&self.config), bridges)
         };
         sysctl::write(&self.netns, &sysctl::NODE).step("let the node forward packets")?;
+        let mtu = node::underlay_mtu(&self.config, &mut Rtnl::open(&self.netns).step("open rtnetlink")?)?;
+        self.mtu.store(mtu, Ordering::Relaxed);
         for bridge in bridges {
             node::ensure_bridge(&self.config, &self.netns, &bridge)?;
         }

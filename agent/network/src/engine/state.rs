@@ -13,7 +13,7 @@ use skep_proto::model::view::NetworkView;
 use crate::config::{Config, NodeAddresses, node_addresses};
 use crate::error::NetworkError;
 use crate::mac::Mac;
-use crate::names::SandboxDns;
+use crate::names::{DnsPorts, SandboxDns};
 use crate::plan::names::LocalName;
 use crate::plan::node::{BridgeFacts, NodeFacts};
 use crate::spec::{DEFAULT_BRIDGE, HostPort, LinkKind, Sandbox, SandboxId, SandboxLink, SandboxSpec, resolv_conf};
@@ -21,7 +21,7 @@ use crate::spec::{DEFAULT_BRIDGE, HostPort, LinkKind, Sandbox, SandboxId, Sandbo
 /// Ports chosen for those who ask for any: the dynamic range of RFC 6335 section 6.
 const DYNAMIC_PORTS: std::ops::RangeInclusive<u16> = 49152..=65535;
 
-/// A sandbox as it is kept on disk.
+/// A sandbox with what was given to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// What was asked for.
@@ -32,6 +32,15 @@ pub struct Record {
     pub links: Vec<SandboxLink>,
     /// Its open ports, with their numbers.
     pub host_ports: Vec<HostPort>,
+}
+
+/// What the file of a sandbox holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnDisk {
+    /// The sandbox.
+    pub record: Record,
+    /// Where its name server listens.
+    pub dns: DnsPorts,
 }
 
 /// A local bridge as it is kept on disk.
