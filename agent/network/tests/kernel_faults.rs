@@ -166,6 +166,10 @@ async fn a_hundred_sandboxes_are_made_at_once_and_leave_nothing() {
             tokio::spawn(async move { network.create_sandbox(spec).await.unwrap() })
         })
         .collect();
+    // Views come meanwhile.
+    for _ in 0..5 {
+        w.apply().await;
+    }
     let mut made = Vec::new();
     for one in making {
         made.push(one.await.unwrap());

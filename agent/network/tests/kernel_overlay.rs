@@ -130,3 +130,43 @@ async fn a_restart_finds_what_is_there_and_deletion_leaves_nothing() {
         assert_eq!(run(&format!("grep {} /proc/self/mountinfo | cat", node.config.state_dir.display())), "");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn a_service_with_a_thousand_tasks_is_one_swap() {
+    let mut w = World::new(1);
+    let net = w.network(1);
+    let service = w.service(1, net, "10.0.1.200/24", &[(skep_proto::model::service::Protocol::Tcp, 8080, 80)]);
+    w.apply().await;
+    let a = w.task(1, 0, None, net, "10.0.1.10/24").await;
+    let b = w.task(2, 0, Some(service), net, "10.0.1.20/24").await;
+    serve_tcp(&b.netns, 80, "b");
+    let here = w.view.endpoints[&skep_proto::model::TaskId(2)].clone();
+    let far = skep_proto::model::NodeId(99);
+    let address = "10.99.0.99".parse().unwrap();
+    w.view.peers.insert(far, skep_proto::model::view::Peer { node: far, index: 99, data_path: vec![address] });
+    for number in 0..1000u16 {
+        let mut endpoint = here.clone();
+        let [high, low] = number.to_be_bytes();
+        endpoint.task = skep_proto::model::TaskId(1000 + u128::from(number));
+        endpoint.node = far;
+        endpoint.addresses[0].address = format!("10.1.{high}.{low}/16").parse().unwrap();
+        endpoint.mesh = Some(format!("100.65.{high}.{low}").parse().unwrap());
+        w.view.endpoints.insert(endpoint.task, endpoint);
+    }
+    let start = std::time::Instant::now();
+    w.apply().await;
+    println!("1000 tasks, 2 sandboxes: {:?}", start.elapsed());
+    let count = |netns: &std::path::Path, table: &str, what: &str| {
+        let command =
+            format!("nsenter --net={} nft list table ip {table} | grep -o ' : {what}[0-9.]*' | wc -l", netns.display());
+        run(&command).trim().parse::<usize>().unwrap()
+    };
+    assert_eq!(count(&a.netns, "skep", "10.1."), 1000);
+    assert_eq!(count(&w.nodes[0].netns, "skep-skep", "100.65."), 1000);
+    for number in 0..1000u16 {
+        w.view.endpoints.remove(&skep_proto::model::TaskId(1000 + u128::from(number)));
+    }
+    w.apply().await;
+    assert_eq!(ask_tcp(&a.netns, "10.0.1.200:80").unwrap(), "b 10.0.1.10");
+}

@@ -232,6 +232,9 @@ impl State {
     ) -> Result<Vec<HostPort>, NetworkError> {
         let mut given: Vec<HostPort> = Vec::new();
         for port in wanted {
+            if let Some(IpAddr::V6(address)) = port.bind {
+                return Err(NetworkError::Unsupported { what: format!("publishing a port on {address}") });
+            }
             let free = |number: u16, given: &[HostPort]| {
                 let port = HostPort { published: Some(number), ..*port };
                 let others = self.records.values().flat_map(|record| &record.host_ports).chain(given);
@@ -387,6 +390,15 @@ mod tests {
             state.records.remove(&record.spec.id);
         }
         assert_eq!(given, [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 2]);
+    }
+
+    #[test]
+    fn a_port_on_an_ipv6_address_is_refused_and_not_opened_elsewhere() {
+        let bind = Some("2001:db8::1".parse().unwrap());
+        let port = HostPort { bind, published: Some(80), target: 80, protocol: Protocol::Tcp };
+        let spec = SandboxSpec { host_ports: vec![port], ..spec(1) };
+        let error = state().reserve(spec, &config(), |_| true).unwrap_err();
+        assert_eq!(error.to_string(), "publishing a port on 2001:db8::1 is not supported yet");
     }
 
     #[test]
