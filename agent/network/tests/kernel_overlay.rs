@@ -170,3 +170,63 @@ async fn a_service_with_a_thousand_tasks_is_one_swap() {
     w.apply().await;
     assert_eq!(ask_tcp(&a.netns, "10.0.1.200:80").unwrap(), "b 10.0.1.10");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn local_bridges_are_apart_have_names_and_outlive_a_restart() {
+    let mut w = World::new(1);
+    let network = w.nodes[0].network.clone();
+    let mine = network.create_bridge("mine", None, false).await.unwrap();
+    assert_eq!(mine.subnet.to_string(), "172.18.0.0/16");
+    network.create_bridge("closed", Some("192.168.7.0/24".parse().unwrap()), true).await.unwrap();
+    let taken = network.create_bridge("other", Some("192.168.7.128/25".parse().unwrap()), true).await.unwrap_err();
+    assert!(taken.to_string().starts_with("address 192.168.7.0 is not available"), "{taken}");
+    assert!(network.create_bridge("mine", None, false).await.is_err());
+
+    let mut made = Vec::new();
+    for (id, bridge) in [("a", "mine"), ("b", "mine"), ("c", "closed"), ("d", "closed"), ("e", "bridge")] {
+        let mut spec = SandboxSpec::new(SandboxId::new(id).unwrap());
+        spec.bridges.push(BridgeAttachment { bridge: bridge.into(), address: None, names: vec![id.into()] });
+        made.push(network.create_sandbox(spec).await.unwrap());
+    }
+    let address = |at: usize| made[at].links[0].address.addr().to_string();
+    assert!(pings(&made[0].netns, &address(1)) && pings(&made[2].netns, &address(3)));
+    assert!(pings(&made[0].netns, world::CLIENT) && pings(&made[4].netns, world::CLIENT));
+    // Also for a container that helps itself to a route.
+    run(&format!("nsenter --net={} ip route add default via 192.168.7.1", made[2].netns.display()));
+    assert!(!pings(&made[2].netns, world::CLIENT), "an internal bridge has no way out");
+    for (from, to) in [(0, 4), (4, 0), (0, 2), (2, 0)] {
+        assert!(!pings(&made[from].netns, &address(to)), "{from} to {to}");
+    }
+    let zones = w.nodes[0].names.zones();
+    let zone = &zones[&skep_network::dns::zone::ZoneKey::Bridge("mine".into())];
+    assert_eq!(zone.resolve("b"), Some(&[made[1].links[0].address.addr()][..]));
+    assert_eq!(zone.resolve("e"), None);
+
+    w.restart(0);
+    let network = &w.nodes[0].network;
+    assert_eq!(network.bridges().len(), 3);
+    assert!(pings(&made[0].netns, &address(1)) && pings(&made[0].netns, world::CLIENT));
+    let refused = network.remove_bridge("mine").await.unwrap_err();
+    assert_eq!(refused.to_string(), "network mine: containers are on it; remove them first");
+    for one in &made[..2] {
+        network.delete_sandbox(&one.id).await.unwrap();
+    }
+    network.remove_bridge("mine").await.unwrap();
+    assert_eq!(network.bridges().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn an_internal_overlay_has_no_way_out() {
+    let mut w = World::new(2);
+    let net = w.network(1);
+    w.view.networks.get_mut(&net).unwrap().internal = true;
+    w.apply().await;
+    let a = w.task(1, 0, None, net, "10.0.1.10/24").await;
+    w.task(2, 1, None, net, "10.0.1.20/24").await;
+    w.apply().await;
+    assert!(pings(&a.netns, "10.0.1.20"));
+    assert_eq!((a.links.len(), a.mesh), (1, None));
+    assert!(ask_tcp(&a.netns, &format!("{}:80", world::CLIENT)).is_err());
+}
