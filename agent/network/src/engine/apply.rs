@@ -1,13 +1,14 @@
 //! A view of the managers, brought to the node, its switches, its sandboxes and the name server.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use skep_proto::model::service::Protocol;
 use skep_proto::model::view::NetworkView;
 use tokio::sync::OwnedMutexGuard;
 
+use super::conntrack::Cut;
 use super::sandbox::Live;
 use super::state::{Bridge, Remembered};
 use super::{Inner, SwitchCell, blocking, conntrack, lock, node, sysctl};
@@ -25,11 +26,12 @@ impl Inner {
             peers: plan::node::peers(&view, self.config.node),
             ingress: plan::node::ingress(&view),
         };
-        let (before, keep) = {
+        let (before, keep, opened) = {
             let mut state = self.state();
             let keep = (state.remembered != remembered).then(|| remembered.clone());
+            let opened = udp_ports(&remembered).difference(&udp_ports(&state.remembered)).copied().collect();
             state.remembered = remembered;
-            (std::mem::replace(&mut state.view, view.clone()), keep)
+            (std::mem::replace(&mut state.view, view.clone()), keep, opened)
         };
         self.changed.send_modify(|count| *count += 1);
         let inner = self.clone();
@@ -40,8 +42,9 @@ impl Inner {
             inner.sync_node()
         })
         .await;
-        let (inner, gone) = (self.clone(), plan::overlay::vanished(&before, &view));
+        let inner = self.clone();
         let switches = blocking(move || inner.sync_switches()).await;
+        let mut cut = Cut { gone: plan::overlay::vanished(&before, &view), opened: BTreeSet::new() };
         let mut names = self.forget_unknown_names().await;
         let mut sandboxes = Ok(());
         for (id, cell) in self.live_cells() {
@@ -52,11 +55,12 @@ impl Inner {
             {
                 names = self.serve_names(&id, there).await;
             }
-            sandboxes = sandboxes.and(self.refresh(&id, live, &gone).await);
+            sandboxes = sandboxes.and(self.refresh(&id, live, &cut).await);
         }
         let inner = self.clone();
+        cut.opened = opened;
         let cut = blocking(move || {
-            conntrack::cut(&inner.netns, &gone).step("cut connections to tasks that are gone").map(drop)
+            conntrack::cut(&inner.netns, &cut).step("cut connections to tasks that are gone").map(drop)
         })
         .await;
         self.publish_zones().await;
@@ -97,15 +101,15 @@ impl Inner {
         self: &Arc<Self>,
         id: &SandboxId,
         mut live: OwnedMutexGuard<Option<Live>>,
-        gone: &BTreeSet<Ipv4Addr>,
+        cut: &Cut,
     ) -> Result<(), NetworkError> {
         let record = self.state().records.get(id).cloned();
         let Some(record) = record else { return Ok(()) };
-        let (inner, gone) = (self.clone(), gone.clone());
+        let (inner, cut) = (self.clone(), cut.clone());
         blocking(move || {
             let Some(there) = live.as_mut() else { return Ok(()) };
             there.load_rules(&inner, &record)?;
-            conntrack::cut(&there.netns, &gone).step("cut connections to tasks that are gone").map(drop)
+            conntrack::cut(&there.netns, &cut).step("cut connections to tasks that are gone").map(drop)
         })
         .await
     }
@@ -162,4 +166,10 @@ impl Inner {
             Err(error) => tracing::warn!(%error, "the name server cannot be told the names"),
         }
     }
+}
+
+/// Published ports of UDP.
+fn udp_ports(remembered: &Remembered) -> BTreeSet<u16> {
+    let ports = remembered.ingress.keys().filter(|(protocol, _)| *protocol == Protocol::Udp);
+    ports.map(|(_, port)| *port).collect()
 }

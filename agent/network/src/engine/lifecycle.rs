@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use skep_proto::model::service::Protocol;
 use tokio::sync::OwnedMutexGuard;
 
+use super::conntrack::Cut;
 use super::sandbox::{self, Live};
 use super::state::{OnDisk, Record};
 use super::{Inner, LiveCell, blocking, conntrack, lock, ports};
@@ -75,6 +77,9 @@ impl Inner {
             let mut made = Live::new(netns, dns, true);
             made.load_rules(&self, &record)?;
             self.load_node_rules()?;
+            let udp = record.host_ports.iter().filter(|port| port.protocol == Protocol::Udp);
+            let cut = Cut { opened: udp.filter_map(|port| port.published).collect(), ..Cut::default() };
+            conntrack::cut(&self.netns, &cut).step("cut connections to ports that were closed")?;
             record::write(&self.record_path(&record.spec.id), &OnDisk { record, dns })?;
             Ok(made)
         })
@@ -145,7 +150,8 @@ impl Inner {
             inner.state().records.remove(&record.spec.id);
             inner.load_node_rules()?;
             let addresses = record.task_address().into_iter().chain(record.links.iter().map(|l| l.address.addr()));
-            conntrack::cut(&inner.netns, &addresses.collect()).step("cut connections to a sandbox").map(drop)
+            let cut = Cut { gone: addresses.collect(), ..Cut::default() };
+            conntrack::cut(&inner.netns, &cut).step("cut connections to a sandbox").map(drop)
         })
         .await?;
         self.forget_cell(id);
