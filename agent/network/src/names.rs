@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -67,9 +68,15 @@ pub trait Names: Send + Sync {
 pub struct FakeNames {
     sandboxes: Mutex<BTreeMap<SandboxId, SandboxDns>>,
     zones: Mutex<Zones>,
+    refusing: AtomicBool,
 }
 
 impl FakeNames {
+    /// Whether it refuses new sandboxes from now on.
+    pub fn refuse(&self, refuse: bool) {
+        self.refusing.store(refuse, Ordering::Relaxed);
+    }
+
     /// The zones that it was told last.
     pub fn zones(&self) -> Zones {
         self.zones.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -83,6 +90,9 @@ impl FakeNames {
 #[async_trait::async_trait]
 impl Names for FakeNames {
     async fn put_sandbox(&self, sandbox: SandboxDns) -> io::Result<DnsPorts> {
+        if self.refusing.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::ConnectionRefused.into());
+        }
         self.served().insert(sandbox.id.clone(), sandbox);
         Ok(DnsPorts { udp: 5353, tcp: 5354 })
     }

@@ -166,6 +166,10 @@ async fn a_hundred_sandboxes_are_made_at_once_and_leave_nothing() {
             tokio::spawn(async move { network.create_sandbox(spec).await.unwrap() })
         })
         .collect();
+    // Views come meanwhile.
+    for _ in 0..5 {
+        w.apply().await;
+    }
     let mut made = Vec::new();
     for one in making {
         made.push(one.await.unwrap());
@@ -192,4 +196,25 @@ async fn a_hundred_sandboxes_are_made_at_once_and_leave_nothing() {
     assert_eq!(links.trim(), "0");
     assert_eq!(std::fs::read_dir(w.nodes[0].config.switch_dir()).unwrap().count(), 0);
     assert_eq!(std::fs::read_dir(w.nodes[0].config.sandbox_dir()).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn a_sandbox_without_a_name_server_is_taken_back() {
+    let mut w = World::new(1);
+    let net = w.network(1);
+    w.apply().await;
+    let mut spec = SandboxSpec::new(SandboxId::new("one").unwrap());
+    let address = "10.0.1.10/24".parse().unwrap();
+    spec.overlays.push(OverlayAttachment { network: net, address, names: vec!["one".into()] });
+    let node = &w.nodes[0];
+    node.names.refuse(true);
+    let error = node.network.create_sandbox(spec.clone()).await.unwrap_err();
+    assert!(matches!(error, NetworkError::Names { .. }) && error.is_temporary());
+    assert_eq!(std::fs::read_dir(node.config.switch_dir()).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(node.config.sandbox_dir()).unwrap().count(), 0);
+    node.names.refuse(false);
+    node.network.create_sandbox(spec).await.unwrap();
+    let zone = skep_network::dns::zone::ZoneKey::Overlay(net);
+    assert_eq!(node.names.zones()[&zone].resolve("one"), Some(&["10.0.1.10".parse().unwrap()][..]));
 }

@@ -123,3 +123,26 @@ async fn a_host_port_leads_into_its_sandbox_with_the_clients_address_and_cannot_
         "the new sandbox serves nothing yet"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn a_udp_client_that_was_too_early_reaches_the_service_once_it_is_there() {
+    let mut w = World::new(2);
+    let net = w.network(1);
+    let service = w.service(1, net, "10.0.1.200/24", &[(Protocol::Udp, 8080, 80)]);
+    w.apply().await;
+    let socket = world::within(&w.hub(), || std::net::UdpSocket::bind("0.0.0.0:0").unwrap()).join().unwrap();
+    socket.set_read_timeout(Some(std::time::Duration::from_millis(300))).unwrap();
+    socket.connect("10.99.0.11:8080").unwrap();
+    let ask = || {
+        let mut buffer = [0; 64];
+        socket.send(b"?").ok()?;
+        let length = socket.recv(&mut buffer).ok()?;
+        Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    };
+    assert_eq!((ask(), ask(), ask()), (None, None, None));
+    let task = w.task(1, 1, Some(service), net, "10.0.1.10/24").await;
+    serve_udp(&task.netns, 80, "b");
+    w.apply().await;
+    world::eventually("an answer", || ask() == Some(format!("b {CLIENT}")));
+}

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex};
 
 use ipnet::IpNet;
@@ -11,7 +12,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use super::node::{self, Node};
 use super::sandbox::{Live, ports_of};
-use super::state::{Bridge, Record, Remembered, State, netns_path};
+use super::state::{Bridge, OnDisk, Record, Remembered, State, netns_path};
 use super::switch::Switch;
 use super::{Inner, LiveCell, SwitchCell};
 use crate::config::Config;
@@ -57,7 +58,9 @@ pub fn recover(config: Config, node_netns: Netns, names: Arc<dyn Names>) -> Resu
         switches: Mutex::new(switches),
         live: Mutex::new(live),
         changed: watch::Sender::new(0),
+        mtu: AtomicU32::new(0),
         applying: AsyncMutex::new(()),
+        names_checked: AtomicBool::new(false),
         zones: AsyncMutex::new(None),
     };
     // With what was remembered of the cluster: its traffic goes on until the managers are heard.
@@ -74,9 +77,9 @@ fn sandboxes(config: &Config) -> Result<Found, NetworkError> {
     for name in file_names(&folder)? {
         let Some(id) = name.strip_suffix(".record").and_then(SandboxId::new) else { continue };
         let path = netns_path(config, &id);
-        match (record::read::<Record>(&folder.join(&name)), Netns::open(&path)) {
-            (Ok(Some(record)), Ok(netns)) => {
-                live.insert(id.clone(), Arc::new(AsyncMutex::new(Some(Live::new(netns)))));
+        match (record::read::<OnDisk>(&folder.join(&name)), Netns::open(&path)) {
+            (Ok(Some(OnDisk { record, dns })), Ok(netns)) => {
+                live.insert(id.clone(), Arc::new(AsyncMutex::new(Some(Live::new(netns, dns, false)))));
                 records.insert(id, record);
             }
             (Err(error), _) => {

@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 use netlink_packet_route::link::InfoBridgePort;
 
 use super::Inner;
-use super::node::{MAIN_TABLE, index_of, underlay_mtu};
+use super::node::{MAIN_TABLE, index_of};
 use super::state::{Record, netns_path};
 use super::switch::{Attachment, Switch};
 use super::sysctl;
@@ -32,14 +32,16 @@ pub struct Live {
     /// Its namespace.
     pub netns: Netns,
     tables: Tables,
-    /// Where its name server listens, once it does.
-    pub dns: Option<DnsPorts>,
+    /// Where its name server listens.
+    pub dns: DnsPorts,
+    /// Whether the name server said so to this process.
+    pub names_confirmed: bool,
 }
 
 impl Live {
     /// A sandbox in an open namespace, whose rules are not known.
-    pub fn new(netns: Netns) -> Self {
-        Self { netns, tables: Tables::default(), dns: None }
+    pub fn new(netns: Netns, dns: DnsPorts, names_confirmed: bool) -> Self {
+        Self { netns, tables: Tables::default(), dns, names_confirmed }
     }
 
     /// Brings its rules to what the managers want.
@@ -57,7 +59,7 @@ impl Live {
 ///
 /// # Errors
 /// [`NetworkError::Kernel`]; what was made is left for [`remove`].
-pub fn build(inner: &Inner, record: &Record) -> Result<Live, NetworkError> {
+pub fn build(inner: &Inner, record: &Record) -> Result<Netns, NetworkError> {
     let id = &record.spec.id;
     let netns = Netns::create(&netns_path(&inner.config, id)).step("make a sandbox")?;
     sysctl::write(&netns, &sysctl::SANDBOX).step("set up a sandbox")?;
@@ -76,7 +78,7 @@ pub fn build(inner: &Inner, record: &Record) -> Result<Live, NetworkError> {
                 let bridge = inner.bridge(bridge)?;
                 let bridge = index_of(&mut node, &names.bridge(bridge.number))?;
                 let name = names.bridge_port(record.slot, number);
-                let mtu = underlay_mtu(&inner.config, &mut node)?;
+                let mtu = inner.mtu();
                 let veth = Veth { name: &name, mac: None, mtu, bridge: Some(bridge), group: 0, peer: peer(mtu) };
                 node.send(Requests::new().delete_link(&name).add_veth(&veth)).step("make a link to a bridge")?;
                 let quiet = [(format!("ipv6/conf/{name}/disable_ipv6"), "1")];
@@ -88,7 +90,7 @@ pub fn build(inner: &Inner, record: &Record) -> Result<Live, NetworkError> {
             }
             LinkKind::Task => {
                 let name = names.task_link(record.slot);
-                let mtu = underlay_mtu(&inner.config, &mut node)?;
+                let mtu = inner.mtu();
                 let mac = Some(Mac::GATEWAY);
                 let veth = Veth { name: &name, mac, mtu, bridge: None, group: TASK_GROUP, peer: peer(mtu) };
                 node.send(Requests::new().delete_link(&name).add_veth(&veth)).step("make a task link")?;
@@ -112,7 +114,7 @@ pub fn build(inner: &Inner, record: &Record) -> Result<Live, NetworkError> {
         }
     }
     inside.send(&requests).step("set up the links of a sandbox")?;
-    Ok(Live::new(netns))
+    Ok(netns)
 }
 
 /// The node's end: the gateway's address on every task link, and a route to the one address behind it.
@@ -204,8 +206,7 @@ impl Inner {
         if switch.is_none() {
             let view = self.state().view.clone();
             let wanted = view.networks.get(&network).ok_or(NetworkError::UnknownNetwork { network })?;
-            let mtu = underlay_mtu(&self.config, &mut Rtnl::open(&self.netns).step("open rtnetlink")?)?;
-            *switch = Some(Switch::create(&self.config, &self.netns, wanted, mtu)?);
+            *switch = Some(Switch::create(&self.config, &self.netns, wanted, self.mtu())?);
         }
         let view = self.state().view.clone();
         let result = match switch.as_mut() {

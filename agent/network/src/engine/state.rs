@@ -13,7 +13,7 @@ use skep_proto::model::view::NetworkView;
 use crate::config::{Config, NodeAddresses, node_addresses};
 use crate::error::NetworkError;
 use crate::mac::Mac;
-use crate::names::SandboxDns;
+use crate::names::{DnsPorts, SandboxDns};
 use crate::plan::names::LocalName;
 use crate::plan::node::{BridgeFacts, NodeFacts};
 use crate::spec::{DEFAULT_BRIDGE, HostPort, LinkKind, Sandbox, SandboxId, SandboxLink, SandboxSpec, resolv_conf};
@@ -21,7 +21,7 @@ use crate::spec::{DEFAULT_BRIDGE, HostPort, LinkKind, Sandbox, SandboxId, Sandbo
 /// Ports chosen for those who ask for any: the dynamic range of RFC 6335 section 6.
 const DYNAMIC_PORTS: std::ops::RangeInclusive<u16> = 49152..=65535;
 
-/// A sandbox as it is kept on disk.
+/// A sandbox with what was given to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// What was asked for.
@@ -32,6 +32,15 @@ pub struct Record {
     pub links: Vec<SandboxLink>,
     /// Its open ports, with their numbers.
     pub host_ports: Vec<HostPort>,
+}
+
+/// What the file of a sandbox holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OnDisk {
+    /// The sandbox.
+    pub record: Record,
+    /// Where its name server listens.
+    pub dns: DnsPorts,
 }
 
 /// A local bridge as it is kept on disk.
@@ -223,6 +232,9 @@ impl State {
     ) -> Result<Vec<HostPort>, NetworkError> {
         let mut given: Vec<HostPort> = Vec::new();
         for port in wanted {
+            if let Some(IpAddr::V6(address)) = port.bind {
+                return Err(NetworkError::Unsupported { what: format!("publishing a port on {address}") });
+            }
             let free = |number: u16, given: &[HostPort]| {
                 let port = HostPort { published: Some(number), ..*port };
                 let others = self.records.values().flat_map(|record| &record.host_ports).chain(given);
@@ -378,6 +390,15 @@ mod tests {
             state.records.remove(&record.spec.id);
         }
         assert_eq!(given, [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 2]);
+    }
+
+    #[test]
+    fn a_port_on_an_ipv6_address_is_refused_and_not_opened_elsewhere() {
+        let bind = Some("2001:db8::1".parse().unwrap());
+        let port = HostPort { bind, published: Some(80), target: 80, protocol: Protocol::Tcp };
+        let spec = SandboxSpec { host_ports: vec![port], ..spec(1) };
+        let error = state().reserve(spec, &config(), |_| true).unwrap_err();
+        assert_eq!(error.to_string(), "publishing a port on 2001:db8::1 is not supported yet");
     }
 
     #[test]

@@ -174,6 +174,7 @@ fn ipv4_table(facts: &NodeFacts) -> Table {
             // The links below have route_localnet, which must not open loopback to others.
             Rule::new().iif_not("lo").destination(loopback).drop(),
             Rule::new().iif_group(TASK_GROUP).spoofed().drop(),
+            Rule::new().iif_group(BRIDGE_GROUP).spoofed().drop(),
             Rule::new().iif(&mesh).zone_by_ether_source("node-zones"),
         ],
     );

@@ -49,7 +49,7 @@ pub const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 const DNS: u16 = 53;
 
 /// The table of a sandbox on networks with these services. `dns` is where port 53 of the name server really is.
-pub fn sandbox_table(services: &BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>, dns: Option<DnsPorts>) -> Table {
+pub fn sandbox_table(services: &BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>, dns: DnsPorts) -> Table {
     let mut table = Table::new(Family::Ipv4, TABLE);
     let mut chosen = Set::map([Field::Address], MapTo::Verdict);
     let mut all = Set::of([Field::Address]);
@@ -65,13 +65,11 @@ pub fn sandbox_table(services: &BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>, dns: Option<D
     table.sets.insert("vips".into(), chosen);
     table.sets.insert("vip-addresses".into(), all);
     let choose = vec![Rule::new().verdict_by_destination("vips")];
-    let mut output = Vec::new();
-    if let Some(ports) = dns {
-        let server = Ipv4Net::from(NAME_SERVER);
-        output.extend([(UDP, ports.udp), (TCP, ports.tcp)].map(|(protocol, port)| {
-            Rule::new().destination(server).destination_port(protocol, DNS).balance(vec![NAME_SERVER], Some(port))
-        }));
-    }
+    let server = Ipv4Net::from(NAME_SERVER);
+    let ask = |protocol, port| {
+        Rule::new().destination(server).destination_port(protocol, DNS).balance(vec![NAME_SERVER], Some(port))
+    };
+    let mut output = vec![ask(UDP, dns.udp), ask(TCP, dns.tcp)];
     output.extend(choose.clone());
     table.base("vip-output", Kind::Nat, Hook::Output, DSTNAT, output);
     // For containers that forward for others, such as a proxy in front of nested containers.

@@ -1,0 +1,175 @@
+//! A view of the managers, brought to the node, its switches, its sandboxes and the name server.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use skep_proto::model::service::Protocol;
+use skep_proto::model::view::NetworkView;
+use tokio::sync::OwnedMutexGuard;
+
+use super::conntrack::Cut;
+use super::sandbox::Live;
+use super::state::{Bridge, Remembered};
+use super::{Inner, SwitchCell, blocking, conntrack, lock, node, sysctl};
+use crate::error::{NetworkError, Step};
+use crate::netlink::Rtnl;
+use crate::spec::{DEFAULT_BRIDGE, SandboxId};
+use crate::{plan, record};
+
+impl Inner {
+    pub(super) async fn apply(self: Arc<Self>, index: u16, view: Arc<NetworkView>) -> Result<(), NetworkError> {
+        let _one = self.applying.lock().await;
+        let remembered = Remembered {
+            index: Some(index),
+            underlay: self.config.underlay(),
+            peers: plan::node::peers(&view, self.config.node),
+            ingress: plan::node::ingress(&view),
+        };
+        let (before, keep, opened) = {
+            let mut state = self.state();
+            let keep = (state.remembered != remembered).then(|| remembered.clone());
+            let opened = udp_ports(&remembered).difference(&udp_ports(&state.remembered)).copied().collect();
+            state.remembered = remembered;
+            (std::mem::replace(&mut state.view, view.clone()), keep, opened)
+        };
+        self.changed.send_modify(|count| *count += 1);
+        let inner = self.clone();
+        let node = blocking(move || {
+            if let Some(remembered) = keep {
+                record::write(&inner.config.state_dir.join("node.record"), &remembered)?;
+            }
+            inner.sync_node()
+        })
+        .await;
+        let inner = self.clone();
+        let switches = blocking(move || inner.sync_switches()).await;
+        let mut cut = Cut { gone: plan::overlay::vanished(&before, &view), opened: BTreeSet::new() };
+        let mut names = self.forget_unknown_names().await;
+        let mut sandboxes = Ok(());
+        for (id, cell) in self.live_cells() {
+            let mut live = cell.lock_owned().await;
+            // A name server that does not answer is not waited for again and again.
+            if names.is_ok()
+                && let Some(there) = live.as_mut()
+            {
+                names = self.serve_names(&id, there).await;
+            }
+            sandboxes = sandboxes.and(self.refresh(&id, live, &cut).await);
+        }
+        let inner = self.clone();
+        cut.opened = opened;
+        let cut = blocking(move || {
+            conntrack::cut(&inner.netns, &cut).step("cut connections to tasks that are gone").map(drop)
+        })
+        .await;
+        self.publish_zones().await;
+        node.and(switches).and(sandboxes).and(cut).and(names)
+    }
+
+    /// Has the name server forget the sandboxes that are no more, once after a start.
+    pub(super) async fn forget_unknown_names(&self) -> Result<(), NetworkError> {
+        if self.names_checked.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let failed = |id: &str| {
+            let id = id.to_owned();
+            move |source| NetworkError::Names { id, source }
+        };
+        for id in self.names.sandboxes().await.map_err(failed("of an earlier process"))? {
+            if !self.state().records.contains_key(&id) {
+                self.names.remove_sandbox(&id).await.map_err(failed(id.as_str()))?;
+            }
+        }
+        self.names_checked.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Makes sure, once after a start, that the name server serves a sandbox.
+    pub(super) async fn serve_names(&self, id: &SandboxId, live: &mut Live) -> Result<(), NetworkError> {
+        let Some(record) = self.state().records.get(id).cloned() else { return Ok(()) };
+        if !live.names_confirmed {
+            let ports = self.names.put_sandbox(record.dns(&self.config)).await;
+            live.dns = ports.map_err(|source| NetworkError::Names { id: id.to_string(), source })?;
+            live.names_confirmed = true;
+        }
+        Ok(())
+    }
+
+    /// Brings one sandbox to what the managers want.
+    pub(super) async fn refresh(
+        self: &Arc<Self>,
+        id: &SandboxId,
+        mut live: OwnedMutexGuard<Option<Live>>,
+        cut: &Cut,
+    ) -> Result<(), NetworkError> {
+        let record = self.state().records.get(id).cloned();
+        let Some(record) = record else { return Ok(()) };
+        let (inner, cut) = (self.clone(), cut.clone());
+        blocking(move || {
+            let Some(there) = live.as_mut() else { return Ok(()) };
+            there.load_rules(&inner, &record)?;
+            conntrack::cut(&there.netns, &cut).step("cut connections to tasks that are gone").map(drop)
+        })
+        .await
+    }
+
+    pub(super) fn sync_node(&self) -> Result<(), NetworkError> {
+        let mut node = lock(&self.node);
+        let (index, facts, bridges) = {
+            let state = self.state();
+            let bridges: Vec<Bridge> = state.bridges.values().cloned().collect();
+            (state.remembered.index, state.facts(&self.config), bridges)
+        };
+        sysctl::write(&self.netns, &sysctl::NODE).step("let the node forward packets")?;
+        let mtu = node::underlay_mtu(&self.config, &mut Rtnl::open(&self.netns).step("open rtnetlink")?)?;
+        self.mtu.store(mtu, Ordering::Relaxed);
+        for bridge in bridges {
+            node::ensure_bridge(&self.config, &self.netns, &bridge)?;
+        }
+        node.sync(&self.config, &self.netns, index, &facts)
+    }
+
+    pub(super) fn load_node_rules(&self) -> Result<(), NetworkError> {
+        let mut node = lock(&self.node);
+        // Read under the lock: whoever comes later has seen more.
+        let facts = self.state().facts(&self.config);
+        node.load_rules(&self.netns, &facts)
+    }
+
+    pub(super) fn sync_switches(&self) -> Result<(), NetworkError> {
+        let cells: Vec<SwitchCell> = lock(&self.switches).values().cloned().collect();
+        let mut result = Ok(());
+        for cell in cells {
+            let mut switch = lock(&cell);
+            let view = self.state().view.clone();
+            if let Some(switch) = switch.as_mut() {
+                result = result.and(switch.sync(&view, self.config.node));
+            }
+        }
+        result
+    }
+
+    /// Tells the name server the zones, if they changed. It is asked again at the next change when it does not answer.
+    pub(super) async fn publish_zones(&self) {
+        let mut told = self.zones.lock().await;
+        let zones = {
+            let state = self.state();
+            let bridges: Vec<String> = state.bridges.keys().filter(|b| *b != DEFAULT_BRIDGE).cloned().collect();
+            plan::names::zones(&state.view, &bridges, &state.local_names())
+        };
+        if told.as_ref() == Some(&zones) {
+            return;
+        }
+        match self.names.put_zones(zones.clone()).await {
+            Ok(()) => *told = Some(zones),
+            Err(error) => tracing::warn!(%error, "the name server cannot be told the names"),
+        }
+    }
+}
+
+/// Published ports of UDP.
+fn udp_ports(remembered: &Remembered) -> BTreeSet<u16> {
+    let ports = remembered.ingress.keys().filter(|(protocol, _)| *protocol == Protocol::Udp);
+    ports.map(|(_, port)| *port).collect()
+}

@@ -1,0 +1,161 @@
+//! The life of a sandbox: reserved, made, recorded, served; and the way back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use skep_proto::model::service::Protocol;
+use tokio::sync::OwnedMutexGuard;
+
+use super::conntrack::Cut;
+use super::sandbox::{self, Live};
+use super::state::{OnDisk, Record};
+use super::{Inner, LiveCell, blocking, conntrack, lock, ports};
+use crate::error::{NetworkError, Step};
+use crate::record;
+use crate::spec::{Sandbox, SandboxId, SandboxSpec};
+
+/// How long a new sandbox waits for the managers to tell of its networks.
+const NETWORK_WAIT: Duration = Duration::from_secs(5);
+
+impl Inner {
+    pub(super) async fn create(self: Arc<Self>, spec: SandboxSpec) -> Result<Sandbox, NetworkError> {
+        let id = spec.id.clone();
+        let live = self.live_cell(&id).lock_owned().await;
+        let result = self.create_in(spec, live).await;
+        if result.is_err() {
+            self.forget_cell(&id);
+        }
+        self.publish_zones().await;
+        result
+    }
+
+    /// Makes a sandbox whose cell is locked.
+    pub(super) async fn create_in(
+        self: &Arc<Self>,
+        spec: SandboxSpec,
+        mut live: OwnedMutexGuard<Option<Live>>,
+    ) -> Result<Sandbox, NetworkError> {
+        let id = spec.id.clone();
+        let known = self.state().records.get(&id).cloned();
+        if let (Some(record), true) = (&known, live.is_some()) {
+            return match record.spec == spec {
+                true => Ok(record.sandbox(&self.config)),
+                false => Err(NetworkError::Differs { id: id.to_string() }),
+            };
+        }
+        self.wait_for_networks(&spec).await?;
+        // Of a creation that could not be taken back; making it again replaces it.
+        self.state().records.remove(&id);
+        let record = {
+            let inner = self.clone();
+            blocking(move || inner.reserve(spec)).await?
+        };
+        match self.clone().make(record.clone()).await {
+            Ok(made) => {
+                *live = Some(made);
+                Ok(record.sandbox(&self.config))
+            }
+            Err(error) => {
+                self.unmake(record).await;
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn reserve(&self, spec: SandboxSpec) -> Result<Record, NetworkError> {
+        // In the node's namespace, for the check whether a program of the node has a port.
+        let checked = self.netns.enter(|| self.state().reserve(spec, &self.config, ports::is_free));
+        checked.step("look for free ports")?
+    }
+
+    pub(super) async fn make(self: Arc<Self>, record: Record) -> Result<Live, NetworkError> {
+        let (inner, wanted) = (self.clone(), record.clone());
+        let netns = blocking(move || sandbox::build(&inner, &wanted)).await?;
+        let ports = self.names.put_sandbox(record.dns(&self.config)).await;
+        let dns = ports.map_err(|source| NetworkError::Names { id: record.spec.id.to_string(), source })?;
+        blocking(move || {
+            let mut made = Live::new(netns, dns, true);
+            made.load_rules(&self, &record)?;
+            self.load_node_rules()?;
+            let udp = record.host_ports.iter().filter(|port| port.protocol == Protocol::Udp);
+            let cut = Cut { opened: udp.filter_map(|port| port.published).collect(), ..Cut::default() };
+            conntrack::cut(&self.netns, &cut).step("cut connections to ports that were closed")?;
+            record::write(&self.record_path(&record.spec.id), &OnDisk { record, dns })?;
+            Ok(made)
+        })
+        .await
+    }
+
+    /// Takes back what a failed creation made.
+    pub(super) async fn unmake(self: &Arc<Self>, record: Record) {
+        let inner = self.clone();
+        let id = record.spec.id.clone();
+        if let Err(error) = self.names.remove_sandbox(&id).await {
+            tracing::debug!(%error, sandbox.id = %id, "the name server cannot forget a sandbox");
+        }
+        let undone = blocking(move || {
+            let removed = sandbox::remove(&inner, &record);
+            let deleted = record::delete(&inner.record_path(&record.spec.id));
+            inner.state().records.remove(&record.spec.id);
+            removed.and(deleted).and(inner.load_node_rules())
+        })
+        .await;
+        if let Err(error) = undone {
+            tracing::warn!(%error, sandbox.id = %id, "cannot take back a sandbox that could not be made");
+        }
+    }
+
+    pub(super) fn forget_cell(&self, id: &SandboxId) {
+        let mut cells = lock(&self.live);
+        let unused = |cell: &LiveCell| cell.try_lock().is_ok_and(|live| live.is_none());
+        // Somebody who waits for the cell goes on with it.
+        if cells.get(id).is_some_and(|cell| Arc::strong_count(cell) == 1 && unused(cell)) {
+            cells.remove(id);
+        }
+    }
+
+    pub(super) async fn wait_for_networks(&self, spec: &SandboxSpec) -> Result<(), NetworkError> {
+        let mut changed = self.changed.subscribe();
+        let wait = async {
+            loop {
+                let ready = self.state().ready_for(spec, &self.config);
+                if ready.is_ok() || changed.changed().await.is_err() {
+                    return ready;
+                }
+            }
+        };
+        match tokio::time::timeout(NETWORK_WAIT, wait).await {
+            Ok(ready) => ready,
+            Err(_) => self.state().ready_for(spec, &self.config),
+        }
+    }
+
+    pub(super) async fn delete(self: Arc<Self>, id: &SandboxId) -> Result<(), NetworkError> {
+        let cell = self.live_cell(id);
+        let mut live = cell.lock_owned().await;
+        let Some(record) = self.state().records.get(id).cloned() else {
+            drop(live);
+            self.forget_cell(id);
+            return Ok(());
+        };
+        if let Err(error) = self.names.remove_sandbox(id).await {
+            tracing::warn!(%error, sandbox.id = %id, "the name server cannot forget a sandbox");
+        }
+        let inner = self.clone();
+        blocking(move || {
+            // Its sockets would keep the namespace alive.
+            *live = None;
+            sandbox::remove(&inner, &record)?;
+            record::delete(&inner.record_path(&record.spec.id))?;
+            inner.state().records.remove(&record.spec.id);
+            inner.load_node_rules()?;
+            let addresses = record.task_address().into_iter().chain(record.links.iter().map(|l| l.address.addr()));
+            let cut = Cut { gone: addresses.collect(), ..Cut::default() };
+            conntrack::cut(&inner.netns, &cut).step("cut connections to a sandbox").map(drop)
+        })
+        .await?;
+        self.forget_cell(id);
+        self.publish_zones().await;
+        Ok(())
+    }
+}

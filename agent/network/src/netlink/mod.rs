@@ -1,0 +1,9 @@
+//! Links, addresses, routes and neighbours of one network namespace (rtnetlink).
+//!
+//! Requests are typed by `netlink-packet-route` and sent in lists: one system call for a whole sandbox.
+
+mod requests;
+mod socket;
+
+pub use requests::{Neighbour, Requests, Veth, VethPeer, Via, Vxlan};
+pub use socket::Rtnl;
