@@ -172,8 +172,8 @@ impl Keeper {
             };
             keeper.sandboxes.insert(dns.id.clone(), Entry { dns, ports, open });
         }
-        keeper.write_zones()?;
-        keeper.write_sandboxes()?;
+        keeper.write_zones().await?;
+        keeper.write_sandboxes().await?;
         Ok(keeper)
     }
 
@@ -201,7 +201,7 @@ impl Keeper {
                     ticks = ticks.wrapping_add(1);
                     self.sweep(ticks.is_multiple_of(SWEEP)).await;
                     if self.zones_dirty {
-                        self.flush();
+                        self.flush().await;
                     }
                 }
             }
@@ -243,7 +243,7 @@ impl Keeper {
                 Err(error) => refused(chain(&error)),
             },
             Request::RemoveSandbox(id) => match self.sandboxes.remove(&id) {
-                Some(_) => done(self.write_sandboxes()),
+                Some(_) => done(self.write_sandboxes().await),
                 None => Reply::Done,
             },
             Request::PutZones(zones) => {
@@ -255,7 +255,7 @@ impl Keeper {
                     changed
                 });
                 if changed {
-                    self.flush();
+                    self.flush().await;
                 }
                 Reply::Done
             }
@@ -285,7 +285,7 @@ impl Keeper {
             }
         };
         // Before the answer: the caller directs port 53 to these ports, so they must be the same after a crash.
-        self.write_sandboxes()?;
+        self.write_sandboxes().await?;
         Ok(ports)
     }
 
@@ -348,7 +348,7 @@ impl Keeper {
             }
         }
         if self.sandboxes.len() != count
-            && let Err(error) = self.write_sandboxes()
+            && let Err(error) = self.write_sandboxes().await
         {
             tracing::warn!(error = chain(&error), "will be written with the next change");
         }
@@ -358,22 +358,32 @@ impl Keeper {
         self.sandboxes.values().map(|entry| Served { dns: entry.dns.clone(), ports: entry.ports }).collect()
     }
 
-    fn write_sandboxes(&self) -> Result<(), NetdError> {
-        self.records.write_sandboxes(&self.served()).map_err(|source| NetdError::Record { source })
+    async fn write_sandboxes(&self) -> Result<(), NetdError> {
+        let (records, served) = (self.records.clone(), self.served());
+        write(move || records.write_sandboxes(&served)).await
     }
 
-    fn write_zones(&self) -> Result<(), NetdError> {
-        self.records.write_zones(&self.zones.borrow()).map_err(|source| NetdError::Record { source })
+    async fn write_zones(&self) -> Result<(), NetdError> {
+        let (records, zones) = (self.records.clone(), self.zones.borrow().clone());
+        write(move || records.write_zones(&zones)).await
     }
 
     /// Writes the zones. They are served also when that fails.
-    fn flush(&mut self) {
-        let written = self.write_zones();
+    async fn flush(&mut self) {
+        let written = self.write_zones().await;
         self.zones_dirty = written.is_err();
         if let Err(error) = written {
             tracing::warn!(error = chain(&error), "zones are served but would not survive a crash; will try again");
         }
     }
+}
+
+/// Writes beside the loop that answers questions: to replace a file may wait for the disk.
+async fn write(act: impl FnOnce() -> Result<(), NetworkError> + Send + 'static) -> Result<(), NetdError> {
+    let failed =
+        |error| NetworkError::Record { step: "write", path: "a record".into(), source: io::Error::other(error) };
+    let written = tokio::task::spawn_blocking(act).await.map_err(failed).flatten();
+    written.map_err(|source| NetdError::Record { source })
 }
 
 /// Device and inode: equal for the same namespace. Ours stay taken as long as our sockets are in it.
