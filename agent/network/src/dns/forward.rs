@@ -92,11 +92,13 @@ async fn ask_udp(
     // Connected: the kernel drops what comes from elsewhere, and a closed port is an error at once.
     socket.connect(server).await?;
     socket.send(question).await?;
-    let mut buffer = vec![0; MAX_DATAGRAM];
+    let mut buffer = vec![0; MAX_DATAGRAM + 1];
     loop {
         let length = socket.recv(&mut buffer).await?;
-        if let Some(header) = check_reply(&buffer[..length], id, &request.query) {
+        if let Some(mut header) = check_reply(&buffer[..length], id, &request.query) {
             buffer.truncate(length);
+            // What did not fit the buffer is gone.
+            header.truncated |= length > MAX_DATAGRAM;
             return Ok((header, buffer));
         }
     }

@@ -94,12 +94,14 @@ pub struct Settings {
     pub servers: Vec<IpAddr>,
 }
 
-/// A running name server of one sandbox. Dropping it closes the sockets once what is under way is done.
+/// A running name server of one sandbox. Dropping it ends everything at once, so that it keeps no namespace alive.
 #[derive(Debug)]
 pub struct Server {
     shared: Arc<Shared>,
     settings: watch::Sender<Arc<Settings>>,
     ports: DnsPorts,
+    /// What is under way may go on after this is dropped.
+    draining: bool,
 }
 
 #[derive(Debug)]
@@ -110,7 +112,10 @@ struct Shared {
     forwarder: Arc<Forwarder>,
     forwards: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    /// Take no more questions.
     stop: CancellationToken,
+    /// Nor answer those taken.
+    close: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -136,11 +141,12 @@ impl Server {
             forwards: Arc::new(Semaphore::new(MAX_FORWARDS)),
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
             stop: CancellationToken::new(),
+            close: CancellationToken::new(),
             tasks: tasks.clone(),
         });
-        tasks.spawn(until_stopped(shared.clone(), serve_udp(shared.clone())));
-        tasks.spawn(until_stopped(shared.clone(), serve_tcp(shared.clone())));
-        Ok(Self { shared, settings: sender, ports })
+        tasks.spawn(until(shared.stop.clone(), serve_udp(shared.clone())));
+        tasks.spawn(until(shared.stop.clone(), serve_tcp(shared.clone())));
+        Ok(Self { shared, settings: sender, ports, draining: false })
     }
 
     /// Its ports.
@@ -153,6 +159,11 @@ impl Server {
         self.settings.send_replace(Arc::new(settings));
     }
 
+    /// Takes no more questions, but answers those taken, and serves open streams until they fall silent.
+    pub fn drain(mut self) {
+        self.draining = true;
+    }
+
     /// The sockets, to be passed to a successor.
     pub fn fds(&self) -> [OwnedFdRef; 2] {
         [OwnedFdRef(self.shared.clone(), Transport::Udp), OwnedFdRef(self.shared.clone(), Transport::Tcp)]
@@ -162,6 +173,9 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.shared.stop.cancel();
+        if !self.draining {
+            self.shared.close.cancel();
+        }
     }
 }
 
@@ -178,9 +192,9 @@ impl AsFd for OwnedFdRef {
     }
 }
 
-async fn until_stopped(shared: Arc<Shared>, serve: impl Future<Output = ()>) {
+async fn until(end: CancellationToken, serve: impl Future<Output = ()>) {
     tokio::select! {
-        () = shared.stop.cancelled() => (),
+        () = end.cancelled() => (),
         () = serve => (),
     }
 }
@@ -250,11 +264,12 @@ async fn serve_udp(shared: Arc<Shared>) {
                     Err(_) => send_now(&shared, request.status(ResponseCode::ServFail), client),
                     Ok(permit) => {
                         let (task, packet) = (shared.clone(), packet.to_vec());
-                        shared.tasks.spawn(async move {
+                        let forward = async move {
                             let reply = task.forward(&request, &packet, Transport::Udp).await;
                             task.send(&reply, client).await;
                             drop(permit);
-                        });
+                        };
+                        shared.tasks.spawn(until(shared.close.clone(), forward));
                     }
                 },
             }
@@ -279,12 +294,13 @@ async fn serve_tcp(shared: Arc<Shared>) {
         match shared.sockets.tcp.accept().await {
             Ok((stream, _)) => {
                 let task = shared.clone();
-                shared.tasks.spawn(async move {
+                let serve = async move {
                     if let Err(error) = serve_stream(&task, stream).await {
                         tracing::debug!(%error, "a stream ended early");
                     }
                     drop(permit);
-                });
+                };
+                shared.tasks.spawn(until(shared.close.clone(), serve));
             }
             // No descriptor left, say. Waiting is all that helps.
             Err(error) => {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::TaskTracker;
 
 use crate::dns::forward::Forwarder;
@@ -24,11 +24,10 @@ use crate::record;
 use crate::spec::SandboxId;
 use crate::sys::netns::Netns;
 
-/// How long changed zones may wait to be written: they change in bursts, and the daemon tells them again when it
-/// starts.
-const ZONES_DELAY: Duration = Duration::from_millis(100);
-/// How often sockets that could not be opened are tried again, and gone namespaces are looked for.
-const SWEEP: Duration = Duration::from_secs(1);
+/// How often sockets that could not be opened are tried again, and zones that could not be written.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often gone namespaces are looked for, in retries: nobody waits for it.
+const SWEEP: u32 = 10;
 
 /// What the keeper is asked; the answer goes back by the sender.
 pub enum Command {
@@ -71,7 +70,8 @@ pub struct Records {
 pub struct Keeper {
     records: Records,
     zones: watch::Sender<Arc<Zones>>,
-    zones_due: Option<Instant>,
+    /// They could not be written.
+    zones_dirty: bool,
     sandboxes: BTreeMap<SandboxId, Entry>,
     forwarder: Arc<Forwarder>,
     tasks: TaskTracker,
@@ -151,7 +151,7 @@ impl Keeper {
     ) -> Result<Self, NetdError> {
         let zones = watch::Sender::new(Arc::new(start.zones));
         let mut keeper =
-            Self { records, zones, zones_due: None, sandboxes: BTreeMap::new(), forwarder, tasks, frozen: false };
+            Self { records, zones, zones_dirty: false, sandboxes: BTreeMap::new(), forwarder, tasks, frozen: false };
         let mut sockets = start.sockets;
         for Served { dns, ports } in start.sandboxes {
             let inherited = sockets.remove(&dns.id);
@@ -172,35 +172,42 @@ impl Keeper {
             };
             keeper.sandboxes.insert(dns.id.clone(), Entry { dns, ports, open });
         }
-        keeper.write_zones()?;
-        keeper.write_sandboxes()?;
+        keeper.write_zones().await?;
+        keeper.write_sandboxes().await?;
         Ok(keeper)
     }
 
     /// Works off commands until one ends it or all senders are gone.
     pub async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        let mut sweep = interval(SWEEP);
-        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut retry = interval(RETRY);
+        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks: u32 = 0;
         loop {
-            // While frozen a successor has them in its own hands.
-            let due = self.zones_due.filter(|_| !self.frozen);
             tokio::select! {
                 command = commands.recv() => match command {
                     Some(Command::Ask(Request::Stop, answer)) => {
-                        self.flush();
                         let _ = answer.send(Reply::Done);
-                        return;
+                        break;
                     }
                     Some(Command::Finish(answer)) if self.frozen => {
                         let _ = answer.send(Reply::Done);
-                        return;
+                        break;
                     }
                     Some(command) => self.execute(command).await,
-                    None => return,
+                    None => break,
                 },
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.flush(),
-                _ = sweep.tick(), if !self.frozen => self.sweep().await,
+                // While frozen a successor has all in its own hands.
+                _ = retry.tick(), if !self.frozen => {
+                    ticks = ticks.wrapping_add(1);
+                    self.sweep(ticks.is_multiple_of(SWEEP)).await;
+                    if self.zones_dirty {
+                        self.flush().await;
+                    }
+                }
             }
+        }
+        for open in std::mem::take(&mut self.sandboxes).into_values().filter_map(|entry| entry.open) {
+            open.server.drain();
         }
     }
 
@@ -236,7 +243,7 @@ impl Keeper {
                 Err(error) => refused(chain(&error)),
             },
             Request::RemoveSandbox(id) => match self.sandboxes.remove(&id) {
-                Some(_) => done(self.write_sandboxes()),
+                Some(_) => done(self.write_sandboxes().await),
                 None => Reply::Done,
             },
             Request::PutZones(zones) => {
@@ -248,7 +255,7 @@ impl Keeper {
                     changed
                 });
                 if changed {
-                    self.zones_due.get_or_insert_with(|| Instant::now() + ZONES_DELAY);
+                    self.flush().await;
                 }
                 Reply::Done
             }
@@ -278,7 +285,7 @@ impl Keeper {
             }
         };
         // Before the answer: the caller directs port 53 to these ports, so they must be the same after a crash.
-        self.write_sandboxes()?;
+        self.write_sandboxes().await?;
         Ok(ports)
     }
 
@@ -315,14 +322,15 @@ impl Keeper {
         Frozen { reply, sockets: open.iter().flat_map(|(_, open)| open.server.fds()).collect() }
     }
 
-    /// Lets go of sandboxes whose namespace is gone, and tries again to open what could not be opened.
-    async fn sweep(&mut self) {
+    /// Tries again to open what could not be opened. If `all`, lets go of sandboxes whose namespace is gone.
+    async fn sweep(&mut self, all: bool) {
         let known: Vec<SandboxId> = self.sandboxes.keys().cloned().collect();
         let count = known.len();
         for id in known {
             let Some(entry) = self.sandboxes.get(&id) else { continue };
             let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
             let result = match entry.open {
+                Some(_) if !all => continue,
                 Some(_) => Netns::open(&entry.dns.netns).map(|_| None),
                 None => self.open(&entry.dns, Some(entry.ports)).await.map(Some),
             };
@@ -340,7 +348,7 @@ impl Keeper {
             }
         }
         if self.sandboxes.len() != count
-            && let Err(error) = self.write_sandboxes()
+            && let Err(error) = self.write_sandboxes().await
         {
             tracing::warn!(error = chain(&error), "will be written with the next change");
         }
@@ -350,22 +358,32 @@ impl Keeper {
         self.sandboxes.values().map(|entry| Served { dns: entry.dns.clone(), ports: entry.ports }).collect()
     }
 
-    fn write_sandboxes(&self) -> Result<(), NetdError> {
-        self.records.write_sandboxes(&self.served()).map_err(|source| NetdError::Record { source })
+    async fn write_sandboxes(&self) -> Result<(), NetdError> {
+        let (records, served) = (self.records.clone(), self.served());
+        write(move || records.write_sandboxes(&served)).await
     }
 
-    fn write_zones(&self) -> Result<(), NetdError> {
-        self.records.write_zones(&self.zones.borrow()).map_err(|source| NetdError::Record { source })
+    async fn write_zones(&self) -> Result<(), NetdError> {
+        let (records, zones) = (self.records.clone(), self.zones.borrow().clone());
+        write(move || records.write_zones(&zones)).await
     }
 
-    fn flush(&mut self) {
-        if self.zones_due.take().is_some()
-            && let Err(error) = self.write_zones()
-        {
+    /// Writes the zones. They are served also when that fails.
+    async fn flush(&mut self) {
+        let written = self.write_zones().await;
+        self.zones_dirty = written.is_err();
+        if let Err(error) = written {
             tracing::warn!(error = chain(&error), "zones are served but would not survive a crash; will try again");
-            self.zones_due = Some(Instant::now() + SWEEP);
         }
     }
+}
+
+/// Writes beside the loop that answers questions: to replace a file may wait for the disk.
+async fn write(act: impl FnOnce() -> Result<(), NetworkError> + Send + 'static) -> Result<(), NetdError> {
+    let failed =
+        |error| NetworkError::Record { step: "write", path: "a record".into(), source: io::Error::other(error) };
+    let written = tokio::task::spawn_blocking(act).await.map_err(failed).flatten();
+    written.map_err(|source| NetdError::Record { source })
 }
 
 /// Device and inode: equal for the same namespace. Ours stay taken as long as our sockets are in it.
@@ -445,22 +463,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn changed_zones_are_written_within_their_delay() {
+    async fn changed_zones_are_on_disk_when_the_call_is_answered() {
         let folder = tempfile::tempdir().unwrap();
-        let keeper = start(folder.path(), Start::default()).await;
-        let (sender, receiver) = mpsc::channel(1);
-        let running = tokio::spawn(keeper.run(receiver));
-        let (answer, reply) = oneshot::channel();
-        assert!(sender.send(Command::Ask(Request::PutZones(zones()), answer)).await.is_ok());
-        assert_eq!(reply.await.unwrap(), Reply::Done);
-        let records = Records::new(folder.path().into());
-        let deadline = Instant::now() + Duration::from_secs(5);
-        while records.load().zones != zones() {
-            assert!(Instant::now() < deadline, "not written");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        drop(sender);
-        running.await.unwrap();
+        let mut keeper = start(folder.path(), Start::default()).await;
+        assert_eq!(keeper.ask(Request::PutZones(zones())).await, Reply::Done);
+        assert_eq!(Records::new(folder.path().into()).load().zones, zones());
     }
 
     #[tokio::test]
