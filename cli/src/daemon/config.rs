@@ -74,7 +74,7 @@ pub struct Settings {
     /// Range of skep's own addresses: routing mesh and task bridges [default: 100.64.0.0/10]
     #[arg(long, env = "SKEP_INFRA_SUBNET")]
     infra_subnet: Option<String>,
-    /// What is logged: error, warn, info, debug, trace, or a filter like skep_network=debug,info [default: info]
+    /// What is logged: error, warn, info, debug, trace, or a filter like skep_network=debug,info [default: info, openraft=warn]
     #[arg(long, env = "SKEP_LOG")]
     log: Option<String>,
 }
@@ -316,7 +316,7 @@ impl Config {
             shim,
             bridge_subnet,
             infra_subnet,
-            log: settings.log.unwrap_or_else(|| "info".into()),
+            log: settings.log.unwrap_or_else(|| "info,openraft=warn".into()),
         })
     }
 }

@@ -54,6 +54,11 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let router = docker::router(Ports { swarm: swarm.clone(), engine: services.engine.clone(), host: host() });
     let stop = CancellationToken::new();
     let mut servers = JoinSet::new();
+    let settling = (services.engine.clone(), stop.clone());
+    servers.spawn(async move {
+        settling.0.run(settling.1).await;
+        Ok(())
+    });
     for ApiAddress::Unix(path) in &config.hosts {
         let listener = docker::bind_unix(path).await.with_context(|| format!("listening on {}", path.display()))?;
         servers.spawn(docker::serve(listener, router.clone(), stop.clone(), GRACE));
