@@ -148,7 +148,9 @@ impl Lab {
         let format = "{{.ID}} {{.Node}} {{.DesiredState}} {{.CurrentState}}";
         let listed =
             self.docker(node, &["service", "ps", "--no-trunc", "--format", format, service]).unwrap_or_default();
-        listed.lines().filter(|l| l.contains(" Running Running ")).map(str::to_owned).collect()
+        let is_running = |line: &&str| line.contains(" Running Running ");
+        let names = |line: &str| line.split(" Running").next().unwrap_or_default().to_owned();
+        listed.lines().filter(is_running).map(names).collect()
     }
 
     /// Waits until a service has exactly so many running tasks.

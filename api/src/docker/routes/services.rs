@@ -9,6 +9,7 @@ use skep_proto::model::service::ServiceSpec;
 
 use crate::docker::error::ApiError;
 use crate::docker::extract::{Filters, Flag, Json, Query, object_version, registry_auth};
+use crate::docker::names;
 use crate::docker::spec::{service, validate};
 use crate::docker::state::App;
 use crate::docker::types::service as json;
@@ -81,7 +82,11 @@ async fn create(
     Json(body): Json<json::ServiceSpec>,
 ) -> Result<(StatusCode, axum::Json<json::ServiceCreated>), ApiError> {
     let control = app.control()?;
-    let spec = read(&*control, body, &headers).await?;
+    let mut spec = read(&*control, body, &headers).await?;
+    if spec.annotations.name.is_empty() {
+        // As dockerd, which draws a name for who gives none. A service's name is a DNS label, so no underscore.
+        spec.annotations.name = names::draw((app.host.draw_id)(), 0).replace('_', "-");
+    }
     let id = control.create_service(spec).await?.to_string();
     Ok((StatusCode::CREATED, axum::Json(json::ServiceCreated { id, warnings: Vec::new() })))
 }
