@@ -20,7 +20,7 @@ need_packages() {
     return 1
   fi
   say "installing ${missing[*]}"
-  apt-get install -y --no-install-recommends "${missing[@]}" >/dev/null 2>&1 || {
+  DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" >/dev/null 2>&1 || {
     apt-get update >/dev/null
     DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" >/dev/null
   }
@@ -47,10 +47,15 @@ lab_obstacle() {
 
 # Builds the daemon and the static shim: position-fixed and without a dynamic linker it costs a quarter of the memory.
 build_skep() {
-  host=$(rustc -vV | sed -n 's/^host: //p')
+  find_programs
   cargo build --locked -p skep
   RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' cargo build --locked -p skep-shim --target "$host"
-  target=${CARGO_TARGET_DIR:-$top/target}
+}
+
+# Where build_skep puts them.
+find_programs() {
+  host=$(rustc -vV | sed -n 's/^host: //p')
+  local target=${CARGO_TARGET_DIR:-$top/target}
   export SKEP_SHIM="$target/$host/debug/skep-shim" SKEP="$target/debug/skep"
 }
 
