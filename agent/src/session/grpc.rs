@@ -1,7 +1,9 @@
 //! Sessions and streams over gRPC.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -30,6 +32,9 @@ const QUEUE: usize = 64;
 const CHUNKS: usize = 16;
 /// Bytes of a message from a manager at most: one part of a large set, whose last change may be large itself.
 const MAX_MESSAGE: usize = 4 * 1024 * 1024;
+
+/// How long a stream that this side has ended waits for the other side's end.
+const LINGER: Duration = Duration::from_secs(10);
 
 /// Makes connections to managers, with this node's certificate. They must notice a peer that is cut off (HTTP/2 pings).
 #[async_trait]
@@ -88,11 +93,35 @@ impl Transport for Grpc {
         let mut client = StreamsClient::new(self.dial(manager).await?).max_decoding_message_size(MAX_MESSAGE);
         let incoming = client.attach(outgoing).await.map_err(|status| refused(manager, &status))?.into_inner();
 
-        let reader =
-            StreamReader::new(incoming.map(|chunk| chunk.map(|chunk| chunk.data).map_err(std::io::Error::other)));
+        let data = Lingering(Some(incoming)).map(|chunk| chunk.map(|chunk| chunk.data).map_err(std::io::Error::other));
+        let reader = StreamReader::new(data);
         let closed = |_| std::io::Error::from(std::io::ErrorKind::BrokenPipe);
         let writer = SinkWriter::new(CopyToBytes::new(PollSender::new(sender).sink_map_err(closed)));
         Ok(Box::new(tokio::io::join(reader, writer)))
+    }
+}
+
+/// What comes from the manager. Dropping it would reset the call, and with it what this side has written and the connection
+/// has not taken yet: the last output of a short `exec`. So it is read to its end, which follows ours, in the background.
+struct Lingering(Option<Streaming<wire::Chunk>>);
+
+impl stream::Stream for Lingering {
+    type Item = Result<wire::Chunk, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        match &mut self.0 {
+            Some(incoming) => Pin::new(incoming).poll_next(cx),
+            None => Poll::Ready(None),
+        }
+    }
+}
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        if let (Some(mut incoming), Ok(runtime)) = (self.0.take(), tokio::runtime::Handle::try_current()) {
+            let rest = async move { while let Some(Ok(_)) = incoming.next().await {} };
+            runtime.spawn(tokio::time::timeout(LINGER, rest));
+        }
     }
 }
 
