@@ -45,6 +45,8 @@ pub struct State {
     pub(super) cursors: OrdMap<u32, u32>,
     /// Where the search for a free node index goes on.
     pub(super) node_index: u16,
+    /// Index of the last change of a node's record.
+    pub(super) nodes_index: u64,
     pub(super) requests: OrdMap<u128, Arc<AnsweredRequest>>,
     pub(super) request_times: OrdSet<(u64, u128)>,
     pub(super) derived: Derived,
@@ -82,6 +84,11 @@ impl State {
     /// Nodes.
     pub fn nodes(&self) -> &Table<Node> {
         &self.nodes
+    }
+
+    /// Raft index of the last change of any node's record: what was computed from them holds while it is the same.
+    pub fn nodes_index(&self) -> u64 {
+        self.nodes_index
     }
 
     /// Services, also those whose removal was asked for (`pending_delete`): faces do not show them.
@@ -215,6 +222,29 @@ impl State {
     /// Tasks that wait for the scheduler, by service and spec version.
     pub fn unplaced(&self) -> impl Iterator<Item = (u32, &TaskRow)> + '_ {
         self.derived.unplaced.iter().filter_map(|(_, _, h)| Some((*h, self.rows.get(*h)?)))
+    }
+
+    /// The services and spec versions that have tasks waiting for the scheduler.
+    pub fn unplaced_specs(&self) -> impl Iterator<Item = (ServiceRef, u64)> + '_ {
+        let mut next = (0, 0, 0);
+        std::iter::from_fn(move || {
+            loop {
+                let (service, version, _) = *self.derived.unplaced.range(next..).next()?;
+                // Skips the others of the spec, however many wait.
+                next = (service, version.saturating_add(1), 0);
+                let object = self.services.at(service);
+                if let Some(reference) = object.and_then(|s| self.services.reference(s.id)) {
+                    return Some((reference, version));
+                }
+            }
+        })
+    }
+
+    /// Tasks of one spec that wait for the scheduler, by handle.
+    pub fn unplaced_of(&self, service: ServiceRef, version: u64) -> impl Iterator<Item = (u32, &TaskRow)> + '_ {
+        let s = service.handle();
+        let found = self.derived.unplaced.range((s, version, 0)..=(s, version, u32::MAX));
+        found.filter_map(|(_, _, h)| Some((*h, self.rows.get(*h)?)))
     }
 
     /// Dead tasks that are to be forgotten.
