@@ -29,6 +29,8 @@ pub(crate) struct World {
     index: u64,
     rng: StdRng,
     ids: u128,
+    /// What the scheduler remembers between plans.
+    schedule: scheduler::Cache,
     /// Every entry so far.
     pub log: Vec<(u64, bytes::Bytes)>,
     /// Whether tasks that were told to run or stop do so at once.
@@ -46,6 +48,7 @@ impl World {
             index: 0,
             rng,
             ids: 1,
+            schedule: scheduler::Cache::default(),
             log: Vec::new(),
             agents_obey: true,
         };
@@ -201,10 +204,13 @@ impl World {
         let mut env = Env { now: self.now, rng: &mut self.rng };
         let mut all = Plan::default();
         let services: Vec<u32> = state.services().iter().map(|(r, _)| r.handle()).collect();
-        let parts = services.into_iter().map(|handle| orchestrator::plan(&state, handle, &mut env)).collect::<Vec<_>>();
-        for plan in
-            parts.into_iter().chain([allocator::plan(&state), scheduler::plan(&state), reaper::plan(&state, &env)])
-        {
+        let mut parts = vec![allocator::plan(&state), scheduler::plan(&state, &mut self.schedule, env.now)];
+        parts.push(reaper::plan(&state, reaper::Key::Cluster, &env));
+        for handle in services {
+            parts.push(orchestrator::plan(&state, handle, &mut env));
+            parts.push(reaper::plan(&state, reaper::Key::Service(handle), &env));
+        }
+        for plan in parts {
             all.groups.extend(plan.groups);
             if let Some(at) = plan.recheck_at {
                 all.recheck(at);

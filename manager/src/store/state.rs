@@ -262,6 +262,11 @@ impl State {
         self.derived.loads.get(&node.handle()).copied().unwrap_or_default()
     }
 
+    /// What tasks reserve, by handle of the node, ascending; nodes without tasks are left out.
+    pub fn loads(&self) -> impl Iterator<Item = (u32, NodeLoad)> + '_ {
+        self.derived.loads.iter().map(|(handle, load)| (*handle, *load))
+    }
+
     /// How much of a generic resource tasks reserve on a node.
     pub fn generic_load(&self, node: NodeRef, kind: &str) -> u64 {
         self.derived.generic.get(&(node.handle(), kind.to_owned())).copied().unwrap_or_default()
