@@ -302,6 +302,43 @@ fn a_changed_task_that_keeps_failing_is_the_only_one_under_way() {
 }
 
 #[test]
+fn a_start_first_update_that_keeps_failing_is_not_in_a_hurry() {
+    let mut world = World::new().nodes(2);
+    let failure_action = FailureAction::Continue;
+    let config = UpdateConfig { order: UpdateOrder::StartFirst, failure_action, ..UpdateConfig::default() };
+    let id = replicated(&mut world, 1, |s| s.update = Some(config));
+    world.settle();
+    change_args(&mut world, id, "broken");
+    let version = world.service(id).unwrap().spec_version;
+    let (mut failures, begin) = (0, world.now);
+    while world.now.since(begin) < Duration::from_secs(21) {
+        let mut groups = world.plans().groups;
+        groups.extend(world.obey());
+        world.propose(groups);
+        for task in world.running(id).iter().filter(|t| t.spec_version == version) {
+            world.end(task, TaskState::Failed, "x");
+            failures += 1;
+        }
+        world.now = world.now.after(Duration::from_millis(100));
+        assert!(world.running(id).iter().any(|t| t.spec_version != version), "the old one runs on");
+    }
+    assert!((4..=5).contains(&failures), "{failures} attempts in 21 s with a delay of 5 s");
+}
+
+#[test]
+fn a_node_whose_clock_is_late_does_not_take_the_restart_delay_away() {
+    let mut world = World::new().nodes(1);
+    let id = replicated(&mut world, 1, |_| {});
+    world.settle();
+    let task = world.view().reference(world.running(id)[0].id).unwrap();
+    world.apply(crate::store::Change::Status { task, state: TaskState::Failed, at_ms: 1, exit: Some(1) });
+    world.pass(Duration::from_millis(4900));
+    assert_eq!(world.running(id).len(), 0);
+    world.pass(Duration::from_millis(200));
+    assert_eq!(world.running(id).len(), 1);
+}
+
+#[test]
 fn the_pause_between_two_groups_is_kept() {
     let mut world = World::new().nodes(3);
     let config = UpdateConfig { delay: Duration::from_secs(30), parallelism: 2, ..UpdateConfig::default() };

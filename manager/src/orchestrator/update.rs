@@ -8,7 +8,8 @@ use std::time::Duration;
 use skep_proto::model::service::{FailureAction, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus};
 use skep_proto::model::{Service, TaskId, TaskState, Timestamp};
 
-use super::place::Lived;
+use super::place::{self, Lived};
+use super::restart::Decision;
 use super::{Creation, Input, Start, desire};
 use crate::reconcile::{Env, Plan};
 use crate::store::{Change, Group, TaskRow};
@@ -72,7 +73,7 @@ pub(super) fn plan(input: &Input<'_>, slots: &[Slot<'_>], replaced: usize, env: 
         if config.parallelism == 0 { usize::MAX } else { usize::try_from(config.parallelism).unwrap_or(usize::MAX) };
     // The pause runs from the moment the last group was done.
     let last_done =
-        slots.iter().filter(|s| !s.is_outdated(service)).filter_map(Slot::newest).map(|r| r.status_ms).max();
+        slots.iter().filter(|s| !s.is_outdated(service)).filter_map(Slot::newest).map(|r| r.updated_ms).max();
     if let Some(at) = last_done.filter(|_| config.delay > Duration::ZERO).map(|ms| Timestamp(ms).after(config.delay)) {
         // While tasks are under way their next state brings us back here.
         if under_way > 0 {
@@ -84,7 +85,7 @@ pub(super) fn plan(input: &Input<'_>, slots: &[Slot<'_>], replaced: usize, env: 
         }
     }
     for slot in outdated.into_iter().take(width.saturating_sub(under_way)) {
-        plan.groups.push(replace(input, slot, config.order, env));
+        plan.groups.extend(replace(input, slot, config.order, env));
     }
 }
 
@@ -101,18 +102,29 @@ fn finish_start_first(slots: &[Slot<'_>], service: &Service, plan: &mut Plan) {
     }
 }
 
-fn replace(input: &Input<'_>, slot: &Slot<'_>, order: UpdateOrder, env: &mut Env<'_>) -> Group {
+/// The new task of a place. One that failed there already (start-first: the old one runs on) is replaced by the restart
+/// policy: after its delay, or not at all.
+fn replace(input: &Input<'_>, slot: &Slot<'_>, order: UpdateOrder, env: &mut Env<'_>) -> Option<Group> {
     let newest = slot.newest();
     let node = newest.filter(|_| slot.slot == 0).and_then(|row| row.node);
     let place = newest.map_or(slot.slot, TaskRow::place);
-    let start = match order {
-        UpdateOrder::StartFirst => Start::Now,
-        UpdateOrder::StopFirst => Start::AfterOthers,
+    let failed = slot.rows.iter().filter(|(_, row)| {
+        row.spec_version == input.service.spec_version && row.is_dead() && row.desired <= TaskState::Running
+    });
+    let decision = failed.max_by_key(|(_, row)| row.created_index);
+    let decision = decision.map(|(handle, row)| place::decide(input.state, *handle, row, env.now));
+    let (start, restarts) = match (decision, order) {
+        (Some(Decision::Leave), _) => return None,
+        (Some(Decision::Replace { at, restarts }), _) if at > env.now => (Start::At(at.0), restarts),
+        (Some(Decision::Replace { restarts, .. }), UpdateOrder::StartFirst) => (Start::Now, restarts),
+        (Some(Decision::Replace { restarts, .. }), UpdateOrder::StopFirst) => (Start::AfterOthers, restarts),
+        (None, UpdateOrder::StartFirst) => (Start::Now, Vec::new()),
+        (None, UpdateOrder::StopFirst) => (Start::AfterOthers, Vec::new()),
     };
-    let creation = input.create(Creation { slot: slot.slot, node, place, start, restarts: Vec::new() }, env);
-    let old = slot.rows.iter().filter(|_| order == UpdateOrder::StopFirst);
+    let creation = input.create(Creation { slot: slot.slot, node, place, start, restarts }, env);
+    let old = slot.rows.iter().filter(|(_, row)| order == UpdateOrder::StopFirst || row.is_dead());
     let stops = old.filter_map(|(handle, row)| desire(*handle, row, TaskState::Shutdown));
-    stops.chain([creation]).collect::<Vec<_>>().into()
+    Some(stops.chain([creation]).collect::<Vec<_>>().into())
 }
 
 /// Every task is of the spec in force and runs: done when the newest has run as long as it is watched.
@@ -125,7 +137,7 @@ fn complete(
     now: Timestamp,
     plan: &mut Plan,
 ) {
-    let replaced = slots.iter().filter_map(Slot::newest).map(|row| row.status_ms).filter(|ms| *ms >= began.0).max();
+    let replaced = slots.iter().filter_map(Slot::newest).map(|row| row.updated_ms).filter(|ms| *ms >= began.0).max();
     let until = replaced.map_or(now, |ms| Timestamp(ms).after(config.monitor));
     if until > now {
         plan.recheck(until);

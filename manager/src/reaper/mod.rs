@@ -103,9 +103,13 @@ fn history(state: &State, service: ServiceRef) -> Vec<(u32, &TaskRow)> {
     old
 }
 
+fn is_away(state: NodeState) -> bool {
+    matches!(state, NodeState::Down | NodeState::Disconnected)
+}
+
 /// Tasks on a node that has been away too long.
 fn orphans(state: &State, env: &Env<'_>, plan: &mut Plan) {
-    for (reference, node) in state.nodes().iter().filter(|(_, n)| n.state == NodeState::Down) {
+    for (reference, node) in state.nodes().iter().filter(|(_, n)| is_away(n.state)) {
         let at = node.meta.updated_at.after(ORPHAN_AFTER);
         if at > env.now {
             plan.recheck(at);

@@ -120,7 +120,7 @@ impl Own {
             let is_failure = || {
                 row.spec_version == version
                     && matches!(row.state, TaskState::Failed | TaskState::Rejected)
-                    && now.since(Timestamp(row.status_ms)) < FAILURE_MEMORY
+                    && now.since(Timestamp(row.updated_ms)) < FAILURE_MEMORY
             };
             let at = node.handle() as usize;
             if row.is_live() && row.occupies_node() {
