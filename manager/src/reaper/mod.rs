@@ -74,20 +74,23 @@ pub fn plan(state: &State, key: Key, env: &Env<'_>) -> Plan {
     plan
 }
 
+/// A task's row with its handle.
+type Row<'a> = (u32, &'a TaskRow);
+
 fn forget(handle: u32, row: &TaskRow) -> Group {
     Group::of(Change::DeleteTask { task: row.reference(handle), if_version: row.version })
 }
 
 /// Dead tasks of each place that are more than its history holds. As with Docker the limit counts the live ones too: of
 /// five, `service ps` shows the task that runs and four before it.
-fn history(state: &State, service: ServiceRef) -> Vec<(u32, &TaskRow)> {
+fn history(state: &State, service: ServiceRef) -> Vec<Row<'_>> {
     let limit = state.cluster().map_or(5, |c| usize::try_from(c.spec.task_history).unwrap_or(usize::MAX));
     let count = state.count(service);
     // Without more tasks than live ones there is no history.
     if count.tasks <= count.live {
         return Vec::new();
     }
-    let mut places: BTreeMap<u32, (usize, Vec<(u32, &TaskRow)>)> = BTreeMap::new();
+    let mut places: BTreeMap<u32, (usize, Vec<Row<'_>>)> = BTreeMap::new();
     for (handle, row) in state.rows_of_service(service) {
         let (all, past) = places.entry(row.place()).or_default();
         *all += 1;
