@@ -3,7 +3,8 @@
 //!
 //! `cargo bench -p skep-manager --bench store [-- TASKS [NODES]]` prints the figures and returns 1 when a gate is missed.
 
-use std::process::ExitCode;
+use std::io::{Read, Write};
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
@@ -11,7 +12,7 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use skep_manager::raft::machine::Machine;
 use skep_manager::scheduler;
-use skep_manager::store::{Change, Entry, Group, MAX_ENTRY_CHANGES, Outcome, Replica, ServiceRef, Store};
+use skep_manager::store::{Change, Entry, Group, MAX_ENTRY_CHANGES, Outcome, Replica, ServiceRef, Store, TaskRow};
 use skep_proto::model::service::Endpoint;
 use skep_proto::model::task::Reservations;
 use skep_proto::model::{
@@ -19,6 +20,12 @@ use skep_proto::model::{
     Service, ServiceId, ServiceMode, ServiceSpec, TaskId, TaskSpec, TaskState, Timestamp,
 };
 
+/// The allocator that the daemon uses.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Argument with which this program weighs a state.
+const MEMORY: &str = "--memory";
 const TASKS_OF_A_SERVICE: usize = 1000;
 const MOST_BYTES_A_TASK: f64 = 200.0;
 const LEAST_CHANGES: f64 = 100_000.0;
@@ -34,6 +41,9 @@ struct Bench {
 }
 
 fn main() -> ExitCode {
+    if std::env::args().any(|arg| arg == MEMORY) {
+        return weigh();
+    }
     let mut numbers = std::env::args().skip(1).filter_map(|arg| arg.parse::<usize>().ok());
     let tasks = numbers.next().unwrap_or(100_000).next_multiple_of(TASKS_OF_A_SERVICE);
     let nodes = numbers.next().unwrap_or(1000);
@@ -46,7 +56,6 @@ fn main() -> ExitCode {
     bench.nodes(nodes);
     let services = bench.services(tasks / TASKS_OF_A_SERVICE);
     bench.tasks(&services);
-    bench.place(tasks);
     bench.statuses(tasks);
     bench.lose_a_node();
     bench.snapshot(tasks);
@@ -73,21 +82,23 @@ impl Bench {
         took
     }
 
-    fn rate(&mut self, what: &str, changes: Vec<Change>) {
-        let count = changes.len();
-        let mut all = Vec::new();
-        let mut changes = changes.into_iter().map(Group::of).peekable();
-        while changes.peek().is_some() {
-            let groups: Vec<Group> = changes.by_ref().take(MAX_ENTRY_CHANGES).collect();
-            all.push(self.apply(groups));
+    fn rate(&mut self, what: &str, mut next: impl FnMut(&mut Self) -> Vec<Change>) {
+        let (mut all, mut count) = (Vec::new(), 0);
+        loop {
+            // Made an entry at a time, so that the list of them is no part of the memory measured.
+            let changes = next(self);
+            if changes.is_empty() {
+                break;
+            }
+            count += changes.len();
+            all.push(self.apply(changes.into_iter().map(Group::of).collect()));
         }
         let took: Duration = all.iter().sum();
         all.sort_unstable();
         let rate = count as f64 / took.as_secs_f64();
         let gate = self.gate(rate >= LEAST_CHANGES);
         println!(
-            "{what:<28} {:>8.0} changes/s   entry p50 {:>5.2} ms  p99 {:>5.2} ms{gate}",
-            rate,
+            "{what:<28} {rate:>8.0} changes/s   entry p50 {:>5.2} ms  p99 {:>5.2} ms{gate}",
             millis(all[all.len() / 2]),
             millis(all[all.len() * 99 / 100]),
         );
@@ -155,53 +166,47 @@ impl Bench {
 
     fn tasks(&mut self, services: &[ServiceRef]) {
         let view = self.store.view();
-        let rng = &mut self.rng;
-        let created = services.iter().flat_map(|service| {
-            let spec_version = view.services().lookup(*service).expect("it was made").spec_version;
-            (1..=TASKS_OF_A_SERVICE as u32).map(move |slot| (*service, spec_version, slot))
-        });
-        let created: Vec<Change> = created
-            .map(|(service, spec_version, slot)| Change::CreateTask {
-                id: TaskId(rng.random()),
-                service,
-                spec_version,
-                slot,
-                node: None,
-                desired: TaskState::Running,
-                start_ms: 0,
-                restarts: Vec::new(),
-                after: None,
-            })
+        let versions: Vec<(ServiceRef, u64)> = services
+            .iter()
+            .map(|service| (*service, view.services().lookup(*service).expect("it was made").spec_version))
             .collect();
         drop(view);
-        let before = resident();
-        let count = created.len();
-        self.rate("create", created);
-        self.memory("created", before, count);
-        let view = self.store.view();
-        let allocated = view.unallocated().map(|(handle, row)| Change::Allocate {
-            task: row.reference(handle),
-            if_version: row.version,
-            addresses: Vec::new(),
+        let count = services.len() * TASKS_OF_A_SERVICE;
+        let mut made = 0;
+        self.rate("create", |bench| {
+            let entry = made..(made + MAX_ENTRY_CHANGES).min(count);
+            made = entry.end;
+            let change = |n: usize| {
+                let (service, spec_version) = versions[n / TASKS_OF_A_SERVICE];
+                Change::CreateTask {
+                    id: TaskId(bench.rng.random()),
+                    service,
+                    spec_version,
+                    slot: 1 + (n % TASKS_OF_A_SERVICE) as u32,
+                    node: None,
+                    desired: TaskState::Running,
+                    start_ms: 0,
+                    restarts: Vec::new(),
+                    after: None,
+                }
+            };
+            entry.map(change).collect()
         });
-        let allocated = allocated.collect();
-        drop(view);
-        self.rate("allocate", allocated);
-        self.memory("allocated", before, count);
-    }
-
-    /// Memory that tasks take, freed pages of the allocator included: an upper bound.
-    fn memory(&mut self, what: &str, before: usize, tasks: usize) {
-        let bytes = resident().saturating_sub(before) as f64 / tasks as f64;
-        let gate = self.gate(bytes <= MOST_BYTES_A_TASK);
-        println!("{:<28} {bytes:>8.0} bytes a task, resident{gate}", format!("memory, {what}"));
+        self.rate("allocate", |bench| {
+            let view = bench.store.view();
+            let change = |(handle, row): (u32, &TaskRow)| {
+                let (task, if_version) = (row.reference(handle), row.version);
+                Change::Allocate { task, if_version, addresses: Vec::new() }
+            };
+            view.unallocated().take(MAX_ENTRY_CHANGES).map(change).collect()
+        });
+        self.place(count);
     }
 
     fn place(&mut self, tasks: usize) {
         let mut cache = scheduler::Cache::default();
-        let (mut planning, mut assigned) = (Duration::ZERO, Vec::new());
-        let mut applying = Duration::ZERO;
-        while assigned.len() < tasks {
+        let (mut planning, mut applying, mut assigned) = (Duration::ZERO, Duration::ZERO, 0);
+        while assigned < tasks {
             let view = self.store.view();
             let start = Instant::now();
             let plan = scheduler::plan(&view, &mut cache, Timestamp(0));
@@ -209,9 +214,8 @@ impl Bench {
             drop(view);
             assert!(!plan.groups.is_empty(), "every task finds a node");
             for groups in plan.groups.chunks(MAX_ENTRY_CHANGES) {
-                let took = self.apply(groups.to_vec());
-                applying += took;
-                assigned.extend(groups.iter().map(|_| took / groups.len() as u32));
+                applying += self.apply(groups.to_vec());
+                assigned += groups.len();
             }
         }
         let rate = tasks as f64 / planning.as_secs_f64();
@@ -224,15 +228,17 @@ impl Bench {
 
     fn statuses(&mut self, tasks: usize) {
         for state in [TaskState::Accepted, TaskState::Running] {
-            let changes = self.status_of_all(state);
+            let mut changes = self.status_of_all(state);
             assert_eq!(changes.len(), tasks);
-            self.rate(&format!("status {}, chance order", state.as_str()), changes);
+            self.rate(&format!("status {}, chance order", state.as_str()), |_| {
+                changes.split_off(changes.len().saturating_sub(MAX_ENTRY_CHANGES))
+            });
         }
     }
 
     fn status_of_all(&mut self, state: TaskState) -> Vec<Change> {
         let view = self.store.view();
-        let row = |(handle, row): (u32, &skep_manager::store::TaskRow)| Change::Status {
+        let row = |(handle, row): (u32, &TaskRow)| Change::Status {
             task: row.reference(handle),
             state,
             at_ms: 1,
@@ -323,7 +329,31 @@ impl Bench {
         restored.restore(&mut bytes.as_slice()).expect("what was written is read");
         println!("{:<28} {:>8.0} ms for {} tasks", "restore", millis(start.elapsed()), store.view().task_count());
         assert!(store.view().task_count() >= tasks);
+        self.memory(&bytes);
     }
+
+    /// Memory of the state alone, in a process of its own that reads the snapshot.
+    fn memory(&mut self, snapshot: &[u8]) {
+        let program = std::env::current_exe().expect("this program has a path");
+        let child = Command::new(program).arg(MEMORY).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+        let mut child = child.expect("this program can be started again");
+        child.stdin.take().expect("it is piped").write_all(snapshot).expect("the child reads it");
+        let output = child.wait_with_output().expect("it ends");
+        let bytes: f64 = String::from_utf8_lossy(&output.stdout).trim().parse().expect("it prints a number");
+        let gate = self.gate(bytes <= MOST_BYTES_A_TASK);
+        println!("{:<28} {bytes:>8.0} bytes a task, indexes included{gate}", "memory");
+    }
+}
+
+/// Reads a snapshot from standard input and prints how much memory a task of it takes.
+fn weigh() -> ExitCode {
+    let mut bytes = Vec::new();
+    std::io::stdin().read_to_end(&mut bytes).expect("the snapshot is piped");
+    let (mut replica, store) = Replica::new();
+    let before = resident();
+    replica.restore(&mut bytes.as_slice()).expect("what was written is read");
+    println!("{}", (resident() - before) as f64 / store.view().task_count() as f64);
+    ExitCode::SUCCESS
 }
 
 fn millis(duration: Duration) -> f64 {

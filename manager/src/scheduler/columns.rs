@@ -11,6 +11,7 @@ use skep_proto::model::{Availability, Node, NodeState, TaskSpec};
 
 use super::constraint::{self, Constraint};
 use super::filter::{Filter, plugins, runs_platform};
+use super::rank;
 use crate::store::{NodeRef, Reference, SharedSpec, State};
 
 /// Classes of specs remembered at most; past it all are forgotten and made again as they are asked for.
@@ -134,6 +135,31 @@ pub struct Cache {
     nano_cpus: Vec<i64>,
     memory: Vec<i64>,
     classes: BTreeMap<Class, Answers>,
+    preferences: BTreeMap<String, Values>,
+}
+
+/// The value of a preference on each node, as a small number.
+#[derive(Debug, Default)]
+struct Values {
+    column: Vec<u32>,
+    numbers: BTreeMap<String, u32>,
+}
+
+impl Values {
+    fn ask(&mut self, preference: &str, handle: u32, node: Option<&Node>) {
+        let value = node.map_or("", |node| rank::value(preference, node));
+        let known = self.numbers.get(value).copied();
+        let number = known.unwrap_or_else(|| {
+            let next = u32::try_from(self.numbers.len()).expect("fewer values than nodes");
+            self.numbers.insert(value.to_owned(), next);
+            next
+        });
+        let at = handle as usize;
+        if self.column.len() <= at {
+            self.column.resize(at + 1, 0);
+        }
+        self.column[at] = number;
+    }
 }
 
 impl Cache {
@@ -167,11 +193,29 @@ impl Cache {
             for (class, answers) in &mut self.classes {
                 answers.ask(class, handle, node);
             }
+            for (preference, values) in &mut self.preferences {
+                values.ask(preference, handle, node);
+            }
         }
     }
 
     pub(super) fn node(&self, handle: u32) -> Option<NodeRef> {
         self.known.get(handle as usize).copied().flatten().map(|(reference, _)| reference)
+    }
+
+    /// The columns of a spec's preferences, the outermost first.
+    pub(super) fn preferences(&mut self, state: &State, wanted: &[String]) -> Vec<&[u32]> {
+        if self.preferences.len() >= MOST_CLASSES {
+            self.preferences.clear();
+        }
+        for preference in wanted {
+            self.preferences.entry(preference.clone()).or_insert_with(|| {
+                let mut values = Values::default();
+                state.nodes().iter().for_each(|(r, node)| values.ask(preference, r.handle(), Some(node)));
+                values
+            });
+        }
+        wanted.iter().filter_map(|preference| Some(self.preferences.get(preference)?.column.as_slice())).collect()
     }
 
     fn answers(&mut self, state: &State, spec: &TaskSpec) -> &Answers {
@@ -247,12 +291,12 @@ impl Columns {
         refused: &mut Refused,
         within: Option<&Bits>,
     ) -> Bits {
-        let (mut alive, ready) = (within.unwrap_or(&cache.present).clone(), cache.ready.clone());
-        let answers = cache.answers(state, &spec.task);
-        refused.add(Filter::Ready, alive.and(&ready));
+        let mut alive = within.unwrap_or(&cache.present).clone();
+        refused.add(Filter::Ready, alive.and(&cache.ready));
         if spec.nano_cpus > 0 || spec.memory > 0 || spec.generic().next().is_some() {
             refused.add(Filter::Resources, alive.retain(|handle| self.has_room(state, handle, spec)));
         }
+        let answers = cache.answers(state, &spec.task);
         refused.add(Filter::Plugins, alive.and(&answers.has_plugins));
         refused.add(Filter::Constraints, alive.and(&answers.satisfies));
         refused.add(Filter::Platform, alive.and(&answers.runs));
@@ -276,7 +320,8 @@ impl Columns {
     fn has_room(&self, state: &State, handle: u32, spec: &SharedSpec) -> bool {
         let at = handle as usize;
         let generic = || {
-            let node = state.nodes().at(handle);
+            // Most specs ask for none: the node is then not looked up.
+            let node = spec.generic().next().and_then(|_| state.nodes().at(handle));
             spec.generic().all(|(kind, amount)| {
                 let total = node.and_then(|n| n.description.generic.get(kind)).copied().unwrap_or_default();
                 let given = self.generic.get(&(handle, kind.clone())).copied().unwrap_or_default();

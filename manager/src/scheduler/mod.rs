@@ -200,8 +200,8 @@ impl Round<'_> {
             tasks: columns.tasks[node as usize],
             node,
         });
-        let record = |handle: u32| state.nodes().at(handle).map(|node| &**node);
-        let mut nodes = Domain::of(keys.collect::<Vec<_>>().into_iter(), &spec.task.placement.preferences, record);
+        let preferences = self.cache.preferences(state, &spec.task.placement.preferences);
+        let mut nodes = Domain::of(keys.collect(), &preferences);
         let mut placed = 0;
         for (handle, row) in tasks {
             let node = nodes.place(&mut |key| {

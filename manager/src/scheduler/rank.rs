@@ -4,7 +4,8 @@
 //! with the fewest tasks of its service. In a domain a heap gives out the nodes, best first.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
 
 use skep_proto::model::Node;
 
@@ -27,40 +28,38 @@ pub(super) enum Domain {
     /// No preference is left.
     Nodes(BinaryHeap<Reverse<Key>>),
     /// By the value of a preference, with the tasks of the service there.
-    Branches(BTreeMap<String, (u32, Domain)>),
+    Branches(Vec<(u32, Domain)>),
 }
 
-/// Reads `spread=node.labels.zone`'s descriptor, `node.labels.zone`; anything else is one domain for all.
-fn value(preference: &str, node: &Node) -> String {
-    let label = |map: &BTreeMap<String, String>, name: &str| map.get(name).cloned().unwrap_or_default();
-    if let Some(name) = preference.strip_prefix("node.labels.") {
-        label(&node.spec.annotations.labels, name)
+/// The value of a preference (`node.labels.zone`) on a node; anything that is not a label is one domain for all.
+pub(super) fn value<'a>(preference: &str, node: &'a Node) -> &'a str {
+    let (labels, name) = if let Some(name) = preference.strip_prefix("node.labels.") {
+        (&node.spec.annotations.labels, name)
     } else if let Some(name) = preference.strip_prefix("engine.labels.") {
-        label(&node.description.engine_labels, name)
+        (&node.description.engine_labels, name)
     } else {
-        String::new()
-    }
+        return "";
+    };
+    labels.get(name).map_or("", String::as_str)
 }
 
 impl Domain {
-    /// Arranges the nodes by the values of the preferences, the outermost first.
-    pub(super) fn of<'a>(
-        keys: impl Iterator<Item = Key>,
-        preferences: &[String],
-        node: impl Fn(u32) -> Option<&'a Node> + Copy,
-    ) -> Self {
+    /// Arranges the nodes by the values of the preferences, the outermost first. Each preference is a column by node of
+    /// small numbers that stand for its values.
+    pub(super) fn of(keys: Vec<Key>, preferences: &[&[u32]]) -> Self {
         let Some((first, rest)) = preferences.split_first() else {
-            return Self::Nodes(keys.map(Reverse).collect());
+            return Self::Nodes(keys.into_iter().map(Reverse).collect());
         };
-        let mut groups: BTreeMap<String, Vec<Key>> = BTreeMap::new();
+        let mut groups: Vec<Vec<Key>> = Vec::new();
         for key in keys {
-            groups.entry(node(key.node).map(|n| value(first, n)).unwrap_or_default()).or_default().push(key);
+            let value = first[key.node as usize] as usize;
+            if groups.len() <= value {
+                groups.resize_with(value + 1, Vec::new);
+            }
+            groups[value].push(key);
         }
-        let branch = |(value, keys): (String, Vec<Key>)| {
-            let own = keys.iter().map(|key| key.own).sum();
-            (value, (own, Self::of(keys.into_iter(), rest, node)))
-        };
-        Self::Branches(groups.into_iter().map(branch).collect())
+        let branch = |keys: Vec<Key>| (keys.iter().map(|key| key.own).sum(), Self::of(keys, rest));
+        Self::Branches(groups.into_iter().filter(|keys| !keys.is_empty()).map(branch).collect())
     }
 
     /// Takes the best node. `again` says what its key is once it has the task, or that it can take no other.
@@ -71,13 +70,15 @@ impl Domain {
                 let Reverse(key) = *best;
                 match again(key) {
                     Some(next) => *best = Reverse(next),
-                    None => drop(std::collections::binary_heap::PeekMut::pop(best)),
+                    None => drop(PeekMut::pop(best)),
                 }
                 Some(key.node)
             }
             Self::Branches(branches) => {
-                branches.retain(|_, (_, domain)| !domain.is_empty());
-                let (own, domain) = branches.values_mut().min_by_key(|(own, _)| *own)?;
+                // Where two have as few tasks, the better node decides.
+                let rank = |(own, domain): &(u32, Self)| Some((*own, domain.best()?));
+                let (_, best) = branches.iter().zip(0usize..).filter_map(|(b, at)| Some((rank(b)?, at))).min()?;
+                let (own, domain) = &mut branches[best];
                 let node = domain.place(again)?;
                 *own += 1;
                 Some(node)
@@ -85,10 +86,13 @@ impl Domain {
         }
     }
 
-    fn is_empty(&self) -> bool {
+    /// The key of the node that would be taken.
+    fn best(&self) -> Option<Key> {
         match self {
-            Self::Nodes(heap) => heap.is_empty(),
-            Self::Branches(branches) => branches.values().all(|(_, domain)| domain.is_empty()),
+            Self::Nodes(heap) => heap.peek().map(|Reverse(key)| *key),
+            Self::Branches(branches) => {
+                branches.iter().filter_map(|(own, domain)| Some((*own, domain.best()?))).min().map(|(_, key)| key)
+            }
         }
     }
 }

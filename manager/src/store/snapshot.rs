@@ -83,10 +83,12 @@ pub(super) fn write(state: &State, out: &mut dyn Write) -> io::Result<()> {
     out.write_all(MAGIC)?;
     out.write_all(&[FORMAT])?;
     let mut out = zstd::stream::Encoder::new(out, COMPRESSION)?;
+    let mut buffer = Vec::new();
     let mut put = |record: Record| -> io::Result<()> {
-        let bytes = postcard::to_stdvec(&record).map_err(io::Error::other)?;
-        out.write_all(&u32::try_from(bytes.len()).map_err(io::Error::other)?.to_le_bytes())?;
-        out.write_all(&bytes)
+        buffer.clear();
+        buffer = postcard::to_extend(&record, std::mem::take(&mut buffer)).map_err(io::Error::other)?;
+        out.write_all(&u32::try_from(buffer.len()).map_err(io::Error::other)?.to_le_bytes())?;
+        out.write_all(&buffer)
     };
     let State { index, now, node_index, digest, .. } = *state;
     put(Record::Head { index, now_ms: now.0, node_index, digest })?;
@@ -99,8 +101,9 @@ pub(super) fn write(state: &State, out: &mut dyn Write) -> io::Result<()> {
     for ((service, version), spec) in &state.specs {
         put(Record::Spec { service: *service, version: *version, bytes: spec.service.encode().into() })?;
     }
+    let has_free = state.rows.in_use() < state.rows.capacity();
     for (handle, row) in state.rows.iter_all() {
-        put(Record::Row { row: *row, used: state.rows.is_used(handle) })?;
+        put(Record::Row { row: *row, used: !has_free || state.rows.is_used(handle) })?;
     }
     for (task, extra) in &state.extras {
         put(Record::Extra { task: *task, extra: (**extra).clone() })?;
@@ -255,13 +258,12 @@ impl State {
     pub(super) fn derive_again(&mut self) {
         self.nodes_index = self.index;
         self.derived = super::derived::Derived::default();
-        let rows: Vec<(u32, TaskRow)> = self.rows.iter().map(|(handle, row)| (handle, *row)).collect();
         let mut counts = std::collections::BTreeMap::<(u32, u64), u32>::new();
-        for (handle, row) in &rows {
-            let extra = self.extras.get(handle).cloned();
+        for (handle, row) in self.rows.iter() {
+            let extra = self.extras.get(&handle).cloned();
             let key = row.service.map(|s| (s.handle(), row.spec_version));
             let spec = key.and_then(|key| self.specs.get(&key));
-            self.derived.task(*handle, None, Some(Parts { row, extra: extra.as_deref() }), spec);
+            self.derived.task(handle, None, Some(Parts { row, extra: extra.as_deref() }), spec);
             if let Some(key) = key {
                 *counts.entry(key).or_default() += 1;
             }

@@ -14,7 +14,7 @@ use skep_proto::model::{
     Timestamp, Version,
 };
 
-use super::derived::{Derived, NodeLoad, ServiceCount, upper_half};
+use super::derived::{Derived, NodeLoad, ServiceCount, top_bits};
 use super::entry::Outcome;
 use super::refs::{NetworkRef, NodeRef, Reference, ServiceRef, TaskRef};
 use super::row::{TaskExtra, TaskRow, usual_message};
@@ -138,11 +138,11 @@ impl State {
         node.into_iter().flat_map(|n| self.rows_on_node(n)).map(|(h, row)| self.to_task(h, row)).collect()
     }
 
-    /// Ids of tasks that start with `prefix`, in order.
+    /// Ids of tasks that start with `prefix`, in the order of their first 32 bits.
     pub fn task_ids_by_prefix(&self, prefix: &str) -> impl Iterator<Item = TaskId> + '_ {
         let range = prefix_range(prefix);
         range.into_iter().flat_map(move |(low, high)| {
-            let candidates = self.derived.ids.range((upper_half(low), 0)..=(upper_half(high), u32::MAX));
+            let candidates = self.derived.ids.range((top_bits(low), 0)..=(top_bits(high), u32::MAX));
             let ids = candidates.filter_map(|(_, handle)| self.rows.get(*handle)).map(|row| row.id);
             ids.filter(move |id| (low..=high).contains(&id.0))
         })
@@ -160,9 +160,9 @@ impl State {
 
     /// The reference of a task.
     pub fn reference(&self, id: TaskId) -> Option<TaskRef> {
-        let high = upper_half(id.0);
-        let same_half = self.derived.ids.range((high, 0)..=(high, u32::MAX));
-        same_half
+        let top = top_bits(id.0);
+        let same_top = self.derived.ids.range((top, 0)..=(top, u32::MAX));
+        same_top
             .filter_map(|(_, h)| Some((h, self.rows.get(*h)?)))
             .find_map(|(h, r)| (r.id == id).then(|| r.reference(*h)))
     }

@@ -351,3 +351,19 @@ fn replay(replica: &mut Replica, log: &[(u64, bytes::Bytes)]) {
     }
     replica.publish();
 }
+
+#[test]
+fn ids_that_begin_alike_are_told_apart() {
+    let mut world = World::new().nodes(1);
+    let id = world.add_service("web", REPLICAS, |_| {});
+    let alike: Vec<u128> = (1..=4).map(|n| (7 << 96) | n).collect();
+    for (slot, task) in (1..).zip(&alike) {
+        world.apply(create(&world, id, *task, slot));
+    }
+    let view = world.view();
+    assert!(alike.iter().all(|task| view.task(TaskId(*task)).is_some_and(|t| t.id.0 == *task)));
+    assert_eq!(view.reference(TaskId((7 << 96) | 9)), None);
+    let prefix = TaskId(alike[0]).to_string();
+    assert_eq!(view.task_ids_by_prefix(&prefix[..5]).count(), 4);
+    assert_eq!(view.task_ids_by_prefix(&prefix).collect::<Vec<_>>(), [TaskId(alike[0])]);
+}
