@@ -351,7 +351,7 @@ impl Leader {
     fn start(&self, parts: &mut JoinSet<()>, reign: &CancellationToken) {
         self.plan(parts, orchestrator::Orchestrator, reign);
         self.plan(parts, allocator::Allocator, reign);
-        self.plan(parts, scheduler::Scheduler, reign);
+        self.plan(parts, scheduler::Scheduler::default(), reign);
         self.plan(parts, reaper::Reaper, reign);
         parts.spawn(membership::role::run(Arc::clone(&self.store), self.raft.clone(), reign.clone()));
     }

@@ -29,6 +29,10 @@ pub(crate) struct World {
     index: u64,
     rng: StdRng,
     ids: u128,
+    /// What the scheduler remembers between plans.
+    schedule: scheduler::Cache,
+    /// Every entry so far.
+    pub log: Vec<(u64, bytes::Bytes)>,
     /// Whether tasks that were told to run or stop do so at once.
     pub agents_obey: bool,
 }
@@ -37,7 +41,17 @@ impl World {
     pub fn new() -> Self {
         let (replica, store) = Replica::new();
         let rng = StdRng::seed_from_u64(7);
-        let mut world = Self { replica, store, now: Timestamp(1_000_000), index: 0, rng, ids: 1, agents_obey: true };
+        let mut world = Self {
+            replica,
+            store,
+            now: Timestamp(1_000_000),
+            index: 0,
+            rng,
+            ids: 1,
+            schedule: scheduler::Cache::default(),
+            log: Vec::new(),
+            agents_obey: true,
+        };
         let cluster = Cluster {
             id: ClusterId(1),
             meta: Meta::default(),
@@ -177,8 +191,10 @@ impl World {
     pub fn propose(&mut self, groups: Vec<Group>) -> Vec<Outcome> {
         self.index += 1;
         let entry = Entry { at_ms: self.now.0, proposer: NodeId(0), groups };
-        let reply = self.replica.apply(self.index, &entry.encode()).unwrap();
+        let bytes = entry.encode();
+        let reply = self.replica.apply(self.index, &bytes).unwrap();
         self.replica.publish();
+        self.log.push((self.index, bytes));
         postcard::from_bytes(&reply).unwrap()
     }
 
@@ -188,10 +204,13 @@ impl World {
         let mut env = Env { now: self.now, rng: &mut self.rng };
         let mut all = Plan::default();
         let services: Vec<u32> = state.services().iter().map(|(r, _)| r.handle()).collect();
-        let parts = services.into_iter().map(|handle| orchestrator::plan(&state, handle, &mut env)).collect::<Vec<_>>();
-        for plan in
-            parts.into_iter().chain([allocator::plan(&state), scheduler::plan(&state), reaper::plan(&state, &env)])
-        {
+        let mut parts = vec![allocator::plan(&state), scheduler::plan(&state, &mut self.schedule, env.now)];
+        parts.push(reaper::plan(&state, reaper::Key::Cluster, &env));
+        for handle in services {
+            parts.push(orchestrator::plan(&state, handle, &mut env));
+            parts.push(reaper::plan(&state, reaper::Key::Service(handle), &env));
+        }
+        for plan in parts {
             all.groups.extend(plan.groups);
             if let Some(at) = plan.recheck_at {
                 all.recheck(at);
@@ -275,10 +294,16 @@ impl World {
         self.view().services().get(id).cloned()
     }
 
-    /// The snapshot of the state, read back.
-    pub fn reopened(&self) -> Arc<State> {
+    /// The state as a snapshot.
+    pub fn snapshot(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.replica.snapshot().write_to(&mut bytes).unwrap();
+        bytes
+    }
+
+    /// The snapshot of the state, read back.
+    pub fn reopened(&self) -> Arc<State> {
+        let bytes = self.snapshot();
         let (mut replica, store) = Replica::new();
         replica.restore(&mut bytes.as_slice()).unwrap();
         store.view()

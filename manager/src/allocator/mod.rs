@@ -9,7 +9,7 @@ mod ports;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::{IpNet, Ipv4Net};
@@ -52,22 +52,54 @@ impl Planner for Allocator {
 #[derive(Debug, Default)]
 struct Given {
     addresses: BTreeSet<(u32, u32)>,
-    cursors: std::collections::BTreeMap<u32, u32>,
+    cursors: BTreeMap<u32, u32>,
+    /// Networks that have their subnet once this plan is applied.
+    networks: BTreeSet<NetworkId>,
+    /// Networks found full, with what to say of them: not searched again.
+    full: BTreeMap<u32, String>,
+    /// Services that cannot get what they ask for, by handle, and why.
+    stuck: BTreeMap<u32, String>,
+}
+
+/// Why something is not given.
+enum Lack {
+    /// What it waits for is on its way.
+    Later,
+    /// It cannot be had; for people.
+    Impossible(String),
 }
 
 /// Gives what is missing.
 pub fn plan(state: &State) -> Plan {
     let mut plan = Plan::default();
-    networks(state, &mut plan);
     let mut given = Given::default();
+    networks(state, &mut given, &mut plan);
     services(state, &mut given, &mut plan);
-    for (handle, row) in state.unallocated().take(ROUND) {
-        task(state, handle, row, &mut given, &mut plan);
+    // Those that cannot be helped now do not stand in the way of the others.
+    let mut round = ROUND;
+    for (handle, row) in state.unallocated() {
+        match task(state, handle, row, &mut given) {
+            Ok(group) => {
+                plan.groups.push(group);
+                round -= 1;
+            }
+            Err(Lack::Later) => {}
+            Err(Lack::Impossible(text)) => {
+                if state.extra(handle).is_none_or(|e| e.error != text) {
+                    let task = row.reference(handle);
+                    plan.groups.push(Group::of(Change::ExplainTask { task, if_version: row.version, text }));
+                    round -= 1;
+                }
+            }
+        }
+        if round == 0 {
+            break;
+        }
     }
     plan
 }
 
-fn networks(state: &State, plan: &mut Plan) {
+fn networks(state: &State, given: &mut Given, plan: &mut Plan) {
     let mut vnis: BTreeSet<u32> = state.networks().values().filter_map(|n| n.vni).collect();
     let mut taken: Vec<Ipv4Net> = state.networks().values().flat_map(|n| &n.subnets).filter_map(pool::v4).collect();
     for network in state.networks().values().filter(|n| n.vni.is_none() && !n.pending_delete) {
@@ -75,6 +107,7 @@ fn networks(state: &State, plan: &mut Plan) {
         let Some(subnet) = subnet_for(state, network, &taken) else { continue };
         vnis.insert(vni);
         taken.extend(pool::v4(&subnet));
+        given.networks.insert(network.id);
         let mut changed = (**network).clone();
         changed.vni = Some(vni);
         changed.subnets = vec![subnet];
@@ -87,6 +120,12 @@ fn subnet_for(state: &State, network: &Network, taken: &[Ipv4Net]) -> Option<Sub
     let asked = network.spec.ipam.iter().find(|c| matches!(c.subnet, Some(IpNet::V4(_))));
     let (subnet, range, gateway) = match asked {
         Some(config) => match config.subnet {
+            // In the way of another network: refused where it would be applied, so it is not asked.
+            Some(IpNet::V4(subnet))
+                if taken.iter().any(|t| t.contains(&subnet.network()) || subnet.contains(&t.network())) =>
+            {
+                return None;
+            }
             Some(IpNet::V4(subnet)) => (subnet.trunc(), config.range, config.gateway),
             Some(IpNet::V6(_)) | None => return None,
         },
@@ -101,32 +140,36 @@ fn subnet_for(state: &State, network: &Network, taken: &[Ipv4Net]) -> Option<Sub
 
 fn services(state: &State, given: &mut Given, plan: &mut Plan) {
     let mut ports = ports::Ports::of(state);
-    for service in state.services().values().filter(|s| !s.pending_delete) {
-        let wanted = endpoint(state, service, given, &mut ports);
-        if let Some(wanted) = wanted.filter(|w| *w != service.endpoint) {
-            let mut changed = (**service).clone();
-            changed.endpoint = wanted;
-            plan.groups.push(Group::of(Change::update(&changed)));
+    for (reference, service) in state.services().iter().filter(|(_, s)| !s.pending_delete) {
+        match endpoint(state, service, given, &mut ports) {
+            Ok(wanted) if wanted != service.endpoint => {
+                let mut changed = (**service).clone();
+                changed.endpoint = wanted;
+                plan.groups.push(Group::of(Change::update(&changed)));
+            }
+            Ok(_) => {}
+            Err(Lack::Later) => {}
+            Err(Lack::Impossible(text)) => drop(given.stuck.insert(reference.handle(), text)),
         }
     }
 }
 
-/// What a service's endpoint should be; `None` while something it needs is not there yet.
-fn endpoint(state: &State, service: &Service, given: &mut Given, ports: &mut ports::Ports) -> Option<Endpoint> {
+/// What a service's endpoint should be, or why it cannot be that now.
+fn endpoint(state: &State, service: &Service, given: &mut Given, ports: &mut ports::Ports) -> Result<Endpoint, Lack> {
     let spec = service.spec.endpoint.clone().unwrap_or_default();
-    let resolved = ports.resolve(service, &spec)?;
+    let resolved = ports.resolve(service, &spec).ok_or_else(|| Lack::Impossible(ports::none_free()))?;
     let mut virtual_ips = Vec::new();
     if spec.mode == EndpointMode::Vip {
         for id in overlay_networks(service.spec.task.networks.iter().map(|n| n.target.as_str())) {
             let known = service.endpoint.virtual_ips.iter().find(|v| v.network == id);
             let vip = match known {
                 Some(known) => *known,
-                None => VirtualIp { network: id, address: free_address(state, id, given).ok()? },
+                None => VirtualIp { network: id, address: free_address(state, id, given)? },
             };
             virtual_ips.push(vip);
         }
     }
-    Some(Endpoint { spec: Some(spec), ports: resolved, virtual_ips })
+    Ok(Endpoint { spec: Some(spec), ports: resolved, virtual_ips })
 }
 
 /// Whether everything that was asked of the allocator for a service is there.
@@ -142,50 +185,58 @@ fn overlay_networks<'a>(targets: impl Iterator<Item = &'a str> + 'a) -> impl Ite
     targets.filter_map(|target| target.parse().ok())
 }
 
-fn task(state: &State, handle: u32, row: &TaskRow, given: &mut Given, plan: &mut Plan) {
-    let Some(spec) = state.spec_of(row) else { return };
-    let service = row.service.and_then(|r| state.services().lookup(r));
-    if service.is_some_and(|s| s.spec_version == row.spec_version && !is_allocated(s)) {
-        return;
+fn task(state: &State, handle: u32, row: &TaskRow, given: &mut Given) -> Result<Group, Lack> {
+    let spec = state.spec_of(row).ok_or(Lack::Later)?;
+    let service = row.service.and_then(|r| Some((r, state.services().lookup(r)?)));
+    if let Some((reference, service)) = service.filter(|(_, s)| s.spec_version == row.spec_version && !is_allocated(s))
+    {
+        let reason = given.stuck.get(&reference.handle());
+        let name = &service.spec.annotations.name;
+        return Err(reason.map_or(Lack::Later, |text| Lack::Impossible(format!("service {name}: {text}"))));
     }
     let mut addresses: Vec<(NetworkRef, Vec<IpNet>)> = Vec::new();
     for id in overlay_networks(spec.task.networks.iter().map(|n| n.target.as_str())) {
-        let Some(reference) = state.networks().reference(id) else { return };
-        match free_address(state, id, given) {
-            Ok(address) => addresses.push((reference, vec![address])),
-            Err(text) => {
-                if state.extra(handle).is_none_or(|e| e.error != text) {
-                    plan.groups.push(Group::of(Change::ExplainTask {
-                        task: row.reference(handle),
-                        if_version: row.version,
-                        text,
-                    }));
-                }
-                return;
-            }
-        }
+        let reference = state.networks().reference(id).ok_or_else(network_gone)?;
+        addresses.push((reference, vec![free_address(state, id, given)?]));
     }
-    plan.groups.push(Group::of(Change::Allocate { task: row.reference(handle), if_version: row.version, addresses }));
+    let task = row.reference(handle);
+    Ok(Group::of(Change::Allocate { task, if_version: row.version, addresses }))
+}
+
+fn network_gone() -> Lack {
+    Lack::Impossible("a network of the task is gone".into())
 }
 
 /// The next free address of a network behind the one given last.
-fn free_address(state: &State, id: NetworkId, given: &mut Given) -> Result<IpNet, String> {
-    let gone = || "a network of the task is gone".to_owned();
-    let network = state.networks().get(id).ok_or_else(gone)?;
-    let reference = state.networks().reference(id).ok_or_else(gone)?;
+fn free_address(state: &State, id: NetworkId, given: &mut Given) -> Result<IpNet, Lack> {
+    let network = state.networks().get(id).ok_or_else(network_gone)?;
+    let reference = state.networks().reference(id).ok_or_else(network_gone)?;
+    if given.networks.contains(&id) {
+        return Err(Lack::Later);
+    }
     let name = &network.spec.annotations.name;
     let subnet = network.subnets.iter().find(|s| matches!(s.subnet, IpNet::V4(_)));
-    let subnet = subnet.ok_or_else(|| format!("network {name} has no subnet yet"))?;
+    let subnet = subnet.ok_or_else(|| {
+        Lack::Impossible(format!(
+            "network {name} has no subnet: the one it asks for overlaps another's, or the address pools are used up"
+        ))
+    })?;
     let key = reference.handle();
+    if let Some(text) = given.full.get(&key) {
+        return Err(Lack::Impossible(text.clone()));
+    }
     let cursor = given.cursors.get(&key).copied().map(Ipv4Addr::from).or_else(|| state.address_cursor(reference));
     let is_free = |address: Ipv4Addr| {
         !given.addresses.contains(&(key, u32::from(address))) && !state.is_address_used(reference, address.into())
     };
-    let address = pool::next_address(subnet, cursor, is_free).ok_or_else(|| {
-        format!("no free address in network {name} ({}): remove tasks or make a larger network", subnet.subnet)
-    })?;
+    let Some(address) = pool::next_address(subnet, cursor, is_free) else {
+        let text =
+            format!("no free address in network {name} ({}): remove tasks or make a larger network", subnet.subnet);
+        given.full.insert(key, text.clone());
+        return Err(Lack::Impossible(text));
+    };
     given.addresses.insert((key, u32::from(address)));
     given.cursors.insert(key, u32::from(address));
     let net = IpNet::new(address.into(), subnet.subnet.prefix_len());
-    net.map_err(|_| format!("network {name} has an impossible subnet"))
+    net.map_err(|_| Lack::Impossible(format!("network {name} has an impossible subnet")))
 }

@@ -10,6 +10,11 @@ use crate::store::State;
 /// Where ports are taken from that nobody chose (swarmkit's range).
 const DYNAMIC: std::ops::RangeInclusive<u16> = 30000..=32767;
 
+/// Why [`Ports::resolve`] found nothing.
+pub(super) fn none_free() -> String {
+    format!("no published port is free between {} and {}: choose one", DYNAMIC.start(), DYNAMIC.end())
+}
+
 /// Who has which port.
 pub(super) struct Ports(BTreeMap<(Protocol, u16), ServiceId>);
 

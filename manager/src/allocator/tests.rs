@@ -89,3 +89,36 @@ fn a_full_network_says_so() {
     let error = world.tasks(id).iter().map(|t| t.status.error.clone()).find(|e| !e.is_empty()).unwrap();
     assert!(error.starts_with("no free address in network small"), "{error}");
 }
+
+#[test]
+fn a_network_whose_subnet_is_taken_holds_up_only_its_own_tasks() {
+    let mut world = World::new().nodes(1);
+    let first = world.add_network("first");
+    world.settle();
+    let second = world.add_network("second");
+    let mut asking = (**world.view().networks().get(second).unwrap()).clone();
+    let subnet = Some("10.0.0.0/16".parse().unwrap());
+    asking.spec.ipam = vec![skep_proto::model::network::IpamConfig { subnet, ..Default::default() }];
+    world.apply(crate::store::Change::update(&asking));
+    let stuck = world.add_service("stuck", ServiceMode::Replicated { replicas: 3 }, |s| s.task.networks = on(second));
+    let fine = world.add_service("fine", ServiceMode::Replicated { replicas: 3 }, |s| s.task.networks = on(first));
+    world.settle();
+    assert_eq!((world.running(stuck).len(), world.running(fine).len()), (0, 3));
+    let error = &world.tasks(stuck)[0].status.error;
+    assert!(error.starts_with("service stuck: network second has no subnet"), "{error}");
+}
+
+#[test]
+fn a_task_s_address_rests_before_it_is_given_again() {
+    let mut world = World::new().nodes(1);
+    let network = world.add_network("net");
+    let id = world.add_service("web", ServiceMode::Replicated { replicas: 1 }, |s| s.task.networks = on(network));
+    world.settle();
+    let mut seen = std::collections::BTreeSet::new();
+    for n in 0..50 {
+        world.update_service(id, |s| s.spec.task.force_update = n);
+        world.pass(std::time::Duration::from_secs(6));
+        seen.insert(world.running(id)[0].attachments[0].addresses[0]);
+    }
+    assert_eq!(seen.len(), 50);
+}

@@ -19,7 +19,7 @@ pub(super) fn plan(input: &Input<'_>, env: &mut Env<'_>) -> Plan {
         places.entry(row.place()).or_default().push((handle, row));
     }
     let mut plan = Plan::default();
-    let mut lived = Vec::new();
+    let (mut lived, mut replaced) = (Vec::new(), 0);
     for (node, record) in input.state.nodes().iter() {
         let rows = places.remove(&node.handle()).unwrap_or_default();
         start_ready(input, &rows, env, &mut plan);
@@ -29,6 +29,7 @@ pub(super) fn plan(input: &Input<'_>, env: &mut Env<'_>) -> Plan {
             Verdict::Lived(place) => lived.push(Slot { slot: 0, place, rows }),
             Verdict::Empty if is_wanted => plan.groups.push(create(input, node, &rows, Start::Now, Vec::new(), env)),
             Verdict::Replace { at, restarts } if is_wanted => {
+                replaced += 1;
                 let start = at.filter(|at| *at > env.now).map_or(Start::Now, |at| Start::At(at.0));
                 plan.groups.push(create(input, node, &rows, start, restarts, env));
             }
@@ -46,7 +47,7 @@ pub(super) fn plan(input: &Input<'_>, env: &mut Env<'_>) -> Plan {
     for (handle, row) in places.into_values().flatten() {
         plan.groups.extend(desire(handle, row, TaskState::Shutdown).map(Group::of));
     }
-    update::plan(input, &lived, env, &mut plan);
+    update::plan(input, &lived, replaced, env, &mut plan);
     plan
 }
 
@@ -57,7 +58,8 @@ fn judge(input: &Input<'_>, rows: &[(u32, &TaskRow)], env: &Env<'_>) -> Verdict 
         Some((newest, row)) if homeless(input.state, row) == Some(Homeless::Lost) => Verdict::Lived(place::Lived {
             newest: *newest,
             spec_version: input.service.spec_version,
-            is_running: row.is_running(),
+            // An update does not wait for it.
+            is_running: true,
             older: Vec::new(),
         }),
         _ => place::judge(input.state, rows, env.now),

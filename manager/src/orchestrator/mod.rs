@@ -12,7 +12,7 @@ pub mod restart;
 mod tests;
 mod update;
 
-use skep_proto::model::{Availability, Node, NodeState, Service, ServiceMode};
+use skep_proto::model::{Availability, Node, NodeState, Service, ServiceMode, TaskState};
 
 use crate::reconcile::{Env, Plan, Planner};
 use crate::scheduler::filter::fits_for_ever;
@@ -80,11 +80,11 @@ fn remove_all(input: &Input<'_>) -> Plan {
 
 /// Withdraws a task for good, unless that was done.
 pub(crate) fn remove(handle: u32, row: &TaskRow) -> Option<Change> {
-    desire(handle, row, skep_proto::model::TaskState::Remove)
+    desire(handle, row, TaskState::Remove)
 }
 
 /// Changes what is wanted of a task, unless that or more is wanted already.
-pub(crate) fn desire(handle: u32, row: &TaskRow, to: skep_proto::model::TaskState) -> Option<Change> {
+pub(crate) fn desire(handle: u32, row: &TaskRow, to: TaskState) -> Option<Change> {
     (row.desired < to).then(|| Change::Desire { task: row.reference(handle), if_version: row.version, to })
 }
 
@@ -135,7 +135,6 @@ pub(crate) enum Start {
 
 impl Input<'_> {
     pub(crate) fn create(&self, creation: Creation, env: &mut Env<'_>) -> Change {
-        use skep_proto::model::TaskState;
         let (desired, start_ms) = match creation.start {
             Start::Now => (TaskState::Running, 0),
             Start::At(at) => (TaskState::Ready, at),

@@ -61,12 +61,18 @@ pub fn judge(state: &State, rows: &[(u32, &TaskRow)], now: Timestamp) -> Verdict
     let Some((handle, row)) = newest.copied().filter(|(_, row)| row.desired <= TaskState::Running) else {
         return Verdict::Empty;
     };
-    let policy = state.spec_of(row).and_then(|spec| spec.task.restart.clone()).unwrap_or_default();
-    let earlier = state.extra(handle).map(|e| e.restarts.clone()).unwrap_or_default();
-    match restart::decide(&policy, row.state, Timestamp(row.status_ms), &earlier, now) {
+    match decide(state, handle, row, now) {
         Decision::Replace { at, restarts } => Verdict::Replace { at: Some(at), restarts },
         Decision::Leave => Verdict::Finished,
     }
+}
+
+/// What the restart policy says of a task that ended. It ended when the cluster learned of it: nodes' clocks differ, and a
+/// late one would take the pause away.
+pub(super) fn decide(state: &State, handle: u32, row: &TaskRow, now: Timestamp) -> Decision {
+    let policy = state.spec_of(row).and_then(|spec| spec.task.restart.clone()).unwrap_or_default();
+    let earlier = state.extra(handle).map(|e| e.restarts.clone()).unwrap_or_default();
+    restart::decide(&policy, row.state, Timestamp(row.updated_ms), &earlier, now)
 }
 
 /// Tasks that wait as ready and may run now: their time has come, or the others of their place have stopped.

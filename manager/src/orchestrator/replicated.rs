@@ -1,5 +1,6 @@
 //! Replicated services: a number of slots, each with a task.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use skep_proto::model::TaskState;
@@ -8,7 +9,7 @@ use super::place::{self, Verdict};
 use super::update::{self, Slot};
 use super::{Creation, Input, Start, desire, remove};
 use crate::reconcile::{Env, Plan};
-use crate::store::{Change, Group, TaskRow};
+use crate::store::{Change, Group, Reference, TaskRow};
 
 type Rows<'a> = Vec<(u32, &'a TaskRow)>;
 
@@ -41,10 +42,11 @@ pub(super) fn plan(input: &Input<'_>, replicas: u64, env: &mut Env<'_>) -> Plan 
         let creation = Creation { slot, node: None, place: slot, start: Start::Now, restarts: Vec::new() };
         plan.groups.push(Group::of(input.create(creation, env)));
     }
-    let mut lived = Vec::new();
+    let (mut lived, mut replaced) = (Vec::new(), 0);
     for (slot, (verdict, rows)) in &judged {
         match verdict {
             Verdict::Replace { at, restarts } => {
+                replaced += 1;
                 plan.groups.push(replace(input, *slot, rows, *at, restarts.clone(), env));
             }
             Verdict::Lived(place) => lived.push(Slot { slot: *slot, place: place.clone(), rows: rows.clone() }),
@@ -57,7 +59,7 @@ pub(super) fn plan(input: &Input<'_>, replicas: u64, env: &mut Env<'_>) -> Plan 
             Verdict::Finished | Verdict::Empty => {}
         }
     }
-    update::plan(input, &lived, env, &mut plan);
+    update::plan(input, &lived, replaced, env, &mut plan);
     plan
 }
 
@@ -100,38 +102,26 @@ pub(super) fn start_ready(input: &Input<'_>, rows: &[(u32, &TaskRow)], env: &Env
 }
 
 /// Slots in the order in which they go: those that do not run first, then those on the fullest nodes, the highest first.
+/// A node counts as emptier by each that goes before.
 fn removal_order(judged: &BTreeMap<u32, (Verdict, Rows<'_>)>, most: usize) -> Vec<u32> {
-    let mut on_node: BTreeMap<u32, usize> = BTreeMap::new();
-    let node_of = |rows: &Rows<'_>| {
-        rows.iter()
-            .filter(|(_, row)| row.is_live())
-            .filter_map(|(_, row)| row.node)
-            .next_back()
-            .map(crate::store::Reference::handle)
-    };
-    for (_, rows) in judged.values() {
-        if let Some(node) = node_of(rows) {
-            *on_node.entry(node).or_default() += 1;
-        }
+    if most == 0 {
+        return Vec::new();
     }
-    let mut left: Vec<(u32, bool, Option<u32>)> = judged
-        .iter()
-        .map(|(slot, (verdict, rows))| {
-            (*slot, matches!(verdict, Verdict::Lived(place) if place.is_running), node_of(rows))
-        })
-        .collect();
-    let mut order = Vec::with_capacity(left.len());
-    while order.len() < most {
-        // Not running before running, fuller before emptier, higher before lower.
-        let key = |(slot, is_running, node): &(u32, bool, Option<u32>)| {
-            (!is_running, node.and_then(|n| on_node.get(&n)).copied().unwrap_or(0), *slot)
-        };
-        let Some(at) = (0..left.len()).max_by_key(|i| key(&left[*i])) else { break };
-        let (slot, _, node) = left.swap_remove(at);
-        if let Some(count) = node.and_then(|n| on_node.get_mut(&n)) {
-            *count -= 1;
-        }
-        order.push(slot);
+    let mut on_node: BTreeMap<Option<u32>, Vec<(bool, Reverse<u32>)>> = BTreeMap::new();
+    for (slot, (verdict, rows)) in judged {
+        let is_running = matches!(verdict, Verdict::Lived(place) if place.is_running);
+        let live = rows.iter().filter(|(_, row)| row.is_live()).filter_map(|(_, row)| row.node);
+        let node = live.map(Reference::handle).next_back();
+        on_node.entry(node).or_default().push((is_running, Reverse(*slot)));
     }
-    order
+    let mut order: Vec<(bool, Reverse<usize>, Reverse<u32>)> = Vec::with_capacity(judged.len());
+    for (node, mut slots) in on_node {
+        slots.sort_unstable();
+        let count = slots.len();
+        let fullness = |gone: usize| if node.is_some() { count - gone } else { 0 };
+        let ranked = slots.into_iter().enumerate();
+        order.extend(ranked.map(|(gone, (is_running, slot))| (is_running, Reverse(fullness(gone)), slot)));
+    }
+    order.sort_unstable();
+    order.into_iter().take(most).map(|(_, _, Reverse(slot))| slot).collect()
 }

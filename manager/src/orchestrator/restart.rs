@@ -47,7 +47,7 @@ pub fn decide(
         }
         restarts.push(now.0);
     }
-    // A node's clock may be ahead: nobody waits longer than the delay.
+    // The clock of another leader may be ahead: nobody waits longer than the delay.
     let at = ended_at.min(now).after(policy.delay.unwrap_or(RestartPolicy::DEFAULT_DELAY));
     Decision::Replace { at, restarts }
 }

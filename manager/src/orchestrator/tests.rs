@@ -92,7 +92,7 @@ fn history_is_kept_as_long_as_the_cluster_wants() {
         world.end(&world.running(id)[0], TaskState::Failed, "exit");
     }
     world.pass(Duration::from_secs(1));
-    assert_eq!(world.tasks(id).len(), 1 + 5);
+    assert_eq!(world.tasks(id).len(), 5, "the one that runs and four before it");
 }
 
 #[test]
@@ -219,6 +219,142 @@ fn an_update_that_fails_is_paused() {
     assert!(world.running(id).len() >= 3, "the others were left alone");
 }
 
+/// Rejects every task of the present spec, until nothing is left to do.
+fn reject_all(world: &mut World, id: ServiceId) {
+    let broken = world.service(id).unwrap().spec_version;
+    for _ in 0..100 {
+        let groups = world.plans().groups;
+        world.propose(groups);
+        for task in world.tasks(id).into_iter().filter(|t| t.spec_version == broken) {
+            if (TaskState::Assigned..=TaskState::Running).contains(&task.status.state) {
+                world.end(&task, TaskState::Rejected, "No such image: image");
+            }
+        }
+        let obeyed: Vec<_> = world.obey();
+        world.propose(obeyed);
+    }
+}
+
+#[test]
+fn an_update_that_fails_is_rolled_back_and_leaves_the_others_alone() {
+    let mut world = World::new().nodes(3);
+    let config = UpdateConfig { failure_action: FailureAction::Rollback, ..UpdateConfig::default() };
+    let id = replicated(&mut world, 4, |s| s.update = Some(config));
+    world.settle();
+    let before: Vec<_> = world.running(id).iter().map(|t| t.id).collect();
+    change_args(&mut world, id, "broken");
+    reject_all(&mut world, id);
+    world.pass(Duration::from_secs(20));
+    let service = world.service(id).unwrap();
+    let status = service.update_status.as_ref().unwrap();
+    assert_eq!((status.state, status.message.as_str()), (UpdateState::RollbackCompleted, "rollback completed"));
+    assert!(service.spec.task.containers[0].args.is_empty());
+    let kept = world.running(id).iter().filter(|t| before.contains(&t.id)).count();
+    assert_eq!((world.running(id).len(), kept), (4, 3));
+}
+
+#[test]
+fn a_task_that_was_long_in_coming_and_then_fails_at_once_is_a_failed_update() {
+    let mut world = World::new().nodes(1);
+    let id = replicated(&mut world, 2, |_| {});
+    world.settle();
+    change_args(&mut world, id, "slow image");
+    let version = world.service(id).unwrap().spec_version;
+    // The node fetches the image for a minute.
+    world.agents_obey = false;
+    for _ in 0..6 {
+        world.pass(Duration::from_secs(10));
+    }
+    world.agents_obey = true;
+    let is_new = |t: &&skep_proto::model::Task| t.spec_version == version;
+    while !world.running(id).iter().any(|t| is_new(&t)) {
+        let mut groups = world.plans().groups;
+        groups.extend(world.obey());
+        world.propose(groups);
+    }
+    world.now = world.now.after(Duration::from_secs(1));
+    let new = world.running(id).iter().find(is_new).unwrap().clone();
+    world.end(&new, TaskState::Failed, "task: non-zero exit (1)");
+    world.settle();
+    let status = world.service(id).unwrap().update_status.clone().unwrap();
+    assert_eq!(status.state, UpdateState::Paused);
+    assert_eq!(status.message, format!("update paused due to failure or early termination of task {}", new.id));
+}
+
+#[test]
+fn a_changed_task_that_keeps_failing_is_the_only_one_under_way() {
+    let mut world = World::new().nodes(3);
+    let config = UpdateConfig { failure_action: FailureAction::Continue, ..UpdateConfig::default() };
+    let id = replicated(&mut world, 4, |s| s.update = Some(config));
+    world.settle();
+    change_args(&mut world, id, "broken");
+    let version = world.service(id).unwrap().spec_version;
+    for _ in 0..30 {
+        let mut groups = world.plans().groups;
+        groups.extend(world.obey());
+        world.propose(groups);
+        for task in world.running(id).iter().filter(|t| t.spec_version == version) {
+            world.end(task, TaskState::Failed, "x");
+        }
+        world.now = world.now.after(Duration::from_secs(2));
+        assert_eq!(world.running(id).len(), if world.tasks(id).len() == 4 { 4 } else { 3 });
+    }
+}
+
+#[test]
+fn a_start_first_update_that_keeps_failing_is_not_in_a_hurry() {
+    let mut world = World::new().nodes(2);
+    let failure_action = FailureAction::Continue;
+    let config = UpdateConfig { order: UpdateOrder::StartFirst, failure_action, ..UpdateConfig::default() };
+    let id = replicated(&mut world, 1, |s| s.update = Some(config));
+    world.settle();
+    change_args(&mut world, id, "broken");
+    let version = world.service(id).unwrap().spec_version;
+    let (mut failures, begin) = (0, world.now);
+    while world.now.since(begin) < Duration::from_secs(21) {
+        let mut groups = world.plans().groups;
+        groups.extend(world.obey());
+        world.propose(groups);
+        for task in world.running(id).iter().filter(|t| t.spec_version == version) {
+            world.end(task, TaskState::Failed, "x");
+            failures += 1;
+        }
+        world.now = world.now.after(Duration::from_millis(100));
+        assert!(world.running(id).iter().any(|t| t.spec_version != version), "the old one runs on");
+    }
+    assert!((4..=5).contains(&failures), "{failures} attempts in 21 s with a delay of 5 s");
+}
+
+#[test]
+fn a_node_whose_clock_is_late_does_not_take_the_restart_delay_away() {
+    let mut world = World::new().nodes(1);
+    let id = replicated(&mut world, 1, |_| {});
+    world.settle();
+    let task = world.view().reference(world.running(id)[0].id).unwrap();
+    world.apply(crate::store::Change::Status { task, state: TaskState::Failed, at_ms: 1, exit: Some(1) });
+    world.pass(Duration::from_millis(4900));
+    assert_eq!(world.running(id).len(), 0);
+    world.pass(Duration::from_millis(200));
+    assert_eq!(world.running(id).len(), 1);
+}
+
+#[test]
+fn the_pause_between_two_groups_is_kept() {
+    let mut world = World::new().nodes(3);
+    let config = UpdateConfig { delay: Duration::from_secs(30), parallelism: 2, ..UpdateConfig::default() };
+    let id = replicated(&mut world, 4, |s| s.update = Some(config));
+    world.settle();
+    change_args(&mut world, id, "new");
+    let version = world.service(id).unwrap().spec_version;
+    let new = |world: &World| world.running(id).iter().filter(|t| t.spec_version == version).count();
+    world.settle();
+    assert_eq!(new(&world), 2);
+    world.pass(Duration::from_secs(29));
+    assert_eq!(new(&world), 2);
+    world.pass(Duration::from_secs(2));
+    assert_eq!(new(&world), 4);
+}
+
 #[test]
 fn a_removed_service_goes_with_its_tasks_and_its_name_is_free_at_once() {
     let mut world = World::new().nodes(2);
@@ -294,6 +430,7 @@ proptest! {
         let addresses: std::collections::BTreeSet<_> = running.iter().flat_map(|t| &t.attachments).flat_map(|a| a.addresses.clone()).collect();
         prop_assert_eq!(addresses.len() as u64, wanted, "each task has an address of its own");
         prop_assert_eq!(world.plans().groups, vec![]);
+        world.view().check().map_err(TestCaseError::fail)?;
         // What a replica reads back from a snapshot is the same state: same digest, same objects.
         let reopened = world.reopened();
         prop_assert_eq!(reopened.digest(), world.view().digest());

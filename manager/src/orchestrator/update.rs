@@ -6,9 +6,10 @@
 use std::time::Duration;
 
 use skep_proto::model::service::{FailureAction, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus};
-use skep_proto::model::{Service, TaskState, Timestamp};
+use skep_proto::model::{Service, TaskId, TaskState, Timestamp};
 
-use super::place::Lived;
+use super::place::{self, Lived};
+use super::restart::Decision;
 use super::{Creation, Input, Start, desire};
 use crate::reconcile::{Env, Plan};
 use crate::store::{Change, Group, TaskRow};
@@ -35,8 +36,8 @@ impl Slot<'_> {
     }
 }
 
-/// Plans the update of the places that live.
-pub(super) fn plan(input: &Input<'_>, slots: &[Slot<'_>], env: &mut Env<'_>, plan: &mut Plan) {
+/// Plans the update of the places that live. `replaced` places get a new task in this very plan: they are under way.
+pub(super) fn plan(input: &Input<'_>, slots: &[Slot<'_>], replaced: usize, env: &mut Env<'_>, plan: &mut Plan) {
     let service = input.service;
     finish_start_first(slots, service, plan);
     let outdated: Vec<&Slot<'_>> = slots.iter().filter(|s| s.is_outdated(service)).collect();
@@ -55,31 +56,36 @@ pub(super) fn plan(input: &Input<'_>, slots: &[Slot<'_>], env: &mut Env<'_>, pla
     let is_rollback = status.is_some_and(|s| s.state == UpdateState::RollbackStarted);
     let config = config_of(service, is_rollback);
     let began = status.map_or(env.now, |s| s.started_at);
-    if config.failure_action == FailureAction::Pause && has_failed(input, &config, began) {
-        let state = if is_rollback { UpdateState::RollbackPaused } else { UpdateState::Paused };
-        let text =
-            format!("update paused due to failure or early termination of task {}", failed_task(input, &config, began));
-        plan.groups.push(set_status(service, state, &text, began, None));
+    if let Some(failed) = decisive_failure(input, &config, began, slots.len() + replaced)
+        && let Some(group) = on_failure(service, config.failure_action, is_rollback, failed, began, env.now)
+    {
+        plan.groups.push(group);
         return;
     }
+    let under_way = slots.iter().filter(|s| s.is_under_way(service)).count() + replaced;
     if outdated.is_empty() {
-        complete(slots, service, &config, is_rollback, began, env.now, plan);
+        if under_way == 0 {
+            complete(slots, service, &config, is_rollback, began, env.now, plan);
+        }
         return;
     }
-    let under_way = slots.iter().filter(|s| s.is_under_way(service)).count();
     let width =
         if config.parallelism == 0 { usize::MAX } else { usize::try_from(config.parallelism).unwrap_or(usize::MAX) };
     // The pause runs from the moment the last group was done.
     let last_done =
-        slots.iter().filter(|s| !s.is_outdated(service)).filter_map(Slot::newest).map(|r| r.status_ms).max();
-    if let Some(at) = last_done.filter(|_| config.delay > Duration::ZERO).map(|ms| Timestamp(ms).after(config.delay))
-        && (under_way > 0 || at > env.now)
-    {
-        plan.recheck(at.max(env.now.after(Duration::from_millis(1))));
-        return;
+        slots.iter().filter(|s| !s.is_outdated(service)).filter_map(Slot::newest).map(|r| r.updated_ms).max();
+    if let Some(at) = last_done.filter(|_| config.delay > Duration::ZERO).map(|ms| Timestamp(ms).after(config.delay)) {
+        // While tasks are under way their next state brings us back here.
+        if under_way > 0 {
+            return;
+        }
+        if at > env.now {
+            plan.recheck(at);
+            return;
+        }
     }
     for slot in outdated.into_iter().take(width.saturating_sub(under_way)) {
-        plan.groups.push(replace(input, slot, config.order, env));
+        plan.groups.extend(replace(input, slot, config.order, env));
     }
 }
 
@@ -96,21 +102,32 @@ fn finish_start_first(slots: &[Slot<'_>], service: &Service, plan: &mut Plan) {
     }
 }
 
-fn replace(input: &Input<'_>, slot: &Slot<'_>, order: UpdateOrder, env: &mut Env<'_>) -> Group {
+/// The new task of a place. One that failed there already (start-first: the old one runs on) is replaced by the restart
+/// policy: after its delay, or not at all.
+fn replace(input: &Input<'_>, slot: &Slot<'_>, order: UpdateOrder, env: &mut Env<'_>) -> Option<Group> {
     let newest = slot.newest();
     let node = newest.filter(|_| slot.slot == 0).and_then(|row| row.node);
     let place = newest.map_or(slot.slot, TaskRow::place);
-    let start = match order {
-        UpdateOrder::StartFirst => Start::Now,
-        UpdateOrder::StopFirst => Start::AfterOthers,
+    let failed = slot.rows.iter().filter(|(_, row)| {
+        row.spec_version == input.service.spec_version && row.is_dead() && row.desired <= TaskState::Running
+    });
+    let decision = failed.max_by_key(|(_, row)| row.created_index);
+    let decision = decision.map(|(handle, row)| place::decide(input.state, *handle, row, env.now));
+    let (start, restarts) = match (decision, order) {
+        (Some(Decision::Leave), _) => return None,
+        (Some(Decision::Replace { at, restarts }), _) if at > env.now => (Start::At(at.0), restarts),
+        (Some(Decision::Replace { restarts, .. }), UpdateOrder::StartFirst) => (Start::Now, restarts),
+        (Some(Decision::Replace { restarts, .. }), UpdateOrder::StopFirst) => (Start::AfterOthers, restarts),
+        (None, UpdateOrder::StartFirst) => (Start::Now, Vec::new()),
+        (None, UpdateOrder::StopFirst) => (Start::AfterOthers, Vec::new()),
     };
-    let creation = input.create(Creation { slot: slot.slot, node, place, start, restarts: Vec::new() }, env);
-    let old = slot.rows.iter().filter(|_| order == UpdateOrder::StopFirst);
+    let creation = input.create(Creation { slot: slot.slot, node, place, start, restarts }, env);
+    let old = slot.rows.iter().filter(|(_, row)| order == UpdateOrder::StopFirst || row.is_dead());
     let stops = old.filter_map(|(handle, row)| desire(*handle, row, TaskState::Shutdown));
-    stops.chain([creation]).collect::<Vec<_>>().into()
+    Some(stops.chain([creation]).collect::<Vec<_>>().into())
 }
 
-/// Done when every task is of the spec in force, runs, and has run as long as it is watched.
+/// Every task is of the spec in force and runs: done when the newest has run as long as it is watched.
 fn complete(
     slots: &[Slot<'_>],
     service: &Service,
@@ -120,10 +137,7 @@ fn complete(
     now: Timestamp,
     plan: &mut Plan,
 ) {
-    if slots.iter().any(|s| s.is_under_way(service)) {
-        return;
-    }
-    let replaced = slots.iter().filter_map(Slot::newest).map(|row| row.status_ms).filter(|ms| *ms >= began.0).max();
+    let replaced = slots.iter().filter_map(Slot::newest).map(|row| row.updated_ms).filter(|ms| *ms >= began.0).max();
     let until = replaced.map_or(now, |ms| Timestamp(ms).after(config.monitor));
     if until > now {
         plan.recheck(until);
@@ -150,26 +164,55 @@ fn set_status(
     Group::of(Change::update(&changed))
 }
 
-/// Tasks of the spec in force that ended badly while they were watched.
-fn failures<'a>(input: &'a Input<'_>, config: &UpdateConfig, began: Timestamp) -> impl Iterator<Item = &'a TaskRow> {
-    let (version, monitor) = (input.service.spec_version, config.monitor);
-    let rows = input.state.rows_of_service(input.reference).map(|(_, row)| row);
-    rows.filter(move |row| {
-        let ended_badly = matches!(row.state, TaskState::Failed | TaskState::Rejected);
-        let early = row.status_ms <= Timestamp(row.created_ms).after(monitor.max(Duration::from_secs(1))).0
-            || row.state == TaskState::Rejected;
-        row.spec_version == version && ended_badly && early && row.created_ms >= began.0
-    })
-}
-
-fn has_failed(input: &Input<'_>, config: &UpdateConfig, began: Timestamp) -> bool {
-    let failed = failures(input, config, began).count();
-    let all = usize::try_from(input.state.count(input.reference).live).unwrap_or(usize::MAX).max(1);
+/// The first task of the spec in force that ended badly while it was watched, when there are more of them than the
+/// service accepts.
+fn decisive_failure(input: &Input<'_>, config: &UpdateConfig, began: Timestamp, places: usize) -> Option<TaskId> {
+    let version = input.service.spec_version;
+    let failed = input.state.rows_of_service(input.reference).filter(|(handle, row)| {
+        let is_new = row.spec_version == version && row.created_ms >= began.0;
+        let early = || {
+            let started = input.state.extra(*handle).map(|e| e.started_ms).filter(|ms| *ms > 0);
+            started.is_none_or(|ms| Timestamp(row.status_ms).since(Timestamp(ms)) <= config.monitor)
+        };
+        is_new && matches!(row.state, TaskState::Failed | TaskState::Rejected) && early()
+    });
+    let mut failed = failed.map(|(_, row)| row.id);
+    let first = failed.next()?;
     #[expect(clippy::cast_precision_loss, reason = "a share of tasks, compared with a ratio given by people")]
-    let share = failed as f32 / all as f32;
-    share > config.max_failure_ratio
+    let share = (1 + failed.count()) as f32 / places.max(1) as f32;
+    (share > config.max_failure_ratio).then_some(first)
 }
 
-fn failed_task(input: &Input<'_>, config: &UpdateConfig, began: Timestamp) -> String {
-    failures(input, config, began).map(|row| row.id.to_string()).next().unwrap_or_default()
+/// What a failure leads to (swarmkit's words); `None` to go on.
+fn on_failure(
+    service: &Service,
+    action: FailureAction,
+    is_rollback: bool,
+    failed: TaskId,
+    began: Timestamp,
+    now: Timestamp,
+) -> Option<Group> {
+    let because = format!("due to failure or early termination of task {failed}");
+    let pause = || {
+        let (state, what) =
+            if is_rollback { (UpdateState::RollbackPaused, "rollback") } else { (UpdateState::Paused, "update") };
+        set_status(service, state, &format!("{what} paused {because}"), began, None)
+    };
+    match (action, &service.previous) {
+        (FailureAction::Continue, _) => None,
+        // A rollback is never rolled back.
+        (FailureAction::Rollback, Some(previous)) if !is_rollback => {
+            let mut changed = service.clone();
+            changed.spec = previous.spec.clone();
+            changed.previous = None;
+            changed.update_status = Some(UpdateStatus {
+                state: UpdateState::RollbackStarted,
+                started_at: now,
+                completed_at: None,
+                message: format!("update rolled back {because}"),
+            });
+            Some(Group::of(Change::update(&changed)))
+        }
+        (FailureAction::Pause | FailureAction::Rollback, _) => Some(pause()),
+    }
 }

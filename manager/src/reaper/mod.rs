@@ -7,7 +7,7 @@ use std::time::Duration;
 use skep_proto::model::{NodeState, TaskState};
 
 use crate::reconcile::{Env, Plan, Planner};
-use crate::store::{Change, Group, State, TaskRow, Touched};
+use crate::store::{Change, Group, Reference, ServiceRef, State, TaskRow, Touched};
 
 /// How long a node may be away before its tasks count as lost for good (swarmkit).
 const ORPHAN_AFTER: Duration = Duration::from_secs(24 * 3600);
@@ -18,73 +18,101 @@ const ROUND: usize = 2000;
 #[derive(Debug, Default)]
 pub struct Reaper;
 
+/// What is looked at on its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// Tasks that have gone, networks and lost nodes.
+    Cluster,
+    /// The history of a service, by its handle.
+    Service(u32),
+}
+
 impl Planner for Reaper {
-    type Key = ();
+    type Key = Key;
     const NAME: &'static str = "reaper";
 
-    fn keys(&self, _: &State) -> Vec<()> {
-        vec![()]
+    fn keys(&self, state: &State) -> Vec<Key> {
+        let services = state.services().iter().map(|(reference, _)| Key::Service(reference.handle()));
+        services.chain([Key::Cluster]).collect()
     }
 
-    fn touched(&self, _: &Touched, _: &State) -> Vec<()> {
-        vec![()]
+    fn touched(&self, touched: &Touched, state: &State) -> Vec<Key> {
+        let mut keys: Vec<Key> = touched.tasks.iter().filter_map(|t| t.service).map(Key::Service).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        let is_cluster = !touched.objects.is_empty()
+            || state.removable().next().is_some()
+            || state.networks().values().any(|n| n.pending_delete);
+        keys.extend(is_cluster.then_some(Key::Cluster));
+        keys
     }
 
-    fn plan(&mut self, state: &State, (): (), env: &mut Env<'_>) -> Plan {
-        plan(state, env)
+    fn plan(&mut self, state: &State, key: Key, env: &mut Env<'_>) -> Plan {
+        plan(state, key, env)
     }
 }
 
 /// What can be forgotten now.
-pub fn plan(state: &State, env: &Env<'_>) -> Plan {
+pub fn plan(state: &State, key: Key, env: &Env<'_>) -> Plan {
     let mut plan = Plan::default();
-    let gone = state.removable().map(|(handle, row)| forget(handle, row));
-    let limit = state.cluster().map_or(5, |c| usize::try_from(c.spec.task_history).unwrap_or(usize::MAX));
-    let old = history(state, limit).into_iter().map(|(handle, row)| forget(handle, row));
-    plan.groups.extend(gone.chain(old).take(ROUND));
-    for network in state.networks().values().filter(|n| n.pending_delete) {
-        if state.networks().reference(network.id).is_some_and(|r| state.addresses_used(r) == 0) {
-            plan.groups.push(Group::of(Change::delete(&**network)));
+    match key {
+        Key::Service(handle) => {
+            let service = state.services().at(handle).and_then(|s| state.services().reference(s.id));
+            let old = service.map(|s| history(state, s)).unwrap_or_default();
+            plan.groups.extend(old.into_iter().map(|(handle, row)| forget(handle, row)).take(ROUND));
+        }
+        Key::Cluster => {
+            plan.groups.extend(state.removable().map(|(handle, row)| forget(handle, row)).take(ROUND));
+            for network in state.networks().values().filter(|n| n.pending_delete) {
+                if state.networks().reference(network.id).is_some_and(|r| state.addresses_used(r) == 0) {
+                    plan.groups.push(Group::of(Change::delete(&**network)));
+                }
+            }
+            orphans(state, env, &mut plan);
         }
     }
-    orphans(state, env, &mut plan);
     plan
 }
+
+/// A task's row with its handle.
+type Row<'a> = (u32, &'a TaskRow);
 
 fn forget(handle: u32, row: &TaskRow) -> Group {
     Group::of(Change::DeleteTask { task: row.reference(handle), if_version: row.version })
 }
 
-/// Dead tasks of each place beyond the newest `limit`, as Docker keeps them for `service ps`.
-fn history(state: &State, limit: usize) -> Vec<(u32, &TaskRow)> {
-    let mut places: BTreeMap<(u32, u32), Vec<(u32, &TaskRow)>> = BTreeMap::new();
-    for (reference, _) in state.services().iter() {
-        let count = state.count(reference);
-        // Without more tasks than live ones there is no history.
-        if count.tasks <= count.live {
-            continue;
-        }
-        for (handle, row) in state.rows_of_service(reference) {
-            let is_history = row.is_dead() && row.desired > TaskState::Running && row.desired != TaskState::Remove;
-            if is_history {
-                places
-                    .entry((crate::store::Reference::handle(reference), row.place()))
-                    .or_default()
-                    .push((handle, row));
-            }
+/// Dead tasks of each place that are more than its history holds. As with Docker the limit counts the live ones too: of
+/// five, `service ps` shows the task that runs and four before it.
+fn history(state: &State, service: ServiceRef) -> Vec<Row<'_>> {
+    let limit = state.cluster().map_or(5, |c| usize::try_from(c.spec.task_history).unwrap_or(usize::MAX));
+    let count = state.count(service);
+    // Without more tasks than live ones there is no history.
+    if count.tasks <= count.live {
+        return Vec::new();
+    }
+    let mut places: BTreeMap<u32, (usize, Vec<Row<'_>>)> = BTreeMap::new();
+    for (handle, row) in state.rows_of_service(service) {
+        let (all, past) = places.entry(row.place()).or_default();
+        *all += 1;
+        if row.is_dead() && row.desired > TaskState::Running && row.desired != TaskState::Remove {
+            past.push((handle, row));
         }
     }
     let mut old = Vec::new();
-    for mut rows in places.into_values() {
-        rows.sort_by_key(|(handle, row)| (std::cmp::Reverse(row.created_index), *handle));
-        old.extend(rows.into_iter().skip(limit));
+    for (all, mut past) in places.into_values() {
+        past.sort_by_key(|(handle, row)| (row.created_index, *handle));
+        old.extend(past.into_iter().take(all.saturating_sub(limit)));
     }
     old
 }
 
+fn is_away(state: NodeState) -> bool {
+    matches!(state, NodeState::Down | NodeState::Disconnected)
+}
+
 /// Tasks on a node that has been away too long.
 fn orphans(state: &State, env: &Env<'_>, plan: &mut Plan) {
-    for (reference, node) in state.nodes().iter().filter(|(_, n)| n.state == NodeState::Down) {
+    for (reference, node) in state.nodes().iter().filter(|(_, n)| is_away(n.state)) {
         let at = node.meta.updated_at.after(ORPHAN_AFTER);
         if at > env.now {
             plan.recheck(at);

@@ -5,6 +5,8 @@
 //! are one code path.
 
 mod driver;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 

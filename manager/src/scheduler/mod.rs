@@ -1,27 +1,40 @@
 //! Which node each task gets.
 //!
-//! Tasks of one spec are placed as a batch: filters ([`filter`]) say which nodes can take one, a heap gives them out
-//! evenly ([`rank`]), and where nothing fits, the counts of the filters are the explanation that people read.
+//! Tasks of one spec are placed as a batch: filters ([`filter`], [`columns`]) say which nodes can take one, a heap gives
+//! them out evenly ([`rank`]), and where nothing fits, the counts of the filters are the explanation that people read.
 
+mod columns;
 pub mod constraint;
 pub mod filter;
 mod rank;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::time::Duration;
+
+use skep_proto::model::{TaskState, Timestamp};
 
 use crate::reconcile::{Env, Plan, Planner};
-use crate::store::{Change, Group, NodeRef, Reference, SharedSpec, State, TaskRow, Touched};
-use filter::{Filter, Room, refusal};
-use rank::Queue;
+use crate::store::{Change, Group, Kind, NodeRef, Reference, ServiceRef, SharedSpec, State, TaskRow, Touched};
+use columns::{Bits, Columns, Refused};
+use filter::Filter;
+use rank::{Domain, Key};
+
+pub use columns::Cache;
 
 /// Placements of one spec in one round, so that a huge service does not hold up a small one.
 const ROUND: usize = 500;
+/// How long a failure speaks against its node (swarmkit's figure).
+const FAILURE_MEMORY: Duration = Duration::from_secs(5 * 60);
+/// How many must, before they count more than an even spread. Swarmkit asks for five; failures are read from the history
+/// of tasks here, so that a new leader knows them too, and that keeps four a slot by default.
+const FAILURES_THAT_COUNT: u32 = 3;
 
 /// The planner. It has one key: all placements compete for the same room.
 #[derive(Debug, Default)]
-pub struct Scheduler;
+pub struct Scheduler {
+    cache: Cache,
+}
 
 impl Planner for Scheduler {
     type Key = ();
@@ -31,157 +44,209 @@ impl Planner for Scheduler {
         vec![()]
     }
 
-    fn touched(&self, _: &Touched, state: &State) -> Vec<()> {
-        // Whatever happened, nothing is to be done when nobody waits.
-        if state.unplaced().next().is_some() { vec![()] } else { Vec::new() }
+    fn touched(&self, touched: &Touched, state: &State) -> Vec<()> {
+        let is_needed = state.unplaced().next().is_some() || state.explanations().next().is_some();
+        // Only a task that waits, or one that gives room back, changes what can be placed.
+        let matters = |handle| state.row_at(handle).is_none_or(|row| row.state == TaskState::Pending || !row.is_live());
+        let is_due = touched.objects.iter().any(|o| o.kind == Kind::Node)
+            || touched.tasks.iter().any(|task| matters(task.handle));
+        if is_needed && is_due { vec![()] } else { Vec::new() }
     }
 
-    fn plan(&mut self, state: &State, (): (), _: &mut Env<'_>) -> Plan {
-        plan(state)
+    fn plan(&mut self, state: &State, (): (), env: &mut Env<'_>) -> Plan {
+        plan(state, &mut self.cache, env.now)
     }
 }
-
-/// Tasks of one spec that wait for a node.
-type Waiting<'a> = Vec<(u32, &'a TaskRow)>;
 
 /// Places what can be placed and explains the rest.
-pub fn plan(state: &State) -> Plan {
-    let mut waiting: BTreeMap<(u32, u64), Waiting<'_>> = BTreeMap::new();
-    for (handle, row) in state.unplaced() {
-        if let Some(service) = row.service {
-            waiting.entry((service.handle(), row.spec_version)).or_default().push((handle, row));
-        }
-    }
+pub fn plan(state: &State, cache: &mut Cache, now: Timestamp) -> Plan {
+    let mut specs: Vec<(u64, ServiceRef, u64)> = state
+        .unplaced_specs()
+        .map(|(service, version)| {
+            let oldest = state.unplaced_of(service, version).take(ROUND).map(|(_, row)| row.created_index).min();
+            (oldest.unwrap_or_default(), service, version)
+        })
+        .collect();
     // The one that has waited longest first.
-    let mut batches: Vec<Waiting<'_>> = waiting.into_values().collect();
-    batches.sort_by_key(|rows| rows.iter().map(|(_, row)| row.created_index).min());
-    let mut free = free_room(state);
+    specs.sort_unstable();
     let mut plan = Plan::default();
-    for rows in batches {
-        place(state, &rows, &mut free, &mut plan);
+    forget_explanations(state, &mut plan);
+    if specs.is_empty() {
+        return plan;
     }
-    plan
+    cache.refresh(state);
+    let mut round = Round { state, now, columns: Columns::of(state, cache), own: Own::default(), cache, plan };
+    for (_, service, version) in specs {
+        round.place(service, version);
+    }
+    round.plan
 }
 
-/// What each node has left, by handle.
-fn free_room(state: &State) -> BTreeMap<u32, Room> {
-    let room = |(reference, node): (NodeRef, &std::sync::Arc<skep_proto::model::Node>)| {
-        let load = state.load(reference);
-        let room = Room {
-            nano_cpus: node.description.nano_cpus - load.nano_cpus,
-            memory: node.description.memory - load.memory,
-            tasks: load.tasks,
-            own: 0,
-            placed: 0,
-        };
-        (reference.handle(), room)
-    };
-    state.nodes().iter().map(room).collect()
-}
-
-fn place(state: &State, rows: &[(u32, &TaskRow)], free: &mut BTreeMap<u32, Room>, plan: &mut Plan) {
-    let Some((_, first)) = rows.first() else { return };
-    let (Some(service), Some(spec)) = (first.service, state.spec_of(first)) else { return };
-    count_own(state, service, free);
-    let bound = rows.iter().filter(|(_, row)| row.node.is_some());
-    for (handle, row) in bound {
-        place_bound(state, *handle, row, spec, free, plan);
-    }
-    let mut unbound: Waiting<'_> = rows.iter().filter(|(_, row)| row.node.is_none()).copied().collect();
-    unbound.sort_by_key(|(handle, row)| (row.slot, *handle));
-    if unbound.is_empty() {
-        return;
-    }
-    let mut refused: BTreeMap<Filter, usize> = BTreeMap::new();
-    let mut queue = Queue::default();
-    for (reference, node) in state.nodes().iter() {
-        let room = free.get(&reference.handle()).expect("every node has its room");
-        match refusal(state, reference, node, spec, room) {
-            None => queue.push(reference, room),
-            Some(filter) => *refused.entry(filter).or_default() += 1,
+/// Nobody waits any more: the reason is history.
+fn forget_explanations(state: &State, plan: &mut Plan) {
+    for (handle, spec_version, _) in state.explanations() {
+        let service = state.services().at(handle).and_then(|s| state.services().reference(s.id));
+        if let Some(service) = service.filter(|s| state.unplaced_of(*s, spec_version).next().is_none()) {
+            plan.groups.push(Group::of(Change::Explain { service, spec_version, text: String::new() }));
         }
-    }
-    let count = unbound.len();
-    let mut placed = 0;
-    for (handle, row) in unbound.into_iter().take(ROUND) {
-        let Some(node) = queue.pop() else { break };
-        assign(handle, row, node, plan);
-        placed += 1;
-        let room = free.get_mut(&node.handle()).expect("every node has its room");
-        take(room, spec);
-        let record = state.nodes().lookup(node).expect("the node was just looked at");
-        match refusal(state, node, record, spec, room) {
-            None => queue.push(node, room),
-            Some(filter) => *refused.entry(filter).or_default() += 1,
-        }
-    }
-    let is_stuck = placed < count.min(ROUND);
-    let text = if is_stuck { explanation(&refused) } else { String::new() };
-    let known = state.explanation(service, first.spec_version).map(|t| t.to_string()).unwrap_or_default();
-    if text != known {
-        plan.groups.push(Group::of(Change::Explain { service, spec_version: first.spec_version, text }));
     }
 }
 
-/// A task of a global service has its node; it only has to fit there.
-fn place_bound(
-    state: &State,
-    handle: u32,
-    row: &TaskRow,
-    spec: &SharedSpec,
-    free: &mut BTreeMap<u32, Room>,
-    plan: &mut Plan,
-) {
-    let found = row.node.and_then(|node| Some((node, state.nodes().lookup(node)?)));
-    let Some((node, record)) = found else { return };
-    let Some(room) = free.get_mut(&node.handle()) else { return };
-    match refusal(state, node, record, spec, room) {
-        None => {
-            assign(handle, row, node, plan);
-            take(room, spec);
-        }
-        Some(filter) => {
-            let text = format!("no suitable node ({})", filter.explain(1));
-            if state.extra(handle).is_none_or(|e| e.error != text) {
-                plan.groups.push(Group::of(Change::ExplainTask {
-                    task: row.reference(handle),
-                    if_version: row.version,
-                    text,
-                }));
+/// One plan in the making.
+struct Round<'a> {
+    state: &'a State,
+    now: Timestamp,
+    cache: &'a mut Cache,
+    columns: Columns,
+    own: Own,
+    plan: Plan,
+}
+
+/// Tasks of the service being placed, by node: a scratch column, undone after each spec.
+#[derive(Default)]
+struct Own {
+    tasks: Vec<u32>,
+    failures: Vec<u32>,
+    used: Vec<u32>,
+}
+
+impl Own {
+    fn count(&mut self, state: &State, service: ServiceRef, version: u64, now: Timestamp) {
+        self.used.drain(..).for_each(|handle| (self.tasks[handle as usize], self.failures[handle as usize]) = (0, 0));
+        self.tasks.resize(state.nodes().handles(), 0);
+        self.failures.resize(state.nodes().handles(), 0);
+        for (_, row) in state.rows_of_service(service) {
+            let Some(node) = row.node else { continue };
+            let is_failure = || {
+                row.spec_version == version
+                    && matches!(row.state, TaskState::Failed | TaskState::Rejected)
+                    && now.since(Timestamp(row.updated_ms)) < FAILURE_MEMORY
+            };
+            let at = node.handle() as usize;
+            if row.is_live() && row.occupies_node() {
+                self.tasks[at] += 1;
+            } else if is_failure() {
+                self.failures[at] += 1;
+            } else {
+                continue;
             }
+            self.used.push(node.handle());
+        }
+    }
+
+    fn take(&mut self, handle: u32) {
+        self.tasks[handle as usize] += 1;
+        self.used.push(handle);
+    }
+
+    /// Whether one node may have another task of the service.
+    fn allows(&self, handle: u32, spec: &SharedSpec) -> bool {
+        let most = spec.task.placement.max_replicas;
+        most == 0 || u64::from(self.tasks[handle as usize]) < most
+    }
+
+    fn failures(&self, handle: u32) -> u32 {
+        Some(self.failures[handle as usize]).filter(|n| *n >= FAILURES_THAT_COUNT).unwrap_or_default()
+    }
+}
+
+impl Round<'_> {
+    fn place(&mut self, service: ServiceRef, version: u64) {
+        let state = self.state;
+        let Some(spec) = state.spec(service, version) else { return };
+        let rows: Vec<(u32, &TaskRow)> = state.unplaced_of(service, version).take(ROUND).collect();
+        let (bound, mut unbound): (Vec<_>, Vec<_>) = rows.into_iter().partition(|(_, row)| row.node.is_some());
+        let mut counted = false;
+        for (handle, row) in bound {
+            if !std::mem::replace(&mut counted, true) {
+                self.own.count(state, service, version, self.now);
+            }
+            self.place_bound(handle, row, spec);
+        }
+        if unbound.is_empty() {
+            return;
+        }
+        unbound.sort_unstable_by_key(|(handle, row)| (row.slot, *handle));
+        let mut refused = Refused::default();
+        let fitting = self.columns.fitting(state, self.cache, spec, &mut refused, None);
+        let mut placed = 0;
+        // Where no node fits, the service's other tasks need not be walked.
+        if !fitting.is_empty() {
+            if !counted {
+                self.own.count(state, service, version, self.now);
+            }
+            placed = self.place_on(&fitting, &unbound, spec, &mut refused);
+        }
+        let text = if placed < unbound.len() { refused.explain() } else { String::new() };
+        if text != state.explanation(service, version).map_or("", |known| known) {
+            self.plan.groups.push(Group::of(Change::Explain { service, spec_version: version, text }));
+        }
+    }
+
+    /// Gives the tasks to the nodes that fit, best first. Returns how many got one.
+    fn place_on(
+        &mut self,
+        fitting: &Bits,
+        tasks: &[(u32, &TaskRow)],
+        spec: &SharedSpec,
+        refused: &mut Refused,
+    ) -> usize {
+        let (state, columns, own) = (self.state, &mut self.columns, &mut self.own);
+        let (allowed, full): (Vec<u32>, Vec<u32>) = fitting.iter().partition(|handle| own.allows(*handle, spec));
+        refused.add(Filter::MaxReplicas, full.len());
+        let keys = allowed.into_iter().map(|node| Key {
+            failures: own.failures(node),
+            own: own.tasks[node as usize],
+            tasks: columns.tasks[node as usize],
+            node,
+        });
+        let preferences = self.cache.preferences(state, &spec.task.placement.preferences);
+        let mut nodes = Domain::of(keys.collect(), &preferences);
+        let mut placed = 0;
+        for (handle, row) in tasks {
+            let node = nodes.place(&mut |key| {
+                columns.take(key.node, spec);
+                own.take(key.node);
+                let filter = columns.refusal(state, key.node, spec);
+                let filter = filter.or_else(|| (!own.allows(key.node, spec)).then_some(Filter::MaxReplicas));
+                if let Some(filter) = filter {
+                    refused.add(filter, 1);
+                    return None;
+                }
+                Some(Key { own: key.own + 1, tasks: key.tasks + 1, ..key })
+            });
+            let Some(node) = node.and_then(|node| self.cache.node(node)) else { break };
+            self.plan.groups.push(assign(*handle, row, node));
+            placed += 1;
+        }
+        placed
+    }
+
+    /// A task of a global service has its node; it only has to fit there.
+    fn place_bound(&mut self, handle: u32, row: &TaskRow, spec: &SharedSpec) {
+        let Some(node) = row.node.filter(|node| self.state.nodes().lookup(*node).is_some()) else { return };
+        let mut only = Bits::default();
+        only.set(node.handle(), true);
+        let mut refused = Refused::default();
+        let mut fits = self.columns.fitting(self.state, self.cache, spec, &mut refused, Some(&only));
+        if !self.own.allows(node.handle(), spec) {
+            refused.add(Filter::MaxReplicas, 1);
+            fits = Bits::default();
+        }
+        if fits.has(node.handle()) {
+            self.columns.take(node.handle(), spec);
+            self.own.take(node.handle());
+            self.plan.groups.push(assign(handle, row, node));
+            return;
+        }
+        let text = refused.explain();
+        if self.state.extra(handle).is_none_or(|e| e.error != text) {
+            let task = row.reference(handle);
+            self.plan.groups.push(Group::of(Change::ExplainTask { task, if_version: row.version, text }));
         }
     }
 }
 
-fn assign(handle: u32, row: &TaskRow, node: NodeRef, plan: &mut Plan) {
-    plan.groups.push(Group::of(Change::Assign { task: row.reference(handle), if_version: row.version, node }));
-}
-
-fn take(room: &mut Room, spec: &SharedSpec) {
-    room.nano_cpus -= spec.nano_cpus;
-    room.memory -= spec.memory;
-    room.tasks += 1;
-    room.own += 1;
-    room.placed += 1;
-}
-
-/// How many tasks of the service each node has.
-fn count_own(state: &State, service: crate::store::ServiceRef, free: &mut BTreeMap<u32, Room>) {
-    free.values_mut().for_each(|room| (room.own, room.placed) = (0, 0));
-    for (_, row) in state.rows_of_service(service).filter(|(_, row)| row.is_live() && row.occupies_node()) {
-        if let Some(room) = row.node.and_then(|node| free.get_mut(&node.handle())) {
-            room.own += 1;
-        }
-    }
-}
-
-/// The counts in words, the largest first.
-fn explanation(refused: &BTreeMap<Filter, usize>) -> String {
-    let mut counts: Vec<(usize, Filter)> = refused.iter().map(|(filter, count)| (*count, *filter)).collect();
-    counts.sort_by_key(|(count, filter)| (std::cmp::Reverse(*count), *filter));
-    if counts.is_empty() {
-        return "no suitable node".into();
-    }
-    let parts: Vec<String> = counts.into_iter().map(|(count, filter)| filter.explain(count)).collect();
-    format!("no suitable node ({})", parts.join("; "))
+fn assign(handle: u32, row: &TaskRow, node: NodeRef) -> Group {
+    Group::of(Change::Assign { task: row.reference(handle), if_version: row.version, node })
 }

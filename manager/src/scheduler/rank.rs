@@ -1,30 +1,98 @@
 //! Which of the nodes that fit is the best.
+//!
+//! Spread preferences come first: they make a tree of domains (the values of a label), and a task goes down to the branch
+//! with the fewest tasks of its service. In a domain a heap gives out the nodes, best first.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::collections::binary_heap::PeekMut;
 
-use super::filter::Room;
-use crate::store::NodeRef;
+use skep_proto::model::Node;
 
-/// Fewest tasks of the service first, then fewest tasks, then the lowest node: total, so the order never depends on
-/// chance. The order of the fields is the ranking.
+/// The order of the fields is the ranking. The node is last, so it is total and never depends on chance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Key {
-    own: u32,
-    tasks: u32,
-    node: NodeRef,
+pub(super) struct Key {
+    /// Tasks of the spec that failed there lately; zero below the number that counts.
+    pub failures: u32,
+    /// Tasks of the service.
+    pub own: u32,
+    /// Tasks of every service.
+    pub tasks: u32,
+    /// The node.
+    pub node: u32,
 }
 
-/// Nodes that fit, best first.
-#[derive(Debug, Default)]
-pub(super) struct Queue(BinaryHeap<Reverse<Key>>);
+/// The nodes that fit, in their domains.
+#[derive(Debug)]
+pub(super) enum Domain {
+    /// No preference is left.
+    Nodes(BinaryHeap<Reverse<Key>>),
+    /// By the value of a preference, with the tasks of the service there.
+    Branches(Vec<(u32, Domain)>),
+}
 
-impl Queue {
-    pub(super) fn push(&mut self, node: NodeRef, room: &Room) {
-        self.0.push(Reverse(Key { own: room.own, tasks: room.tasks, node }));
+/// The value of a preference (`node.labels.zone`) on a node; anything that is not a label is one domain for all.
+pub(super) fn value<'a>(preference: &str, node: &'a Node) -> &'a str {
+    let (labels, name) = if let Some(name) = preference.strip_prefix("node.labels.") {
+        (&node.spec.annotations.labels, name)
+    } else if let Some(name) = preference.strip_prefix("engine.labels.") {
+        (&node.description.engine_labels, name)
+    } else {
+        return "";
+    };
+    labels.get(name).map_or("", String::as_str)
+}
+
+impl Domain {
+    /// Arranges the nodes by the values of the preferences, the outermost first. Each preference is a column by node of
+    /// small numbers that stand for its values.
+    pub(super) fn of(keys: Vec<Key>, preferences: &[&[u32]]) -> Self {
+        let Some((first, rest)) = preferences.split_first() else {
+            return Self::Nodes(keys.into_iter().map(Reverse).collect());
+        };
+        let mut groups: Vec<Vec<Key>> = Vec::new();
+        for key in keys {
+            let value = first[key.node as usize] as usize;
+            if groups.len() <= value {
+                groups.resize_with(value + 1, Vec::new);
+            }
+            groups[value].push(key);
+        }
+        let branch = |keys: Vec<Key>| (keys.iter().map(|key| key.own).sum(), Self::of(keys, rest));
+        Self::Branches(groups.into_iter().filter(|keys| !keys.is_empty()).map(branch).collect())
     }
 
-    pub(super) fn pop(&mut self) -> Option<NodeRef> {
-        self.0.pop().map(|Reverse(key)| key.node)
+    /// Takes the best node. `again` says what its key is once it has the task, or that it can take no other.
+    pub(super) fn place(&mut self, again: &mut impl FnMut(Key) -> Option<Key>) -> Option<u32> {
+        match self {
+            Self::Nodes(heap) => {
+                let mut best = heap.peek_mut()?;
+                let Reverse(key) = *best;
+                match again(key) {
+                    Some(next) => *best = Reverse(next),
+                    None => drop(PeekMut::pop(best)),
+                }
+                Some(key.node)
+            }
+            Self::Branches(branches) => {
+                // Where two have as few tasks, the better node decides.
+                let rank = |(own, domain): &(u32, Self)| Some((*own, domain.best()?));
+                let (_, best) = branches.iter().zip(0usize..).filter_map(|(b, at)| Some((rank(b)?, at))).min()?;
+                let (own, domain) = &mut branches[best];
+                let node = domain.place(again)?;
+                *own += 1;
+                Some(node)
+            }
+        }
+    }
+
+    /// The key of the node that would be taken.
+    fn best(&self) -> Option<Key> {
+        match self {
+            Self::Nodes(heap) => heap.peek().map(|Reverse(key)| *key),
+            Self::Branches(branches) => {
+                branches.iter().filter_map(|(own, domain)| Some((*own, domain.best()?))).min().map(|(_, key)| key)
+            }
+        }
     }
 }

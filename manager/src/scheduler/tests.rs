@@ -1,7 +1,11 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
 use skep_proto::model::service::{EndpointSpec, PortConfig, Protocol, PublishMode};
 use skep_proto::model::task::Reservations;
-use skep_proto::model::{Availability, ServiceMode, ServiceSpec};
+use skep_proto::model::{Availability, ServiceMode, ServiceSpec, TaskState};
 
+use super::{Cache, plan};
 use crate::world::World;
 
 fn error_of(world: &World, id: skep_proto::model::ServiceId) -> String {
@@ -59,4 +63,93 @@ fn no_node_gets_more_tasks_than_it_may() {
     let mut world = World::new().nodes(2);
     let id = place(&mut world, 5, |s| s.task.placement.max_replicas = 2);
     assert_eq!(world.spread(id).into_values().collect::<Vec<_>>(), [2, 2]);
+}
+
+#[test]
+fn tasks_are_spread_over_the_values_of_a_label_before_nodes() {
+    let mut world = World::new();
+    for (name, zone) in [("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b")] {
+        world.add_node(name, |n| drop(n.spec.annotations.labels.insert("zone".into(), zone.into())));
+    }
+    let id = place(&mut world, 6, |s| s.task.placement.preferences = vec!["node.labels.zone".into()]);
+    let spread: Vec<_> = world.spread(id).into_iter().collect();
+    assert_eq!(spread, [("a1".into(), 1), ("a2".into(), 1), ("a3".into(), 1), ("b1".into(), 3)]);
+}
+
+#[test]
+fn a_node_on_which_a_task_keeps_failing_comes_last() {
+    let mut world = World::new().nodes(2);
+    let policy = skep_proto::model::task::RestartPolicy { delay: Some(Duration::ZERO), ..Default::default() };
+    let id = place(&mut world, 1, |s| s.task.restart = Some(policy));
+    let bad = world.running(id)[0].node.unwrap();
+    let mut rounds = 0;
+    // It is the emptiest node each time until its failures speak against it.
+    while world.running(id)[0].node == Some(bad) {
+        world.end(&world.running(id)[0], TaskState::Failed, "x");
+        world.pass(Duration::from_millis(10));
+        rounds += 1;
+        assert!(rounds < 20);
+    }
+    assert_ne!(world.running(id)[0].node, Some(bad));
+}
+
+#[test]
+fn two_services_do_not_share_a_node_s_port_in_one_plan() {
+    let port = PortConfig {
+        name: String::new(),
+        protocol: Protocol::Tcp,
+        target: 80,
+        published: Some(8080),
+        mode: PublishMode::Host,
+    };
+    let mut world = World::new().nodes(2);
+    let endpoint = Some(EndpointSpec { ports: vec![port], ..EndpointSpec::default() });
+    let ids = ["a", "b"].map(|name| {
+        world.add_service(name, ServiceMode::Replicated { replicas: 1 }, |s| s.endpoint = endpoint.clone())
+    });
+    world.settle();
+    let nodes = ids.map(|id| world.running(id)[0].node);
+    assert_ne!(nodes[0], nodes[1]);
+}
+
+#[test]
+fn a_reason_goes_with_the_last_task_that_waited() {
+    let mut world = World::new().nodes(1);
+    let id = place(&mut world, 1, |s| s.task.placement.constraints = vec!["node.labels.no==where".into()]);
+    assert_eq!(world.view().explanations().count(), 1);
+    world.update_service(id, |s| s.spec.mode = ServiceMode::Replicated { replicas: 0 });
+    world.settle();
+    assert_eq!(world.view().explanations().count(), 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn what_is_remembered_between_plans_never_changes_a_decision(
+        changes in prop::collection::vec((0usize..6, 0u8..4, 1u64..5), 1..12),
+    ) {
+        let mut world = World::new().nodes(6);
+        let nodes: Vec<_> = world.view().nodes().values().map(|n| n.id).collect();
+        world.agents_obey = false;
+        for (n, (node, change, replicas)) in changes.into_iter().enumerate() {
+            world.update_node(nodes[node], |node| match change {
+                0 => node.spec.availability = Availability::Drain,
+                1 => node.spec.availability = Availability::Active,
+                2 => drop(node.spec.annotations.labels.insert("disk".into(), "ssd".into())),
+                _ => node.description.nano_cpus = 1_000_000_000,
+            });
+            world.add_service(&format!("s{n}"), ServiceMode::Replicated { replicas }, |s| {
+                s.task.placement.constraints = vec!["node.labels.disk==ssd".into()];
+                s.task.resources.reservations = Some(Reservations { nano_cpus: 700_000_000, ..Reservations::default() });
+            });
+            for _ in 0..3 {
+                let fresh = plan(&world.view(), &mut Cache::default(), world.now);
+                let groups = world.plans().groups;
+                prop_assert!(fresh.groups.iter().all(|group| groups.contains(group)));
+                world.propose(groups);
+            }
+            world.view().check().map_err(TestCaseError::fail)?;
+        }
+    }
 }

@@ -310,15 +310,21 @@ impl State {
         if state <= row.state || from_nowhere {
             return;
         }
+        // An update asks of a failed task how long it had run; its status then tells only when it failed.
+        let started_ms = match (row.state, state) {
+            (TaskState::Running, TaskState::Failed) => row.status_ms,
+            _ => 0,
+        };
         row.state = state;
         row.exit = exit.unwrap_or(row.exit);
         (row.version, row.updated_ms, row.status_ms) = (context.index, context.at.0, at_ms);
         let Observed { message, error, host_ports } = *observed;
-        let extra = if message.is_empty() && error.is_empty() && host_ports.is_empty() {
+        let extra = if message.is_empty() && error.is_empty() && host_ports.is_empty() && started_ms == 0 {
             self.without_text(task.handle())
         } else {
             let mut extra = self.extra_of(task.handle());
             (extra.message, extra.error) = (message.to_owned(), error.to_owned());
+            extra.started_ms = started_ms;
             if !host_ports.is_empty() {
                 extra.host_ports = host_ports.to_vec();
             }

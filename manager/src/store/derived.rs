@@ -40,8 +40,8 @@ pub struct ServiceCount {
 /// Indexes by handle, and sums.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Derived {
-    /// (upper half of the id, task): also the order of ids, so a prefix is a range.
-    pub ids: OrdSet<(u64, u32)>,
+    /// (top bits of the id, task): a prefix is a range, and the row tells which of its tasks have it.
+    pub ids: OrdSet<(u32, u32)>,
     /// (service, place, task).
     pub by_service: OrdSet<(u32, u32, u32)>,
     /// (node, task).
@@ -70,9 +70,9 @@ pub(super) struct Derived {
     pub vnis: OrdMap<u32, NetworkId>,
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the upper half of 128 bits has 64")]
-pub(super) fn upper_half(id: u128) -> u64 {
-    (id >> 64) as u64
+/// The part of an id that the index of ids holds: enough that few ids share it, little enough for a million entries.
+pub(super) fn top_bits(id: u128) -> u32 {
+    u32::try_from(id >> 96).expect("32 of 128 bits are left")
 }
 
 /// A task's two parts.
@@ -136,7 +136,7 @@ impl Derived {
     }
 
     fn row(&mut self, handle: u32, old: Option<&TaskRow>, new: Option<&TaskRow>, spec: Option<&SharedSpec>) {
-        let id = |row: &TaskRow| (upper_half(row.id.0), handle);
+        let id = |row: &TaskRow| (top_bits(row.id.0), handle);
         move_key(&mut self.ids, old.map(id), new.map(id));
         let service = |row: &TaskRow| row.service.map(|s| (s.handle(), row.place(), handle));
         move_key(&mut self.by_service, old.and_then(service), new.and_then(service));

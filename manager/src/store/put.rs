@@ -67,7 +67,7 @@ fn outgoing<T: Object>(table: &Table<T>, id: u128, if_version: u64) -> Result<()
 }
 
 /// Ports of the routing mesh that a service has or asks for by number.
-fn mesh_ports(service: &Service) -> impl Iterator<Item = (Protocol, u16)> + '_ {
+pub(super) fn mesh_ports(service: &Service) -> impl Iterator<Item = (Protocol, u16)> + '_ {
     let asked = service.spec.endpoint.iter().flat_map(|e| &e.ports);
     let all = service.endpoint.ports.iter().chain(asked).filter(|_| !service.pending_delete);
     all.filter(|p| p.mode == PublishMode::Ingress).filter_map(|p| Some((p.protocol, p.published?)))
@@ -134,10 +134,11 @@ impl State {
             virtual_ips.push((network, vip.address.addr()));
         }
         service.meta = context.meta(old.as_ref().map(|o| &o.meta));
-        service.spec_version = match (&old, &service.previous) {
+        let previous = old.as_ref().and_then(|old| old.previous.as_deref());
+        service.spec_version = match (&old, previous) {
             (Some(old), _) if same_tasks(&old.spec, &service.spec) => old.spec_version,
             // Back to what it was: tasks that were not replaced yet need not be.
-            (Some(_), Some(previous)) if same_tasks(&previous.spec, &service.spec) => previous.spec_version,
+            (_, Some(previous)) if same_tasks(&previous.spec, &service.spec) => previous.spec_version,
             _ => context.index,
         };
         if let Some(old) = &old {
@@ -278,6 +279,7 @@ impl State {
         };
         node.meta = context.meta(old.as_ref().map(|o| &o.meta));
         let id = node.id.0;
+        self.nodes_index = context.index;
         let (reference, xor) = self.nodes.put(node, object_hash(Kind::Node));
         self.digest ^= xor;
         context.touch(Kind::Node, id, reference.handle());
@@ -306,6 +308,7 @@ impl State {
                 outgoing(&self.nodes, id, if_version)?;
                 let reference = self.nodes.raw_reference(id).expect("just found");
                 self.orphan_tasks_of(context, reference);
+                self.nodes_index = context.index;
                 remove_plain(&mut self.nodes, id, &mut self.digest)
             }
             Kind::Cluster => return Err(Refusal::Invalid { reason: "a cluster ends with its last manager".into() }),

@@ -107,6 +107,8 @@ impl TaskRow {
 pub struct TaskExtra {
     /// While desired is ready: when it becomes running, milliseconds since the epoch; 0 for "not by time".
     pub start_ms: u64,
+    /// When a task that failed had begun to run, by its node's clock, milliseconds since the epoch; 0 when it never ran.
+    pub started_ms: u64,
     /// Times of the restarts in this slot that count against the policy's limit, oldest first.
     pub restarts: Vec<u64>,
     /// What is going on, when it is not the usual text of the state.

@@ -9,14 +9,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use skep_proto::model::service::{PortConfig, PublishMode};
 use skep_proto::model::{Cluster, Config, Network, Node, Secret, Service, Timestamp};
 
 use super::codec::Encode;
 use super::derived::{Parts, address_key};
 use super::digest::{self, Domain};
 use super::entry::Kind;
-use super::put::object_hash;
+use super::put::{mesh_ports, object_hash};
 use super::refs::Reference;
 use super::row::{TaskExtra, TaskRow};
 use super::spec::SharedSpec;
@@ -84,10 +83,12 @@ pub(super) fn write(state: &State, out: &mut dyn Write) -> io::Result<()> {
     out.write_all(MAGIC)?;
     out.write_all(&[FORMAT])?;
     let mut out = zstd::stream::Encoder::new(out, COMPRESSION)?;
+    let mut buffer = Vec::new();
     let mut put = |record: Record| -> io::Result<()> {
-        let bytes = postcard::to_stdvec(&record).map_err(io::Error::other)?;
-        out.write_all(&u32::try_from(bytes.len()).map_err(io::Error::other)?.to_le_bytes())?;
-        out.write_all(&bytes)
+        buffer.clear();
+        buffer = postcard::to_extend(&record, std::mem::take(&mut buffer)).map_err(io::Error::other)?;
+        out.write_all(&u32::try_from(buffer.len()).map_err(io::Error::other)?.to_le_bytes())?;
+        out.write_all(&buffer)
     };
     let State { index, now, node_index, digest, .. } = *state;
     put(Record::Head { index, now_ms: now.0, node_index, digest })?;
@@ -100,8 +101,9 @@ pub(super) fn write(state: &State, out: &mut dyn Write) -> io::Result<()> {
     for ((service, version), spec) in &state.specs {
         put(Record::Spec { service: *service, version: *version, bytes: spec.service.encode().into() })?;
     }
+    let has_free = state.rows.in_use() < state.rows.capacity();
     for (handle, row) in state.rows.iter_all() {
-        put(Record::Row { row: *row, used: state.rows.is_used(handle) })?;
+        put(Record::Row { row: *row, used: !has_free || state.rows.is_used(handle) })?;
     }
     for (task, extra) in &state.extras {
         put(Record::Extra { task: *task, extra: (**extra).clone() })?;
@@ -254,43 +256,71 @@ impl Restore {
 impl State {
     /// Makes every index and sum from the rows and objects.
     pub(super) fn derive_again(&mut self) {
+        self.nodes_index = self.index;
         self.derived = super::derived::Derived::default();
-        let rows: Vec<(u32, TaskRow)> = self.rows.iter().map(|(handle, row)| (handle, *row)).collect();
         let mut counts = std::collections::BTreeMap::<(u32, u64), u32>::new();
-        for (handle, row) in &rows {
-            let extra = self.extras.get(handle).cloned();
+        for (handle, row) in self.rows.iter() {
+            let extra = self.extras.get(&handle).cloned();
             let key = row.service.map(|s| (s.handle(), row.spec_version));
             let spec = key.and_then(|key| self.specs.get(&key));
-            self.derived.task(*handle, None, Some(Parts { row, extra: extra.as_deref() }), spec);
+            self.derived.task(handle, None, Some(Parts { row, extra: extra.as_deref() }), spec);
             if let Some(key) = key {
                 *counts.entry(key).or_default() += 1;
             }
         }
-        for (key, count) in counts {
+        let keys: Vec<_> = self.specs.keys().copied().collect();
+        for key in keys {
             if let Some(spec) = self.specs.get_mut(&key) {
-                spec.tasks = count;
+                spec.tasks = counts.get(&key).copied().unwrap_or_default();
             }
         }
+        self.derive_from_objects();
+    }
+
+    fn derive_from_objects(&mut self) {
         for network in self.networks.values() {
             if let Some(vni) = network.vni {
                 self.derived.vnis.insert(vni, network.id);
             }
         }
-        let services: Vec<(u32, Arc<Service>)> = self.services.iter().map(|(r, s)| (r.handle(), s.clone())).collect();
-        for (handle, service) in services {
+        for (reference, service) in self.services.iter() {
             for vip in &service.endpoint.virtual_ips {
                 let network = self.networks.reference(vip.network);
                 if let Some(key) = network.and_then(|n| address_key(n, vip.address.addr())) {
                     self.derived.addresses.insert(key);
                 }
             }
-            let asked = service.spec.endpoint.iter().flat_map(|e| &e.ports);
-            let ingress = |p: &&PortConfig| p.mode == PublishMode::Ingress && !service.pending_delete;
-            for port in service.endpoint.ports.iter().chain(asked).filter(ingress) {
-                if let Some(number) = port.published {
-                    self.derived.ingress_ports.insert((port.protocol, number), handle);
-                }
+            for port in mesh_ports(service) {
+                self.derived.ingress_ports.insert(port, reference.handle());
             }
         }
+    }
+
+    /// Counts everything again and compares: indexes, sums, counts of specs, the digest. For tests and the simulation.
+    ///
+    /// # Errors
+    /// Names what differs.
+    pub fn check(&self) -> Result<(), String> {
+        let mut again = self.clone();
+        again.derive_again();
+        if again.derived != self.derived {
+            return Err(format!(
+                "indexes or sums differ from a recount: {:?} against {:?}",
+                self.derived, again.derived
+            ));
+        }
+        let tasks = |state: &Self| state.specs.values().map(|spec| spec.tasks).collect::<Vec<_>>();
+        if tasks(&again) != tasks(self) {
+            return Err("counts of tasks by spec differ from a recount".into());
+        }
+        let mut digest = 0;
+        digest ^= self.rows.iter().fold(0, |sum, (h, row)| sum ^ digest::of(Domain::Row, h, row));
+        digest ^= self.extras.iter().fold(0, |sum, (h, extra)| sum ^ digest::of(Domain::Extra, *h, &**extra));
+        digest ^= self.blocked.iter().fold(0, |sum, (key, text)| sum ^ digest::of(Domain::Blocked, *key, &**text));
+        digest ^= self.cursors.iter().fold(0, |sum, (n, address)| sum ^ digest::of(Domain::Cursor, *n, *address));
+        digest ^= self.requests.iter().fold(0, |sum, (id, r)| sum ^ digest::of(Domain::Request, *id, r.at_ms));
+        digest ^= self.clusters.hash() ^ self.nodes.hash() ^ self.services.hash();
+        digest ^= self.networks.hash() ^ self.secrets.hash() ^ self.configs.hash();
+        if digest == self.digest { Ok(()) } else { Err("the rolling digest differs from a recount".into()) }
     }
 }

@@ -14,7 +14,7 @@ use skep_proto::model::{
     Timestamp, Version,
 };
 
-use super::derived::{Derived, NodeLoad, ServiceCount, upper_half};
+use super::derived::{Derived, NodeLoad, ServiceCount, top_bits};
 use super::entry::Outcome;
 use super::refs::{NetworkRef, NodeRef, Reference, ServiceRef, TaskRef};
 use super::row::{TaskExtra, TaskRow, usual_message};
@@ -45,6 +45,8 @@ pub struct State {
     pub(super) cursors: OrdMap<u32, u32>,
     /// Where the search for a free node index goes on.
     pub(super) node_index: u16,
+    /// Index of the last change of a node's record.
+    pub(super) nodes_index: u64,
     pub(super) requests: OrdMap<u128, Arc<AnsweredRequest>>,
     pub(super) request_times: OrdSet<(u64, u128)>,
     pub(super) derived: Derived,
@@ -82,6 +84,11 @@ impl State {
     /// Nodes.
     pub fn nodes(&self) -> &Table<Node> {
         &self.nodes
+    }
+
+    /// Raft index of the last change of any node's record: what was computed from them holds while it is the same.
+    pub fn nodes_index(&self) -> u64 {
+        self.nodes_index
     }
 
     /// Services, also those whose removal was asked for (`pending_delete`): faces do not show them.
@@ -131,11 +138,11 @@ impl State {
         node.into_iter().flat_map(|n| self.rows_on_node(n)).map(|(h, row)| self.to_task(h, row)).collect()
     }
 
-    /// Ids of tasks that start with `prefix`, in order.
+    /// Ids of tasks that start with `prefix`, in the order of their first 32 bits.
     pub fn task_ids_by_prefix(&self, prefix: &str) -> impl Iterator<Item = TaskId> + '_ {
         let range = prefix_range(prefix);
         range.into_iter().flat_map(move |(low, high)| {
-            let candidates = self.derived.ids.range((upper_half(low), 0)..=(upper_half(high), u32::MAX));
+            let candidates = self.derived.ids.range((top_bits(low), 0)..=(top_bits(high), u32::MAX));
             let ids = candidates.filter_map(|(_, handle)| self.rows.get(*handle)).map(|row| row.id);
             ids.filter(move |id| (low..=high).contains(&id.0))
         })
@@ -153,9 +160,9 @@ impl State {
 
     /// The reference of a task.
     pub fn reference(&self, id: TaskId) -> Option<TaskRef> {
-        let high = upper_half(id.0);
-        let same_half = self.derived.ids.range((high, 0)..=(high, u32::MAX));
-        same_half
+        let top = top_bits(id.0);
+        let same_top = self.derived.ids.range((top, 0)..=(top, u32::MAX));
+        same_top
             .filter_map(|(_, h)| Some((h, self.rows.get(*h)?)))
             .find_map(|(h, r)| (r.id == id).then(|| r.reference(*h)))
     }
@@ -217,6 +224,29 @@ impl State {
         self.derived.unplaced.iter().filter_map(|(_, _, h)| Some((*h, self.rows.get(*h)?)))
     }
 
+    /// The services and spec versions that have tasks waiting for the scheduler.
+    pub fn unplaced_specs(&self) -> impl Iterator<Item = (ServiceRef, u64)> + '_ {
+        let mut next = (0, 0, 0);
+        std::iter::from_fn(move || {
+            loop {
+                let (service, version, _) = *self.derived.unplaced.range(next..).next()?;
+                // Skips the others of the spec, however many wait.
+                next = (service, version.saturating_add(1), 0);
+                let object = self.services.at(service);
+                if let Some(reference) = object.and_then(|s| self.services.reference(s.id)) {
+                    return Some((reference, version));
+                }
+            }
+        })
+    }
+
+    /// Tasks of one spec that wait for the scheduler, by handle.
+    pub fn unplaced_of(&self, service: ServiceRef, version: u64) -> impl Iterator<Item = (u32, &TaskRow)> + '_ {
+        let s = service.handle();
+        let found = self.derived.unplaced.range((s, version, 0)..=(s, version, u32::MAX));
+        found.filter_map(|(_, _, h)| Some((*h, self.rows.get(*h)?)))
+    }
+
     /// Dead tasks that are to be forgotten.
     pub fn removable(&self) -> impl Iterator<Item = (u32, &TaskRow)> + '_ {
         self.derived.removable.iter().filter_map(|h| Some((*h, self.rows.get(*h)?)))
@@ -230,6 +260,11 @@ impl State {
     /// What tasks reserve on a node.
     pub fn load(&self, node: NodeRef) -> NodeLoad {
         self.derived.loads.get(&node.handle()).copied().unwrap_or_default()
+    }
+
+    /// What tasks reserve, by handle of the node, ascending; nodes without tasks are left out.
+    pub fn loads(&self) -> impl Iterator<Item = (u32, NodeLoad)> + '_ {
+        self.derived.loads.iter().map(|(handle, load)| (*handle, *load))
     }
 
     /// How much of a generic resource tasks reserve on a node.

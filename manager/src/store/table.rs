@@ -247,6 +247,11 @@ impl<T: Object> Table<T> {
         }
     }
 
+    /// The part of the digest that the objects make.
+    pub(super) fn hash(&self) -> u64 {
+        self.slots.values().fold(0, |sum, slot| sum ^ slot.hash)
+    }
+
     /// What a snapshot keeps besides the objects: the next handle, and the freed ones.
     pub(super) fn allocation(&self) -> (u32, Vec<(u32, NonZeroU32)>) {
         (self.next, self.free.iter().map(|(handle, generation)| (*handle, *generation)).collect())
