@@ -17,6 +17,8 @@ pub struct Tables {
     loaded: BTreeMap<(Family, String), Table>,
     /// The rule set's generation after our last change. Another one means that somebody changed something.
     generation: Option<u32>,
+    /// Kept open: closing one waits until the kernel has freed what former transactions replaced, some 10 ms.
+    socket: Option<NetlinkSocket>,
 }
 
 impl Tables {
@@ -25,7 +27,11 @@ impl Tables {
     /// # Errors
     /// The kernel's refusal; then nothing changed, and the next call sends everything.
     pub fn set(&mut self, netns: &Netns, wanted: Vec<Table>) -> io::Result<()> {
-        let mut socket = NetlinkSocket::open(netns, Protocol::Netfilter)?;
+        // Put back only when all went well: after an error, answers may be left in it.
+        let mut socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => NetlinkSocket::open(netns, Protocol::Netfilter)?,
+        };
         let unchanged = self.generation.is_some() && self.generation == Some(generation(&mut socket)?);
         let mut batch = Batch::new();
         for table in &wanted {
@@ -45,6 +51,7 @@ impl Tables {
             socket.batch(&batch.finish())?;
         }
         self.generation = Some(generation(&mut socket)?);
+        self.socket = Some(socket);
         self.loaded = wanted.into_iter().map(|t| ((t.family, t.name.clone()), t)).collect();
         Ok(())
     }
