@@ -70,7 +70,6 @@ pub(super) struct Derived {
     pub vnis: OrdMap<u32, NetworkId>,
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "the upper half of 128 bits has 64")]
 pub(super) fn upper_half(id: u128) -> u64 {
     (id >> 64) as u64
 }

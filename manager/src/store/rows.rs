@@ -118,7 +118,7 @@ impl<T: Copy> Rows<T> {
     fn push(&mut self, row: T) {
         let h = self.len;
         let p = h / PAGE;
-        if h % PAGE == 0 {
+        if h.is_multiple_of(PAGE) {
             if p.is_multiple_of(FAN * FAN) {
                 self.root.push(Arc::new(Vec::with_capacity(FAN)));
             }
