@@ -1,4 +1,5 @@
 //! A cluster of three managers and two workers, driven by the stock docker CLI alone.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 use std::collections::BTreeSet;
 

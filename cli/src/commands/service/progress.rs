@@ -53,12 +53,9 @@ pub async fn wait_until_converged(client: &Client, service: &str) -> anyhow::Res
                 told = line;
             }
         }
-        match look.update.as_deref() {
-            Some(state @ ("paused" | "rollback_paused" | "rollback_completed")) => {
-                bar.abandon();
-                bail!("{}: the update is {}: {}", look.name, state.replace('_', " "), look.trouble.unwrap_or_default());
-            }
-            _ => {}
+        if let Some(state @ ("paused" | "rollback_paused" | "rollback_completed")) = look.update.as_deref() {
+            bar.abandon();
+            bail!("{}: the update is {}: {}", look.name, state.replace('_', " "), look.trouble.unwrap_or_default());
         }
         let is_converged =
             look.running >= look.wanted && !matches!(look.update.as_deref(), Some("updating" | "rollback_started"));
