@@ -152,8 +152,6 @@ fn facts(config: &Config) -> NodeFacts {
         cpus: u64::try_from(machine.cpus).unwrap_or(1),
         memory: u64::try_from(machine.memory).unwrap_or(0),
         allow_privileged: true,
-        warnings: vec![
-            "WARNING: overlay networks are not encrypted yet: run them over a network that you trust".into(),
-        ],
+        warnings: Vec::new(),
     }
 }
