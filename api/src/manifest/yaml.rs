@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use granit_parser::{Event, Parser, ScalarStyle, Span};
+use granit_parser::{Event, Options, Parser, ScalarStyle, Span};
 
 use super::problem::{Place, Problems};
 
@@ -85,7 +85,10 @@ pub fn parse(file: &str, text: &str) -> Result<Vec<Rc<Node>>, Problems> {
         );
         return Err(problems.into_error());
     }
-    let mut builder = Builder { parser: Parser::new_from_str(text), anchors: HashMap::new(), nodes: 0 };
+    let mut options = Options::default();
+    options.set_emit_comments(false);
+    let parser = Parser::new_from_str_with_options(text, options);
+    let mut builder = Builder { parser, anchors: HashMap::new(), nodes: 0 };
     match builder.documents() {
         Ok(documents) => Ok(documents),
         Err((place, message)) => {
@@ -260,6 +263,12 @@ mod tests {
         let tree = parse("f", text).unwrap();
         let get = |key| scalar(&tree[0], &["web", key]);
         assert_eq!((get("image"), get("user"), get("tty")), ("y".into(), "u".into(), "yes".into()));
+    }
+
+    #[test]
+    fn comments_may_stand_everywhere() {
+        let tree = parse("f", "# a\na: 1 # b\n# c\nb: # d\n  - x # e\n  # f\nc: [y, # g\n z]\n").unwrap();
+        assert_eq!((scalar(&tree[0], &["a"]), tree.len()), ("1".into(), 1));
     }
 
     #[test]
