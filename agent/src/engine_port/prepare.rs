@@ -220,7 +220,7 @@ pub async fn mount_again(volumes: &Volumes, mounts: &[ResolvedMount]) -> Result<
 }
 
 /// Removes volumes that nobody named and nobody uses any more. What cannot be removed is logged and stays.
-pub(super) async fn remove_anonymous(volumes: &Volumes, names: Vec<String>) {
+pub(crate) async fn remove_anonymous(volumes: &Volumes, names: Vec<String>) {
     for name in names {
         if let Err(error) = volumes.remove(&name, true, &[]).await {
             tracing::warn!(volume = %name, error = %crate::chain(&error), "removing an anonymous volume");

@@ -7,17 +7,13 @@ pub mod plan;
 pub mod sandbox;
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::{join_all, select_all, try_join_all};
-use skep_engine::containers::{
-    ContainerError, Containers as EngineContainers, EtcContents, ImageRef as RuntimeImage, NewContainer, StartWith,
-    WaitCondition,
-};
+use skep_engine::containers::{ContainerError, Containers as EngineContainers, EtcContents, StartWith, WaitCondition};
 use skep_engine::images::{CollectPolicy, ImageError, ImageRef, Images, PullPolicy};
 use skep_engine::volumes::Volumes;
 use skep_proto::model::engine::{ContainerState, NetworkMode};
@@ -29,6 +25,7 @@ use tracing::{info, warn};
 use self::plan::Connection;
 use self::sandbox::{Sandbox, SandboxError, SandboxRequest, Sandboxes};
 use super::{Containers, Executor, ExecutorError, Exit, Running, TaskUnit};
+use crate::engine_port::{etc, prepare};
 
 /// How long a registry's word on a tag holds, so that a hundred replicas ask once. Docker's agents ask for each.
 const TAG_HOLDS: Duration = Duration::from_secs(60);
@@ -188,21 +185,19 @@ impl NodeExecutor {
             (_, None) => NetworkMode::None,
         };
         let config = plan::container_config(unit, self.parts.node, index, network);
-        let mounts = mounts::resolve(&self.parts.volumes, config.id, &config.spec, &image.config).await?;
-        self.held().insert(config.id, image.clone());
-        let image = RuntimeImage { id: image.id.clone(), layers: image.layers.clone(), config: image.config.clone() };
-        self.parts.containers.create(NewContainer { config, image, mounts }).await.map_err(create_error)
+        let new = prepare::new_container(&self.parts.volumes, config, image).await?;
+        self.held().insert(new.config.id, image.clone());
+        self.parts.containers.create(new).await.map_err(create_error)
     }
 
     async fn start_one(&self, unit: &TaskUnit, prepared: &Prepared, index: usize) -> Result<(), ExecutorError> {
         let id = unit.container_id(index);
         let known = self.parts.containers.inspect(id).map_err(create_error)?;
-        mounts::mount(&self.parts.volumes, &known.mounts).await?;
+        prepare::mount_again(&self.parts.volumes, &known.mounts).await.map_err(mounts::volume_error)?;
         let etc = prepared.sandbox.as_ref().map(|sandbox| {
             let hostname = plan::hostname(unit, index);
-            let addresses: Vec<IpAddr> = sandbox.addresses.clone();
             EtcContents {
-                hosts: plan::hosts_file(&hostname, &unit.spec.task.containers[index].hosts, &addresses),
+                hosts: etc::hosts(&hostname, &unit.spec.task.containers[index].hosts, &sandbox.addresses),
                 hostname: format!("{hostname}\n"),
                 resolv_conf: sandbox.resolv_conf.clone(),
             }
@@ -328,7 +323,8 @@ impl Executor for NodeExecutor {
                 Err(error) => return Err(ExecutorError::Temporary(crate::chain(&error).to_string())),
             }
             self.held().remove(&container.config.id);
-            mounts::remove_anonymous(&self.parts.volumes, &container.mounts).await;
+            let volumes = prepare::anonymous(container.config.id, &container.mounts);
+            prepare::remove_anonymous(&self.parts.volumes, volumes).await;
         }
         self.parts.sandboxes.remove(task).await?;
         Ok(())

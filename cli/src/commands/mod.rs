@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::output::human::{ago, short_id};
 use crate::output::table::Table;
@@ -165,6 +165,11 @@ fn task_table(
 fn capitalized(word: &str) -> String {
     let mut chars = word.chars();
     chars.next().map(|c| c.to_uppercase().chain(chars).collect()).unwrap_or_default()
+}
+
+/// Lines `KEY=VALUE` as an object; a line without `=` is a key without a value.
+fn pairs(lines: &[String]) -> Map<String, Value> {
+    lines.iter().map(|line| line.split_once('=').unwrap_or((line, ""))).map(|(k, v)| (k.to_owned(), json!(v))).collect()
 }
 
 #[cfg(test)]

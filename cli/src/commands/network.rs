@@ -2,9 +2,9 @@
 
 use clap::{Args, Subcommand};
 use http::Method;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::text;
+use super::{pairs, text};
 use crate::client::Client;
 use crate::output::human::short_id;
 use crate::output::table::Table;
@@ -95,8 +95,4 @@ pub async fn run(command: NetworkCommand, client: &Client) -> anyhow::Result<()>
         }
     }
     Ok(())
-}
-
-fn pairs(lines: &[String]) -> Map<String, Value> {
-    lines.iter().map(|line| line.split_once('=').unwrap_or((line, ""))).map(|(k, v)| (k.to_owned(), json!(v))).collect()
 }

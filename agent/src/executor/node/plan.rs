@@ -1,7 +1,5 @@
 //! From a task to the containers that the engine makes for it. Pure.
 
-use std::net::IpAddr;
-
 use skep_proto::model::NodeId;
 use skep_proto::model::engine::{
     ContainerConfig, ContainerRestart, ContainerState, ContainerStatus, NetworkMode, TaskOwner,
@@ -107,28 +105,6 @@ pub fn hostname(unit: &TaskUnit, index: usize) -> String {
         "" => unit.container_id(index).short(),
         name => name.to_owned(),
     }
-}
-
-/// Content of `/etc/hosts`, as Docker writes it: local names, the operator's lines, then the container itself.
-pub fn hosts_file(hostname: &str, extra: &[String], addresses: &[IpAddr]) -> String {
-    let mut text = String::from(
-        "127.0.0.1\tlocalhost\n\
-         ::1\tlocalhost ip6-localhost ip6-loopback\n\
-         fe00::\tip6-localnet\n\
-         ff00::\tip6-mcastprefix\n\
-         ff02::1\tip6-allnodes\n\
-         ff02::2\tip6-allrouters\n",
-    );
-    for line in extra {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        if let [address, names @ ..] = &words[..] {
-            text.push_str(&format!("{address}\t{}\n", names.join(" ")));
-        }
-    }
-    for address in addresses {
-        text.push_str(&format!("{address}\t{hostname}\n"));
-    }
-    text
 }
 
 /// Ports of the task that this node publishes by itself.
@@ -259,13 +235,6 @@ mod tests {
         let mut global = unit(1);
         global.task.slot = 0;
         assert_eq!(container_config(&global, NODE, 0, NetworkMode::Host).name, format!("web.{NODE}.{id}"));
-    }
-
-    #[test]
-    fn the_hosts_file_ends_with_the_operators_lines_and_the_container() {
-        let text = hosts_file("box", &["10.1.1.1 db database".into()], &["10.0.1.5".parse().unwrap()]);
-        assert!(text.starts_with("127.0.0.1\tlocalhost\n"));
-        assert!(text.ends_with("10.1.1.1\tdb database\n10.0.1.5\tbox\n"), "{text}");
     }
 
     fn state(status: ContainerStatus, exit_code: i32, error: &str) -> ContainerState {

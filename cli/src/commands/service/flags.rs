@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::mount;
 use super::publish;
+use crate::commands::pairs;
 
 /// Flags that both commands share.
 #[derive(Debug, Default, Args)]
@@ -344,10 +345,6 @@ fn list(value: &mut Value) -> &mut Vec<Value> {
         *value = json!([]);
     }
     value.as_array_mut().expect("just made one")
-}
-
-fn pairs(lines: &[String]) -> Map<String, Value> {
-    lines.iter().map(|line| line.split_once('=').unwrap_or((line, ""))).map(|(k, v)| (k.to_owned(), json!(v))).collect()
 }
 
 fn words(line: &str) -> Vec<String> {
