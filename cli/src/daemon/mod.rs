@@ -51,6 +51,8 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
     let _lock = lock(&config)?;
     let services = Arc::new(NodeServices::start(&config, data_path(&config)).await?);
     let swarm = Arc::new(NodeSwarm::new(config.clone(), services.clone()));
+    // Before anybody can ask: a manager that is not one yet would say so.
+    swarm.resume().await;
     let router = docker::router(Ports { swarm: swarm.clone(), engine: services.engine.clone(), host: host() });
     let stop = CancellationToken::new();
     let mut servers = JoinSet::new();
@@ -63,7 +65,6 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         let listener = docker::bind_unix(path).await.with_context(|| format!("listening on {}", path.display()))?;
         servers.spawn(docker::serve(listener, router.clone(), stop.clone(), GRACE));
     }
-    swarm.resume().await;
     tracing::info!(node.name = %config.node_name, version = env!("CARGO_PKG_VERSION"), "the daemon is ready");
     wait_for_signal().await?;
     tracing::info!("the daemon stops; containers go on");

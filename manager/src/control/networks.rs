@@ -91,6 +91,10 @@ fn check(spec: &NetworkSpec) -> Result<(), ControlError> {
     if spec.ingress {
         return Err(ControlError::Unsupported("another ingress network".into()));
     }
+    // A protection that was asked for and cannot be had is refused, not forgotten.
+    if spec.driver.options.get("encrypted").is_some_and(|value| value != "false") {
+        return Err(ControlError::Unsupported("encryption of overlay networks".into()));
+    }
     if spec.ipam.len() > 1 {
         return Err(ControlError::Unsupported("more than one subnet a network".into()));
     }
