@@ -114,6 +114,7 @@ pub fn container_config(
         auto_remove: false,
         restart: ContainerRestart::No,
         privileged: false,
+        isolation: Default::default(),
         stdin_once: false,
         attach: (false, false, false),
         log: unit.spec.task.log_driver.clone(),
