@@ -298,3 +298,33 @@ async fn a_kernel_parameter_of_the_node_is_refused_and_one_of_the_container_is_s
     let error = node.containers.create(new).await.unwrap_err().to_string();
     assert!(error.contains("sysctl \"kernel.core_pattern\" is not allowed"), "{error}");
 }
+
+#[tokio::test]
+#[ignore = "needs root"]
+async fn an_init_reaps_orphans_hands_signals_on_and_ends_as_its_program_does() {
+    let node = Node::new().await;
+    let with_init = |script: &str| {
+        let mut config = node.config(&["sh", "-c", script]);
+        config.spec.init = Some(true);
+        config
+    };
+    let orphan = "(sleep 0.1 &) ; sleep 0.5; cat /proc/1/comm; ps -o stat | grep -c Z; exit 7";
+    let (code, out, err) = node.run(with_init(orphan)).await;
+    assert_eq!((code, out.as_str()), (7, "docker-init\n0\n"), "{err}");
+    let id = node.create(with_init("trap 'exit 9' TERM; echo ready; while :; do sleep 0.05; done")).await;
+    node.start(id).await;
+    node.has_logged(id, 1).await;
+    node.containers.stop(id, None, Some(std::time::Duration::from_secs(60))).await.unwrap();
+    assert_eq!(node.wait(id).await, 9);
+    node.containers.remove(id, false).await.unwrap();
+    // Without a handler it ends by the signal itself, which as pid 1 it would not.
+    let id = node.create(with_init("echo ready; exec sleep 1000")).await;
+    node.start(id).await;
+    node.has_logged(id, 1).await;
+    node.containers.stop(id, None, Some(std::time::Duration::from_secs(60))).await.unwrap();
+    assert_eq!(node.wait(id).await, 143);
+    node.containers.remove(id, false).await.unwrap();
+    let mut config = node.config(&["nosuch"]);
+    config.spec.init = Some(true);
+    assert_eq!(node.run(config).await.0, 127);
+}

@@ -43,11 +43,6 @@ impl Containers {
         if let Some(wrong) = rules.iter().find(|rule| crate::runtime::devices::parse_rule(rule).is_none()) {
             return Err(ContainerError::Invalid(format!("invalid device cgroup rule format: '{wrong}'")));
         }
-        if new.config.spec.init == Some(true) {
-            return Err(ContainerError::Invalid(
-                "an init process in the container is not supported by skep yet".to_owned(),
-            ));
-        }
         if new.image.layers.is_empty() {
             return Err(ContainerError::Invalid(format!("image {} has no layers", new.image.id)));
         }

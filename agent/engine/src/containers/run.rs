@@ -158,6 +158,8 @@ pub fn begin(
         mounts: &mounts,
         files: &given,
         devices: &devices,
+        // As Docker: where the container shares the node's processes, its first one is no pid 1.
+        init: (record.config.spec.init == Some(true) && !isolation.host_pid).then_some(config.shim.as_path()),
         etc: &paths.etc(),
         netns,
         cgroup: &cgroup,

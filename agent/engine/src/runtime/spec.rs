@@ -34,6 +34,9 @@ const MASKED_PATHS: [&str; 12] = [
 
 const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// Where the init program is in containers that asked for one, as in Docker.
+const INIT: &str = "/sbin/docker-init";
+
 /// Bytes of `/dev/shm`, Docker's default.
 const DEFAULT_SHM: u64 = 64 << 20;
 
@@ -91,6 +94,8 @@ pub struct Input<'a> {
     pub files: &'a [(PathBuf, String)],
     /// Devices of the node that it gets besides the usual ones.
     pub devices: &'a [Device],
+    /// The program that is pid 1 and starts the container's own (`--init`).
+    pub init: Option<&'a Path>,
     /// Files given to the container.
     pub etc: &'a EtcFiles,
     /// Its network.
@@ -249,7 +254,9 @@ pub fn oci_spec(input: &Input<'_>) -> Result<Value, SpecError> {
             json!({"type": name, "soft": soft, "hard": hard})
         })
         .collect();
-    let args: Vec<&String> = std::iter::once(&process.path).chain(&process.args).collect();
+    let init: &[&str] = if input.init.is_some() { &[INIT, "init", "--"] } else { &[] };
+    let own = std::iter::once(&process.path).chain(&process.args).map(String::as_str);
+    let args: Vec<&str> = init.iter().copied().chain(own).collect();
     let open = config.privileged || config.isolation.system_paths_unconfined;
     let masked: &[&str] = if open { &[] } else { &MASKED_PATHS };
     let readonly: &[&str] = if open { &[] } else { &READONLY_PATHS };
@@ -401,6 +408,9 @@ fn mounts(input: &Input<'_>) -> Vec<Value> {
             options.push("ro");
         }
         mounts.push(bind(&mount.source, &mount.target, &options));
+    }
+    if let Some(init) = input.init {
+        mounts.push(bind(init, INIT, &["bind", "rprivate", "ro"]));
     }
     for (source, target) in input.files {
         mounts.push(bind(source, target, &["bind", "rprivate", "ro", "nosuid", "nodev", "noexec"]));

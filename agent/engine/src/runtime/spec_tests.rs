@@ -51,6 +51,7 @@ fn spec_of(config: &ContainerConfig, mounts: &[ResolvedMount], netns: &Netns) ->
         mounts,
         files: &[],
         devices: &[],
+        init: None,
         etc: &etc,
         netns,
         cgroup: "/skep/x",
