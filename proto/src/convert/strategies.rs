@@ -195,7 +195,7 @@ structs! {
     ContainerSpec {
         name, image, labels, command, args, hostname, env, dir, user, groups, init, stop_signal, stop_grace, tty,
         open_stdin, read_only, mounts, healthcheck, hosts, dns, secrets, configs, sysctls, cap_add, cap_drop, ulimits,
-        registry_auth
+        privileges, registry_auth
     }
     Mount { kind, source, target, read_only, consistency, bind, volume, tmpfs }
     BindOptions { propagation, non_recursive, create_mountpoint }
@@ -207,6 +207,7 @@ structs! {
     SecretReference { id, name, file }
     ConfigReference { id, name, file }
     Ulimit { name, soft, hard }
+    Privileges { no_new_privileges, seccomp_unconfined }
     Node { id, meta, spec, index, description, state, message, address, manager }
     NodeSpec { annotations, role, availability }
     NodeDescription {

@@ -65,6 +65,8 @@ pub struct ContainerSpec {
     pub cap_drop: Vec<String>,
     /// Resource limits of the process.
     pub ulimits: Vec<Ulimit>,
+    /// Security options; `None` for the default.
+    pub privileges: Option<Privileges>,
     /// Credentials for pulling the image, as the client sent them in `X-Registry-Auth`. Sealed with the log, shown to nobody.
     #[serde(skip)]
     pub registry_auth: Option<RegistryAuth>,
@@ -222,6 +224,16 @@ pub struct ConfigReference {
     pub name: String,
     /// Where it appears.
     pub file: Option<FileTarget>,
+}
+
+/// Security options of a task's container (Engine API, `ContainerSpec.Privileges`), as far as they are built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Privileges {
+    /// Processes never get more privileges than they have.
+    pub no_new_privileges: bool,
+    /// Load no seccomp filter.
+    pub seccomp_unconfined: bool,
 }
 
 /// A resource limit of the process (setrlimit(2)).
