@@ -5,6 +5,7 @@
 
 pub mod host;
 pub mod images;
+pub mod registry;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -86,6 +87,12 @@ impl Lab {
     /// Address of a node.
     pub fn address(&self, node: &str) -> String {
         self.field(node, "address").as_str().expect("every node has an address").to_owned()
+    }
+
+    /// Address of the host, as the nodes see it.
+    pub fn gateway(&self) -> String {
+        let address = self.address("m1");
+        format!("{}.1", address.rsplit_once('.').map_or("", |(subnet, _)| subnet))
     }
 
     /// The lab's cgroup, below the root of each hierarchy.

@@ -368,12 +368,14 @@ impl Executor for NodeExecutor {
     }
 }
 
-/// Share of the disk under `root` that ordinary processes cannot use any more.
+/// Share of the disk under `root` that is used, of what ordinary processes may use: blocks that the file system keeps
+/// for root count neither way (as df(1) counts).
 fn used_share(root: &std::path::Path) -> std::io::Result<f64> {
     let disk = rustix::fs::statvfs(root)?;
-    let blocks = disk.f_blocks.max(1);
+    let used = disk.f_blocks.saturating_sub(disk.f_bfree);
+    let usable = used.saturating_add(disk.f_bavail).max(1);
     #[expect(clippy::cast_precision_loss, reason = "a share, not a count")]
-    Ok(1.0 - disk.f_bavail as f64 / blocks as f64)
+    Ok(used as f64 / usable as f64)
 }
 
 fn stopping() -> ExecutorError {

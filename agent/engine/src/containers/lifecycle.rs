@@ -290,7 +290,7 @@ impl Containers {
             let Connection { mut reader, writer: _writer } = watch;
             let exit = containers.follow(&mut reader).await.or_else(|| entry.paths.exit_record());
             // Not in the supervisor's own task, which a following start replaces.
-            tokio::spawn(async move { containers.ended(entry, exit).await });
+            tokio::spawn(async move { containers.ended(entry, exit, true).await });
         })
     }
 
@@ -305,8 +305,9 @@ impl Containers {
         None
     }
 
-    /// The container has ended; `None`: its shim died without telling how.
-    pub(super) async fn ended(&self, entry: Arc<Entry>, exit: Option<ExitRecord>) {
+    /// The container has ended; `None`: its shim died without telling how. `restarts`: its policy is followed here, which
+    /// needs what it was started with.
+    pub(super) async fn ended(&self, entry: Arc<Entry>, exit: Option<ExitRecord>, restarts: bool) {
         let (inner, id) = (self.inner.clone(), entry.id.to_string());
         if exit.is_none() {
             // Before anything else: nobody holds the processes' streams any more.
@@ -326,7 +327,7 @@ impl Containers {
         self.clean_up(&entry, &mut turn, false);
         let record = entry.record();
         let ran = state.started_at.map_or(Duration::ZERO, |s| at.since(s));
-        let next = restart::decide(&record, code, ran, turn.failures);
+        let next = restart::decide(&record, code, ran, turn.failures).filter(|_| restarts);
         turn.failures = next.as_ref().map_or(0, |n| n.failures);
         entry.ended(code, oom, error, at, next.is_some());
         if oom {
