@@ -18,6 +18,7 @@ fn containers_and_tasks_may_do_what_they_were_given_and_nothing_else() {
     images::load_busybox(&lab);
     plain_containers(&lab);
     tasks(&lab);
+    tasks_are_privileged_where_the_node_allows_it(&lab);
 }
 
 fn plain_containers(lab: &Lab) {
@@ -131,4 +132,40 @@ fn tasks(lab: &Lab) {
         ensure!(told.contains("kernel.core_pattern") && told.contains("Rejected"), "{told}");
         Ok(())
     });
+}
+
+fn tasks_are_privileged_where_the_node_allows_it(lab: &Lab) {
+    let create = [
+        "service",
+        "create",
+        "-d",
+        "--name",
+        "all",
+        "--privileged",
+        "--device",
+        "/dev/kmsg:/dev/given:r",
+        "busybox:test",
+        "sleep",
+        "1000000",
+    ];
+    lab.skep("m1", &create).unwrap();
+    let waits_for = |words: &str| {
+        eventually("the task says what its node does not allow", || {
+            let told = lab.docker("m1", &["service", "ps", "--no-trunc", "all"])?;
+            ensure!(told.contains(words), "{told}");
+            Ok(())
+        });
+    };
+    waits_for("1 node does not allow privileged containers");
+    assert_eq!(lab.skep("m1", &["node", "policy", "m1", "--allow", "privileged"]).unwrap(), "privileged\n");
+    waits_for("1 node does not allow devices in tasks");
+    assert_eq!(lab.skep("m1", &["node", "policy", "m1", "--allow", "device"]).unwrap(), "privileged,device\n");
+    lab.wait_for_running("m1", "all", 1);
+    let task = lab.running("m1", "all")[0].split(' ').next().unwrap().to_owned();
+    let id = lab.docker("m1", &["inspect", "--format", "{{.Status.ContainerStatus.ContainerID}}", &task]).unwrap();
+    let script = "busybox mount -t tmpfs x /tmp && ls -l /dev/given";
+    let told = lab.docker("m1", &["exec", id.trim(), "busybox", "sh", "-c", script]).unwrap();
+    assert!(told.starts_with('c'), "{told}");
+    let denied = lab.skep("m1", &["node", "policy", "m1", "--deny", "device,privileged"]).unwrap();
+    assert_eq!(denied, "nothing more is allowed\n");
 }

@@ -8,6 +8,7 @@ use crate::model::container::{
     BindOptions, ConfigReference, DnsConfig, FileTarget, Healthcheck, Mount, MountKind, Privileges, RegistryAuth,
     SecretReference, TmpfsOptions, Ulimit, VolumeOptions,
 };
+use crate::model::isolation::DeviceMapping;
 use crate::wire::objects as wire;
 
 record!(ContainerSpec {
@@ -51,7 +52,8 @@ record!(FileTarget { name, uid, gid, mode });
 record!(SecretReference { id, name, file });
 record!(ConfigReference { id, name, file });
 record!(Ulimit { name, soft, hard });
-record!(Privileges { no_new_privileges, seccomp_unconfined });
+record!(Privileges { no_new_privileges, seccomp_unconfined, privileged, devices });
+record!(DeviceMapping { host, container, access });
 
 impl From<&RegistryAuth> for wire::RegistryAuth {
     fn from(value: &RegistryAuth) -> Self {

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 
 use crate::model::cluster::{JoinTokens, RootCa};
 use crate::model::container::*;
+use crate::model::isolation::DeviceMapping;
 use crate::model::network::{IpamConfig, Subnet};
 use crate::model::node::ManagerMembership;
 use crate::model::secret::SecretData;
@@ -207,7 +208,8 @@ structs! {
     SecretReference { id, name, file }
     ConfigReference { id, name, file }
     Ulimit { name, soft, hard }
-    Privileges { no_new_privileges, seccomp_unconfined }
+    Privileges { no_new_privileges, seccomp_unconfined, privileged, devices }
+    DeviceMapping { host, container, access }
     Node { id, meta, spec, index, description, state, message, address, manager }
     NodeSpec { annotations, role, availability }
     NodeDescription {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::isolation::DeviceMapping;
 use super::{ConfigId, Labels, SecretId};
 
 /// One container of a task. Absent options mean "the image's or Docker's default", and are shown as absent.
@@ -226,14 +227,19 @@ pub struct ConfigReference {
     pub file: Option<FileTarget>,
 }
 
-/// Security options of a task's container (Engine API, `ContainerSpec.Privileges`), as far as they are built.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// Security options of a task's container (Engine API, `ContainerSpec.Privileges`), as far as they are built, and two that
+/// Docker does not have: nodes must allow them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Privileges {
     /// Processes never get more privileges than they have.
     pub no_new_privileges: bool,
     /// Load no seccomp filter.
     pub seccomp_unconfined: bool,
+    /// Every capability and device.
+    pub privileged: bool,
+    /// Devices of the node.
+    pub devices: Vec<DeviceMapping>,
 }
 
 /// A resource limit of the process (setrlimit(2)).

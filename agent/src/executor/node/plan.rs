@@ -115,7 +115,7 @@ pub fn container_config(
         ports: Vec::new(),
         auto_remove: false,
         restart: ContainerRestart::No,
-        privileged: false,
+        privileged: spec.privileges.as_ref().is_some_and(|asked| asked.privileged),
         isolation: isolation(&spec),
         stdin_once: false,
         attach: (false, false, false),
@@ -126,8 +126,9 @@ pub fn container_config(
 }
 
 fn isolation(spec: &ContainerSpec) -> Isolation {
-    let Privileges { no_new_privileges, seccomp_unconfined } = spec.privileges.unwrap_or_default();
-    Isolation { no_new_privileges, seccomp_unconfined, ..Isolation::default() }
+    let Privileges { no_new_privileges, seccomp_unconfined, privileged: _, devices } =
+        spec.privileges.clone().unwrap_or_default();
+    Isolation { no_new_privileges, seccomp_unconfined, devices, ..Isolation::default() }
 }
 
 /// Ports of the task that this node publishes by itself.

@@ -4,7 +4,7 @@ use skep_proto::model::container::{
     ConfigReference, ContainerSpec, DnsConfig, FileTarget, Healthcheck, Privileges, SecretReference, Ulimit,
 };
 
-use super::{duration, mount, refuse};
+use super::{duration, isolation, mount, refuse};
 use crate::docker::error::ApiError;
 use crate::docker::time::nanos;
 use crate::docker::types::service as json;
@@ -100,7 +100,7 @@ pub(crate) fn show(spec: &ContainerSpec) -> json::ContainerSpec {
         capability_add: spec.cap_add.clone(),
         capability_drop: spec.cap_drop.clone(),
         ulimits: spec.ulimits.iter().map(show_ulimit).collect(),
-        privileges: spec.privileges.map(show_privileges),
+        privileges: spec.privileges.as_ref().map(show_privileges),
         ..Default::default()
     }
 }
@@ -202,14 +202,21 @@ fn read_privileges(privileges: json::Privileges) -> Result<Privileges, ApiError>
         return Err(ApiError::invalid_argument(format!("unrecognized AppArmor mode: {}", app_armor.mode)));
     }
     refuse("Privileges.AppArmor", &app_armor.rest)?;
-    Ok(Privileges { no_new_privileges: privileges.no_new_privileges, seccomp_unconfined })
+    Ok(Privileges {
+        no_new_privileges: privileges.no_new_privileges,
+        seccomp_unconfined,
+        privileged: privileges.privileged,
+        devices: privileges.devices.iter().map(isolation::read_device).collect::<Result<_, _>>()?,
+    })
 }
 
-fn show_privileges(privileges: Privileges) -> json::Privileges {
+fn show_privileges(privileges: &Privileges) -> json::Privileges {
     let unconfined = || json::ProfileMode { mode: "unconfined".into(), ..Default::default() };
     json::Privileges {
         seccomp: privileges.seccomp_unconfined.then(unconfined),
         no_new_privileges: privileges.no_new_privileges,
+        privileged: privileges.privileged,
+        devices: isolation::show_devices(&privileges.devices),
         ..Default::default()
     }
 }
@@ -232,7 +239,7 @@ mod tests {
     fn security_options_are_shown_as_given_and_refused_by_name() {
         let of = |text: &str| read_privileges(serde_json::from_str(text).unwrap());
         let given = r#"{"Seccomp":{"Mode":"unconfined"},"NoNewPrivileges":true}"#;
-        assert_eq!(serde_json::to_string(&show_privileges(of(given).unwrap())).unwrap(), given);
+        assert_eq!(serde_json::to_string(&show_privileges(&of(given).unwrap())).unwrap(), given);
         let message = |text: &str| of(text).unwrap_err().message().to_owned();
         assert!(
             message(r#"{"CredentialSpec":{"File":"x"}}"#).starts_with("Privileges.CredentialSpec is not supported")

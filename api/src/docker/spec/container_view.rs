@@ -218,7 +218,7 @@ fn host_config(container: &Container) -> HostConfig {
         pid_mode: word(isolation.host_pid),
         uts_mode: word(isolation.host_uts),
         security_opt: list(&isolation.security_options),
-        devices: isolation::show_devices(isolation),
+        devices: isolation::show_devices(&isolation.devices),
         device_cgroup_rules: list(&isolation.device_rules),
         privileged: config.privileged,
         readonly_rootfs: spec.read_only,

@@ -23,7 +23,7 @@ pub(crate) fn read(host: &HostConfigRequest) -> Result<Isolation, ApiError> {
         host_ipc: is_host("HostConfig.IpcMode", "IPC", &host.ipc_mode, &["", "private", "shareable", "none"])?,
         no_shm: host.ipc_mode == "none",
         shm_size: u64::try_from(host.shm_size).map_err(|_| ApiError::bad_request("SHM size can not be less than 0"))?,
-        devices: host.devices.iter().map(device).collect::<Result<_, _>>()?,
+        devices: host.devices.iter().map(read_device).collect::<Result<_, _>>()?,
         device_rules: host.device_cgroup_rules.clone(),
         security_options: host.security_opt.clone(),
         ..Isolation::default()
@@ -64,7 +64,11 @@ fn security_option(option: &str, isolation: &mut Isolation) -> Result<(), ApiErr
     Ok(())
 }
 
-fn device(given: &DeviceRequest) -> Result<DeviceMapping, ApiError> {
+/// Reads a device.
+///
+/// # Errors
+/// 400 for access that is none.
+pub(crate) fn read_device(given: &DeviceRequest) -> Result<DeviceMapping, ApiError> {
     let access = if given.cgroup_permissions.is_empty() { "rwm" } else { &given.cgroup_permissions };
     if !access.chars().all(|c| "rwm".contains(c)) || access.len() > 3 {
         return Err(ApiError::bad_request(format!("invalid device mode: {access}")));
@@ -74,13 +78,13 @@ fn device(given: &DeviceRequest) -> Result<DeviceMapping, ApiError> {
 }
 
 /// Shows devices as they were asked for.
-pub(crate) fn show_devices(isolation: &Isolation) -> Vec<DeviceRequest> {
+pub(crate) fn show_devices(devices: &[DeviceMapping]) -> Vec<DeviceRequest> {
     let show = |device: &DeviceMapping| DeviceRequest {
         path_on_host: device.host.clone(),
         path_in_container: device.container.clone(),
         cgroup_permissions: device.access.clone(),
     };
-    isolation.devices.iter().map(show).collect()
+    devices.iter().map(show).collect()
 }
 
 #[cfg(test)]

@@ -56,7 +56,7 @@ pub(crate) struct HostConfigRequest {
 }
 
 /// A device of the node, in requests and answers.
-#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(crate) struct DeviceRequest {
     pub path_on_host: String,

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::host_config::DeviceRequest;
 use super::{Empty, is_default};
 
 /// Keys of a request that have no field of their own.
@@ -213,6 +214,12 @@ pub(crate) struct Privileges {
     #[serde(rename = "AppArmor", skip_serializing_if = "Option::is_none")]
     pub app_armor: Option<ProfileMode>,
     pub no_new_privileges: bool,
+    /// Of skep: Docker's services have none.
+    #[serde(skip_serializing_if = "is_default")]
+    pub privileged: bool,
+    /// Likewise.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceRequest>,
     #[serde(flatten, skip_serializing)]
     pub rest: Rest,
 }
