@@ -256,6 +256,7 @@ fn config(words: &[&str]) -> ContainerConfig {
         auto_remove: false,
         restart: ContainerRestart::No,
         privileged: false,
+        isolation: Default::default(),
         stdin_once: false,
         attach: (false, false, false),
         log: None,

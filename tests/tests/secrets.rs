@@ -144,23 +144,7 @@ fn secrets_and_configs_are_files_of_the_tasks_that_use_them_and_are_nowhere_else
         "expanding env failed",
     );
 
-    // Daemons without managers: the container keeps its files.
-    for node in ["w1", "m1"] {
-        lab.lab(&["kill", node]).unwrap();
-    }
-    lab.lab(&["start", "w1"]).unwrap();
-    eventually("the worker's daemon answers, and the container still has its secret", || {
-        let found = inside(&lab, "w1", &id, &["cat", "/run/secrets/key"])?;
-        ensure!(found == SECRET, "{found:?}");
-        Ok(())
-    });
-    lab.lab(&["start", "m1"]).unwrap();
-    lab.wait_for_running("m1", "web", 1);
-    eventually("the task is the one that it was", || {
-        let now = container(&lab, "web")?;
-        ensure!(now == id, "its container is {now}");
-        Ok(())
-    });
+    daemons_without_managers_keep_the_files_of_containers(&lab, &id);
 
     // The config is a template that names the secret by its target: without it, the task is refused with a sentence.
     create(&["service", "update", "-d", "--secret-rm", "key", "--secret-add", "source=key2,target=key", "web"]);
@@ -177,6 +161,25 @@ fn secrets_and_configs_are_files_of_the_tasks_that_use_them_and_are_nowhere_else
     assert_eq!(lab.docker("m1", &["secret", "ls", "--format", "{{.Name}}"]).unwrap(), "key2\n");
     create(&["service", "rm", "web"]);
     create(&["secret", "rm", "key2"]);
+}
+
+fn daemons_without_managers_keep_the_files_of_containers(lab: &Lab, id: &str) {
+    for node in ["w1", "m1"] {
+        lab.lab(&["kill", node]).unwrap();
+    }
+    lab.lab(&["start", "w1"]).unwrap();
+    eventually("the worker's daemon answers, and the container still has its secret", || {
+        let found = inside(lab, "w1", id, &["cat", "/run/secrets/key"])?;
+        ensure!(found == SECRET, "{found:?}");
+        Ok(())
+    });
+    lab.lab(&["start", "m1"]).unwrap();
+    lab.wait_for_running("m1", "web", 1);
+    eventually("the task is the one that it was", || {
+        let now = container(lab, "web")?;
+        ensure!(now == id, "its container is {now}");
+        Ok(())
+    });
 }
 
 /// A file as people have them: first of a format before 3.8, then of 3.8, where configs may be templates.

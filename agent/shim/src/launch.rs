@@ -13,6 +13,7 @@ use std::str::FromStr;
 
 use caps::{CapSet, Capability, CapsHashSet};
 use seccompiler::BpfProgram;
+use skep_shim::protocol::Params;
 
 use crate::{seccomp, sys};
 
@@ -21,6 +22,7 @@ use crate::{seccomp, sys};
 pub struct Confinement {
     keep: CapsHashSet,
     filters: Rc<[BpfProgram]>,
+    no_new_privileges: bool,
 }
 
 /// Why a process cannot be confined or found. The texts are those that clients of OCI runtimes know.
@@ -66,12 +68,16 @@ pub enum LaunchError {
 }
 
 impl Confinement {
-    /// Prepares filter and capability sets. `container` are the capabilities that decide the filter, `process` those that
+    /// Prepares filter and capability sets. The container's decide the filter, `process` are those that
     /// this process gets.
-    pub fn new(container: &[String], process: &[String], filter: bool) -> Result<Self, LaunchError> {
+    pub fn new(params: &Params, process: &[String]) -> Result<Self, LaunchError> {
         let parse = |name: &String| Capability::from_str(name).map_err(|_| LaunchError::Capability(name.clone()));
-        let filters = if filter { seccomp::programs(container)? } else { Vec::new() };
-        Ok(Self { keep: process.iter().map(parse).collect::<Result<_, _>>()?, filters: filters.into() })
+        let filters = if params.seccomp { seccomp::programs(&params.capabilities)? } else { Vec::new() };
+        Ok(Self {
+            keep: process.iter().map(parse).collect::<Result<_, _>>()?,
+            filters: filters.into(),
+            no_new_privileges: params.no_new_privileges,
+        })
     }
 
     /// Loads the filter and drops capabilities. The caller has all capabilities in its effective set.
@@ -79,6 +85,9 @@ impl Confinement {
         let step = |step| move |source: io::Error| LaunchError::Step { step, source };
         let caps_step =
             |step| move |e: caps::errors::CapsError| LaunchError::Step { step, source: io::Error::other(e) };
+        if self.no_new_privileges {
+            rustix::thread::set_no_new_privs(true).map_err(|e| step("forbidding new privileges")(e.into()))?;
+        }
         for filter in self.filters.iter() {
             sys::load_seccomp(filter).map_err(step("loading the seccomp filter"))?;
         }

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! skep-shim run DIR        the shim of the container whose run directory is DIR
+//! skep-shim init -- WORD…   pid 1 of a container that asked for one: starts the words, reaps orphans
 //! skep-shim whoami [...]   an HTTP server that tells who it is and who asks
 //! ```
 
 mod devices;
+mod init;
 mod launch;
 mod run;
 mod seccomp;
@@ -23,9 +25,10 @@ fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().skip(1).collect();
     let outcome = match words.split_first() {
         Some((mode, [dir])) if mode == "run" => run::run(Path::new(dir)).map_err(|e| e.to_string()),
+        Some((mode, words)) if mode == "init" => return init::main(words),
         Some((mode, options)) if mode == "whoami" => return whoami::main(options),
         _ => {
-            eprintln!("usage: skep-shim run DIR | skep-shim whoami [OPTION]...");
+            eprintln!("usage: skep-shim run DIR | skep-shim init -- WORD... | skep-shim whoami [OPTION]...");
             return ExitCode::from(EX_USAGE);
         }
     };

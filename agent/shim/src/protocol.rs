@@ -70,6 +70,9 @@ pub struct Params {
     /// Score adjustment of the container's processes.
     #[prost(int32, tag = "14")]
     pub oom_score_adj: i32,
+    /// The container's processes never get more privileges than they have (prctl(2), `PR_SET_NO_NEW_PRIVS`).
+    #[prost(bool, tag = "15")]
+    pub no_new_privileges: bool,
 }
 
 /// How the container ended, written by the shim to [`EXIT`] before anyone is told.

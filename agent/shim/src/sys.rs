@@ -137,6 +137,27 @@ impl EndSignals {
     }
 }
 
+/// Every signal, blocked, to be waited for.
+pub struct AllSignals(libc::sigset_t);
+
+impl AllSignals {
+    /// Blocks them. Those that a process gets by its own fault are left: blocked, they would end it all the same.
+    pub fn block() -> Self {
+        let faults =
+            [libc::SIGFPE, libc::SIGILL, libc::SIGSEGV, libc::SIGBUS, libc::SIGABRT, libc::SIGTRAP, libc::SIGSYS];
+        let signals: Vec<c_int> = (1..=31).filter(|signal| !faults.contains(signal)).collect();
+        set_mask(libc::SIG_BLOCK, &signals);
+        Self(signal_set(&signals))
+    }
+
+    /// Waits for the next; `None` when something else ended the wait.
+    pub fn wait(&self) -> Option<c_int> {
+        // SAFETY: the set is initialised and only read; nothing more of the signal is asked for.
+        let signal = unsafe { libc::sigwaitinfo(&raw const self.0, std::ptr::null_mut()) };
+        (signal > 0).then_some(signal)
+    }
+}
+
 /// `struct bpf_insn` of linux/bpf.h.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]

@@ -19,6 +19,7 @@ fn config(network: NetworkMode) -> ContainerConfig {
         auto_remove: false,
         restart: ContainerRestart::No,
         privileged: false,
+        isolation: Default::default(),
         stdin_once: false,
         attach: (false, false, false),
         log: None,

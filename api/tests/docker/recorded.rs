@@ -469,9 +469,9 @@ async fn what_a_spec_asks_for_and_skep_cannot_do_is_refused_by_name() {
     };
     let cases = [
         (
-            serde_json::json!({"Privileges": {"NoNewPrivileges": true}}),
+            serde_json::json!({"Privileges": {"CredentialSpec": {"File": "x"}}}),
             501,
-            "ContainerSpec.Privileges is not supported by skep yet",
+            "Privileges.CredentialSpec is not supported by skep yet",
         ),
         (serde_json::json!({"Image": ""}), 400, "ContainerSpec: image reference must be provided"),
         (

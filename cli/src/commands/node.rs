@@ -1,9 +1,10 @@
 //! `skep node`.
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
+use skep_proto::model::node::{ALLOW_LABEL, Allowance};
 
 use super::{capitalized, filters, names, task_table, text};
 use crate::client::Client;
@@ -52,6 +53,17 @@ enum Action {
         /// Remove a label; may be repeated
         #[arg(long)]
         label_rm: Vec<String>,
+    },
+    /// Say what tasks of a node may be given besides what every node allows; without a flag, show it
+    Policy {
+        /// The node
+        node: String,
+        /// privileged, device; separated by commas
+        #[arg(long, value_delimiter = ',')]
+        allow: Vec<String>,
+        /// Likewise, what is allowed no longer
+        #[arg(long, value_delimiter = ',')]
+        deny: Vec<String>,
     },
     /// Remove nodes from the cluster
     #[command(alias = "remove")]
@@ -106,6 +118,7 @@ pub async fn run(command: NodeCommand, client: &Client) -> anyhow::Result<()> {
             client.post(&path, &spec).await?;
             println!("{node}");
         }
+        Action::Policy { node, allow, deny } => policy(client, &node, &allow, &deny).await?,
         Action::Rm { nodes, force } => {
             for node in &nodes {
                 client.call(Method::DELETE, &format!("/nodes/{node}?force={force}"), None).await?;
@@ -113,6 +126,28 @@ pub async fn run(command: NodeCommand, client: &Client) -> anyhow::Result<()> {
             }
         }
     }
+    Ok(())
+}
+
+/// Changes and shows what the node allows. Tasks that run stay; the next ones are placed by it.
+async fn policy(client: &Client, node: &str, allow: &[String], deny: &[String]) -> anyhow::Result<()> {
+    let known = Allowance::ALL.map(Allowance::as_str);
+    if let Some(wrong) = allow.iter().chain(deny).find(|word| !known.contains(&word.as_str())) {
+        bail!("{wrong:?} is nothing that a node allows: {}", known.join(", "));
+    }
+    let found = get(client, node).await?;
+    let before = text(&found["Spec"]["Labels"][ALLOW_LABEL]);
+    let had = |word: &str| before.split(',').any(|known| known.trim() == word);
+    let named = |list: &[String], word: &str| list.iter().any(|named| named == word);
+    let now: Vec<&str> =
+        known.into_iter().filter(|word| !named(deny, word) && (had(word) || named(allow, word))).collect();
+    if !(allow.is_empty() && deny.is_empty()) {
+        let mut spec = found["Spec"].clone();
+        spec["Labels"][ALLOW_LABEL] = json!(now.join(","));
+        let path = format!("/nodes/{}/update?version={}", text(&found["ID"]), found["Version"]["Index"]);
+        client.post(&path, &spec).await?;
+    }
+    println!("{}", if now.is_empty() { "nothing more is allowed".to_owned() } else { now.join(",") });
     Ok(())
 }
 

@@ -5,12 +5,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use skep_proto::model::node::Allowance;
 use skep_proto::model::service::Protocol;
 use skep_proto::model::task::Platform;
 use skep_proto::model::{Availability, Node, NodeState, TaskSpec};
 
 use super::constraint::{self, Constraint};
-use super::filter::{Filter, plugins, runs_platform};
+use super::filter::{Filter, allowances, plugins, runs_platform};
 use super::rank;
 use crate::store::{NodeRef, Reference, SharedSpec, State};
 
@@ -80,6 +81,7 @@ struct Class {
     plugins: Vec<(String, String)>,
     constraints: Vec<String>,
     platforms: Vec<(String, String)>,
+    allowances: Vec<Allowance>,
 }
 
 impl Class {
@@ -89,6 +91,7 @@ impl Class {
             plugins: plugins(spec),
             constraints: spec.placement.constraints.clone(),
             platforms: spec.placement.platforms.iter().map(platform).collect(),
+            allowances: allowances(spec),
         }
     }
 }
@@ -102,6 +105,8 @@ struct Answers {
     has_plugins: Bits,
     satisfies: Bits,
     runs: Bits,
+    /// For each allowance of the class, in its order.
+    allows: Vec<Bits>,
 }
 
 impl Answers {
@@ -112,6 +117,7 @@ impl Answers {
             has_plugins: Bits::default(),
             satisfies: Bits::default(),
             runs: Bits::default(),
+            allows: vec![Bits::default(); class.allowances.len()],
         }
     }
 
@@ -121,6 +127,9 @@ impl Answers {
         self.has_plugins.set(handle, node.is_some_and(has));
         self.satisfies.set(handle, node.is_some_and(satisfies));
         self.runs.set(handle, node.is_some_and(|node| runs_platform(node, &self.spec.placement)));
+        for (what, allows) in class.allowances.iter().zip(&mut self.allows) {
+            allows.set(handle, node.is_some_and(|node| node.spec.allows(*what)));
+        }
     }
 }
 
@@ -300,6 +309,13 @@ impl Columns {
         refused.add(Filter::Plugins, alive.and(&answers.has_plugins));
         refused.add(Filter::Constraints, alive.and(&answers.satisfies));
         refused.add(Filter::Platform, alive.and(&answers.runs));
+        for (what, allows) in allowances(&spec.task).into_iter().zip(&answers.allows) {
+            let filter = match what {
+                Allowance::Privileged => Filter::Privileged,
+                Allowance::Device => Filter::Device,
+            };
+            refused.add(filter, alive.and(allows));
+        }
         if !spec.host_ports.is_empty() {
             refused.add(Filter::HostPorts, alive.retain(|handle| self.has_ports(state, handle, spec)));
         }

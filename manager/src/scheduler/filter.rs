@@ -4,6 +4,7 @@
 //! so the counts of an explanation add up to the number of nodes.
 
 use skep_proto::model::container::MountKind;
+use skep_proto::model::node::Allowance;
 use skep_proto::model::task::Placement;
 use skep_proto::model::{Node, TaskSpec};
 
@@ -22,6 +23,10 @@ pub enum Filter {
     Constraints,
     /// The image exists for its platform.
     Platform,
+    /// The operator lets its tasks be privileged.
+    Privileged,
+    /// The operator lets its tasks have devices.
+    Device,
     /// No host-mode port is taken.
     HostPorts,
     /// It does not have as many tasks of the service as one node may.
@@ -30,12 +35,14 @@ pub enum Filter {
 
 impl Filter {
     /// All, in order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Ready,
         Self::Resources,
         Self::Plugins,
         Self::Constraints,
         Self::Platform,
+        Self::Privileged,
+        Self::Device,
         Self::HostPorts,
         Self::MaxReplicas,
     ];
@@ -43,6 +50,13 @@ impl Filter {
     /// What it says of the nodes it refused (swarmkit's words).
     pub fn explain(self, nodes: usize) -> String {
         let on = |what: &str| if nodes == 1 { format!("{what} on 1 node") } else { format!("{what} on {nodes} nodes") };
+        let refuse = |what: &str| {
+            if nodes == 1 {
+                format!("1 node does not allow {what}")
+            } else {
+                format!("{nodes} nodes do not allow {what}")
+            }
+        };
         match self {
             Self::Ready if nodes == 1 => "1 node not available for new tasks".into(),
             Self::Ready => format!("{nodes} nodes not available for new tasks"),
@@ -50,6 +64,8 @@ impl Filter {
             Self::Plugins => on("missing plugin"),
             Self::Constraints => on("scheduling constraints not satisfied"),
             Self::Platform => on("unsupported platform"),
+            Self::Privileged => refuse("privileged containers"),
+            Self::Device => refuse("devices in tasks"),
             Self::HostPorts => on("host-mode port already in use"),
             Self::MaxReplicas => "max replicas per node limit exceed".into(),
         }
@@ -68,6 +84,19 @@ pub(super) fn runs_platform(node: &Node, placement: &Placement) -> bool {
     let same = |wanted: &str, own: &str| wanted.is_empty() || architecture(wanted) == architecture(own);
     placement.platforms.is_empty()
         || placement.platforms.iter().any(|p| same(&p.architecture, &own.architecture) && same(&p.os, &own.os))
+}
+
+/// What a task needs its node's operator to allow.
+pub(super) fn allowances(spec: &TaskSpec) -> Vec<Allowance> {
+    let asked = spec.containers.iter().filter_map(|container| container.privileges.as_ref());
+    let (privileged, device) = asked.fold((false, false), |(privileged, device), asked| {
+        (privileged || asked.privileged, device || !asked.devices.is_empty())
+    });
+    let needs = |what: &Allowance| match what {
+        Allowance::Privileged => privileged,
+        Allowance::Device => device,
+    };
+    Allowance::ALL.into_iter().filter(needs).collect()
 }
 
 /// The plug-ins that a task needs on its node, as (type, name). Built-in ones need nobody.

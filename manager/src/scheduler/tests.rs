@@ -1,6 +1,9 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
+use skep_proto::model::container::{ContainerSpec, Privileges};
+use skep_proto::model::isolation::DeviceMapping;
+use skep_proto::model::node::ALLOW_LABEL;
 use skep_proto::model::service::{EndpointSpec, PortConfig, Protocol, PublishMode};
 use skep_proto::model::task::Reservations;
 use skep_proto::model::{Availability, ServiceMode, ServiceSpec, TaskState};
@@ -31,6 +34,29 @@ fn a_pending_task_says_which_filter_refused_how_many_nodes() {
     world.update_node(node, |n| drop(n.spec.annotations.labels.insert("disk".into(), "ssd".into())));
     world.settle();
     assert_eq!((error_of(&world, id), world.running(id).len()), (String::new(), 1));
+}
+
+#[test]
+fn privileged_tasks_and_devices_go_only_where_the_node_allows_them() {
+    let mut world = World::new().nodes(3);
+    let asked = |privileges: Privileges| {
+        move |s: &mut ServiceSpec| {
+            let container = ContainerSpec { privileges: Some(privileges), ..s.task.containers[0].clone() };
+            s.task.containers = vec![container];
+        }
+    };
+    let all = Privileges { privileged: true, devices: vec![DeviceMapping::default()], ..Privileges::default() };
+    let id = place(&mut world, 1, asked(all));
+    assert_eq!(error_of(&world, id), "no suitable node (3 nodes do not allow privileged containers)");
+    let nodes: Vec<_> = world.view().nodes().values().map(|n| n.id).collect();
+    let mut allow = |node, words: &str| {
+        world.update_node(node, |n| drop(n.spec.annotations.labels.insert(ALLOW_LABEL.into(), words.into())));
+        world.settle();
+        (error_of(&world, id), world.running(id).len())
+    };
+    let text = "no suitable node (2 nodes do not allow privileged containers; 1 node does not allow devices in tasks)";
+    assert_eq!(allow(nodes[0], "privileged"), (text.to_owned(), 0));
+    assert_eq!(allow(nodes[1], "device, privileged"), (String::new(), 1));
 }
 
 #[test]

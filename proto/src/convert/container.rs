@@ -5,9 +5,10 @@ use super::error::At;
 use super::field::{Field, choice, message, record};
 use crate::model::ContainerSpec;
 use crate::model::container::{
-    BindOptions, ConfigReference, DnsConfig, FileTarget, Healthcheck, Mount, MountKind, RegistryAuth, SecretReference,
-    TmpfsOptions, Ulimit, VolumeOptions,
+    BindOptions, ConfigReference, DnsConfig, FileTarget, Healthcheck, Mount, MountKind, Privileges, RegistryAuth,
+    SecretReference, TmpfsOptions, Ulimit, VolumeOptions,
 };
+use crate::model::isolation::DeviceMapping;
 use crate::wire::objects as wire;
 
 record!(ContainerSpec {
@@ -37,6 +38,7 @@ record!(ContainerSpec {
     cap_add,
     cap_drop,
     ulimits,
+    privileges,
     registry_auth,
 });
 record!(Mount { kind, source, target, read_only, consistency, bind, volume, tmpfs });
@@ -50,6 +52,8 @@ record!(FileTarget { name, uid, gid, mode });
 record!(SecretReference { id, name, file });
 record!(ConfigReference { id, name, file });
 record!(Ulimit { name, soft, hard });
+record!(Privileges { no_new_privileges, seccomp_unconfined, privileged, devices });
+record!(DeviceMapping { host, container, access });
 
 impl From<&RegistryAuth> for wire::RegistryAuth {
     fn from(value: &RegistryAuth) -> Self {

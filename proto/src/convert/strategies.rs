@@ -11,6 +11,7 @@ use proptest::prelude::*;
 
 use crate::model::cluster::{JoinTokens, RootCa};
 use crate::model::container::*;
+use crate::model::isolation::DeviceMapping;
 use crate::model::network::{IpamConfig, Subnet};
 use crate::model::node::ManagerMembership;
 use crate::model::secret::SecretData;
@@ -195,7 +196,7 @@ structs! {
     ContainerSpec {
         name, image, labels, command, args, hostname, env, dir, user, groups, init, stop_signal, stop_grace, tty,
         open_stdin, read_only, mounts, healthcheck, hosts, dns, secrets, configs, sysctls, cap_add, cap_drop, ulimits,
-        registry_auth
+        privileges, registry_auth
     }
     Mount { kind, source, target, read_only, consistency, bind, volume, tmpfs }
     BindOptions { propagation, non_recursive, create_mountpoint }
@@ -207,6 +208,8 @@ structs! {
     SecretReference { id, name, file }
     ConfigReference { id, name, file }
     Ulimit { name, soft, hard }
+    Privileges { no_new_privileges, seccomp_unconfined, privileged, devices }
+    DeviceMapping { host, container, access }
     Node { id, meta, spec, index, description, state, message, address, manager }
     NodeSpec { annotations, role, availability }
     NodeDescription {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::isolation::DeviceMapping;
 use super::{ConfigId, Labels, SecretId};
 
 /// One container of a task. Absent options mean "the image's or Docker's default", and are shown as absent.
@@ -65,6 +66,8 @@ pub struct ContainerSpec {
     pub cap_drop: Vec<String>,
     /// Resource limits of the process.
     pub ulimits: Vec<Ulimit>,
+    /// Security options; `None` for the default.
+    pub privileges: Option<Privileges>,
     /// Credentials for pulling the image, as the client sent them in `X-Registry-Auth`. Sealed with the log, shown to nobody.
     #[serde(skip)]
     pub registry_auth: Option<RegistryAuth>,
@@ -222,6 +225,21 @@ pub struct ConfigReference {
     pub name: String,
     /// Where it appears.
     pub file: Option<FileTarget>,
+}
+
+/// Security options of a task's container (Engine API, `ContainerSpec.Privileges`), as far as they are built, and two that
+/// Docker does not have: nodes must allow them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Privileges {
+    /// Processes never get more privileges than they have.
+    pub no_new_privileges: bool,
+    /// Load no seccomp filter.
+    pub seccomp_unconfined: bool,
+    /// Every capability and device.
+    pub privileged: bool,
+    /// Devices of the node.
+    pub devices: Vec<DeviceMapping>,
 }
 
 /// A resource limit of the process (setrlimit(2)).

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::container::{Driver, Healthcheck};
+use super::isolation::Isolation;
 use super::service::Protocol;
 use super::task::Resources;
 use super::{ContainerId, ContainerSpec, Labels, NetworkId, NodeId, ServiceId, TaskId, Timestamp};
@@ -33,6 +34,9 @@ pub struct ContainerConfig {
     pub restart: ContainerRestart,
     /// Every capability and device. Refused unless the node's policy allows it.
     pub privileged: bool,
+    /// What else it shares with its node, or is denied.
+    #[serde(default)]
+    pub isolation: Isolation,
     /// Close standard input after the first client that attached to it leaves.
     pub stdin_once: bool,
     /// Streams that the creating client attaches to: input, output, error. Shown at inspection only.

@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod container;
 pub mod engine;
 pub mod id;
+pub mod isolation;
 pub mod network;
 pub mod node;
 pub mod secret;

@@ -6,6 +6,32 @@ use std::net::{IpAddr, SocketAddr};
 use super::task::Platform;
 use super::{Annotations, Labels, Meta, NodeId};
 
+/// Label of a node that says what its tasks may be given besides what every node allows: words of [`Allowance`], separated
+/// by commas.
+pub const ALLOW_LABEL: &str = "io.skep.allow";
+
+/// What a node must allow before a task of it may have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Allowance {
+    /// Privileged containers.
+    Privileged,
+    /// Devices of the node.
+    Device,
+}
+
+impl Allowance {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Privileged, Self::Device];
+
+    /// The word in the label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Privileged => "privileged",
+            Self::Device => "device",
+        }
+    }
+}
+
 /// What the operator wants of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeSpec {
@@ -15,6 +41,14 @@ pub struct NodeSpec {
     pub role: NodeRole,
     /// Whether it gets and keeps tasks.
     pub availability: Availability,
+}
+
+impl NodeSpec {
+    /// Whether tasks of the node may have that.
+    pub fn allows(&self, what: Allowance) -> bool {
+        let allowed = self.annotations.labels.get(ALLOW_LABEL);
+        allowed.is_some_and(|words| words.split(',').any(|word| word.trim() == what.as_str()))
+    }
 }
 
 /// What a node is for.

@@ -18,6 +18,7 @@ use super::{
     blocking, copy_up, restart,
 };
 use crate::runtime::spec::{self, Netns};
+use crate::runtime::sysctl;
 
 /// Docker's grace between the stop signal and SIGKILL.
 const STOP_GRACE: Duration = Duration::from_secs(10);
@@ -36,11 +37,11 @@ impl Containers {
         let process = spec::resolve_process(&new.config, &new.image.config).map_err(invalid)?;
         spec::capabilities(&new.config.spec, new.config.privileged).map_err(invalid)?;
         spec::limits(&new.config.spec.ulimits).map_err(invalid)?;
+        sysctl::sysctls(&new.config, new.config.network == NetworkMode::Host).map_err(invalid)?;
         run::log_options(new.config.log.as_ref())?;
-        if new.config.spec.init == Some(true) {
-            return Err(ContainerError::Invalid(
-                "an init process in the container is not supported by skep yet".to_owned(),
-            ));
+        let rules = &new.config.isolation.device_rules;
+        if let Some(wrong) = rules.iter().find(|rule| crate::runtime::devices::parse_rule(rule).is_none()) {
+            return Err(ContainerError::Invalid(format!("invalid device cgroup rule format: '{wrong}'")));
         }
         if new.image.layers.is_empty() {
             return Err(ContainerError::Invalid(format!("image {} has no layers", new.image.id)));

@@ -16,6 +16,7 @@ fn record(restart: ContainerRestart) -> Record {
         auto_remove: false,
         restart,
         privileged: false,
+        isolation: Default::default(),
         stdin_once: false,
         attach: (false, false, false),
         log: None,

@@ -14,6 +14,7 @@ use skep_shim::protocol::{EXIT, ExitRecord, FORMAT, PARAMS, Params, SPEC};
 use super::record::Record;
 use super::{Config, ContainerError, ContainerFile, files};
 use crate::runtime::cgroups::Cgroups;
+use crate::runtime::devices;
 use crate::runtime::rootfs::{self, Overlay};
 use crate::runtime::spec::{self, Netns};
 use crate::runtime::users::Accounts;
@@ -145,6 +146,9 @@ pub fn begin(
     rootfs::make_dir_in(&rootfs, Path::new(&process.dir))
         .map_err(|e| ContainerError::StartFailed(format!("mkdir {}: {e}", process.dir)))?;
     let cgroup = cgroups.path(&id);
+    let isolation = &record.config.isolation;
+    let mut devices = if record.config.privileged { devices::all() } else { Vec::new() };
+    devices.extend(devices::find(&isolation.devices).map_err(ContainerError::StartFailed)?);
     let mounts = record.mounts();
     let given = files::write(&paths.files(), given).map_err(failed("writing secrets and configs"))?;
     let input = spec::Input {
@@ -153,6 +157,9 @@ pub fn begin(
         user: &user,
         mounts: &mounts,
         files: &given,
+        devices: &devices,
+        // As Docker: where the container shares the node's processes, its first one is no pid 1.
+        init: (record.config.spec.init == Some(true) && !isolation.host_pid).then_some(config.shim.as_path()),
         etc: &paths.etc(),
         netns,
         cgroup: &cgroup,
@@ -182,7 +189,8 @@ fn params(cgroups: &Cgroups, record: &Record, paths: &Paths, id: &str) -> Result
         log_path: log.map_or_else(String::new, |_| text(paths.log(id))),
         log_max_size,
         log_max_files,
-        seccomp: !record.config.privileged,
+        seccomp: !(record.config.privileged || record.config.isolation.seccomp_unconfined),
+        no_new_privileges: record.config.isolation.no_new_privileges,
         capabilities,
         cgroups: cgroups.dirs(id).into_iter().map(text).collect(),
         oom_file: cgroups.oom_file(id).map_or_else(String::new, text),

@@ -1,8 +1,11 @@
 //! What turns a container's configuration into kernel objects: OCI configuration, cgroups, root file system, users.
 //!
-//! [`spec`] and [`users`] decide without I/O; [`cgroups`] and [`rootfs`] act.
+//! [`spec`], [`capabilities`] and [`users`] decide without I/O; [`cgroups`], [`devices`] and [`rootfs`] act.
 
+pub mod capabilities;
 pub mod cgroups;
+pub mod devices;
 pub mod rootfs;
 pub mod spec;
+pub mod sysctl;
 pub mod users;

@@ -6,77 +6,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
-use skep_proto::model::ContainerSpec;
 use skep_proto::model::container::{Mount, MountKind, Ulimit};
 use skep_proto::model::engine::{ContainerConfig, EtcFiles, ImageConfig, ResolvedMount, ResolvedProcess};
 
+pub use super::capabilities::capabilities;
+use super::devices::{self, Device};
+use super::sysctl::sysctls;
 use super::users::User;
 
 /// Search path of images that name none.
 pub const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
-/// Capabilities of a container, as Docker's.
-pub const DEFAULT_CAPABILITIES: [&str; 14] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FSETID",
-    "CAP_FOWNER",
-    "CAP_MKNOD",
-    "CAP_NET_RAW",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETFCAP",
-    "CAP_SETPCAP",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_SYS_CHROOT",
-    "CAP_KILL",
-    "CAP_AUDIT_WRITE",
-];
-
-/// Every capability, in the kernel's order (linux/capability.h).
-pub const ALL_CAPABILITIES: [&str; 41] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_DAC_READ_SEARCH",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_SETGID",
-    "CAP_SETUID",
-    "CAP_SETPCAP",
-    "CAP_LINUX_IMMUTABLE",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_BROADCAST",
-    "CAP_NET_ADMIN",
-    "CAP_NET_RAW",
-    "CAP_IPC_LOCK",
-    "CAP_IPC_OWNER",
-    "CAP_SYS_MODULE",
-    "CAP_SYS_RAWIO",
-    "CAP_SYS_CHROOT",
-    "CAP_SYS_PTRACE",
-    "CAP_SYS_PACCT",
-    "CAP_SYS_ADMIN",
-    "CAP_SYS_BOOT",
-    "CAP_SYS_NICE",
-    "CAP_SYS_RESOURCE",
-    "CAP_SYS_TIME",
-    "CAP_SYS_TTY_CONFIG",
-    "CAP_MKNOD",
-    "CAP_LEASE",
-    "CAP_AUDIT_WRITE",
-    "CAP_AUDIT_CONTROL",
-    "CAP_SETFCAP",
-    "CAP_MAC_OVERRIDE",
-    "CAP_MAC_ADMIN",
-    "CAP_SYSLOG",
-    "CAP_WAKE_ALARM",
-    "CAP_BLOCK_SUSPEND",
-    "CAP_AUDIT_READ",
-    "CAP_PERFMON",
-    "CAP_BPF",
-    "CAP_CHECKPOINT_RESTORE",
-];
 
 const MASKED_PATHS: [&str; 12] = [
     "/proc/asound",
@@ -94,6 +33,12 @@ const MASKED_PATHS: [&str; 12] = [
 ];
 
 const READONLY_PATHS: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// Where the init program is in containers that asked for one, as in Docker.
+const INIT: &str = "/sbin/docker-init";
+
+/// Bytes of `/dev/shm`, Docker's default.
+const DEFAULT_SHM: u64 = 64 << 20;
 
 /// Period of the CPU quota in microseconds, the kernel's and Docker's default.
 const CPU_PERIOD: i64 = 100_000;
@@ -118,6 +63,14 @@ pub enum SpecError {
     /// Not a capability.
     #[error("invalid capability: {0:?}: see capabilities(7)")]
     Capability(String),
+    /// A kernel parameter that is the node's, not the container's.
+    #[error("sysctl {name:?} is not allowed: {reason}")]
+    Sysctl {
+        /// The parameter.
+        name: String,
+        /// Why.
+        reason: &'static str,
+    },
     /// Not a resource limit.
     #[error("invalid ulimit type: {0}")]
     Ulimit(String),
@@ -139,6 +92,10 @@ pub struct Input<'a> {
     pub mounts: &'a [ResolvedMount],
     /// Files on the node, with their paths in the container: mounted read-only, above everything else.
     pub files: &'a [(PathBuf, String)],
+    /// Devices of the node that it gets besides the usual ones.
+    pub devices: &'a [Device],
+    /// The program that is pid 1 and starts the container's own (`--init`).
+    pub init: Option<&'a Path>,
     /// Files given to the container.
     pub etc: &'a EtcFiles,
     /// Its network.
@@ -246,33 +203,6 @@ pub fn parse_signal(text: &str) -> Result<i32, SpecError> {
     number.filter(|n| (1..=64).contains(n)).ok_or_else(|| SpecError::Signal(text.to_owned()))
 }
 
-/// The container's capabilities: the defaults without those dropped, with those added; `ALL` means all of them.
-///
-/// # Errors
-/// [`SpecError::Capability`].
-pub fn capabilities(spec: &ContainerSpec, privileged: bool) -> Result<Vec<String>, SpecError> {
-    let names = |list: &[String]| -> Result<Vec<String>, SpecError> {
-        list.iter()
-            .map(|given| {
-                let upper = given.to_ascii_uppercase();
-                let name = if upper == "ALL" || upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") };
-                let known = name == "ALL" || name == "CAP_ALL" || ALL_CAPABILITIES.contains(&name.as_str());
-                if known { Ok(name) } else { Err(SpecError::Capability(given.clone())) }
-            })
-            .collect()
-    };
-    let (add, drop) = (names(&spec.cap_add)?, names(&spec.cap_drop)?);
-    let all = |list: &[String]| list.iter().any(|n| n == "ALL" || n == "CAP_ALL");
-    let has = |list: &[String], name: &str| list.iter().any(|n| n == name);
-    let kept = |name: &str| match (all(&add), all(&drop)) {
-        _ if privileged => true,
-        (true, _) => !has(&drop, name),
-        (false, true) => has(&add, name),
-        (false, false) => has(&add, name) || (DEFAULT_CAPABILITIES.contains(&name) && !has(&drop, name)),
-    };
-    Ok(ALL_CAPABILITIES.iter().filter(|c| kept(c)).map(|c| (*c).to_owned()).collect())
-}
-
 /// Resource limits of the container's processes, by the kernel's number, soft and hard. What is not named is inherited
 /// from the daemon, as with Docker: its unit file decides.
 ///
@@ -324,10 +254,13 @@ pub fn oci_spec(input: &Input<'_>) -> Result<Value, SpecError> {
             json!({"type": name, "soft": soft, "hard": hard})
         })
         .collect();
-    let args: Vec<&String> = std::iter::once(&process.path).chain(&process.args).collect();
-    let masked: &[&str] = if config.privileged { &[] } else { &MASKED_PATHS };
-    let readonly: &[&str] = if config.privileged { &[] } else { &READONLY_PATHS };
-    Ok(json!({
+    let init: &[&str] = if input.init.is_some() { &[INIT, "init", "--"] } else { &[] };
+    let own = std::iter::once(&process.path).chain(&process.args).map(String::as_str);
+    let args: Vec<&str> = init.iter().copied().chain(own).collect();
+    let open = config.privileged || config.isolation.system_paths_unconfined;
+    let masked: &[&str] = if open { &[] } else { &MASKED_PATHS };
+    let readonly: &[&str] = if open { &[] } else { &READONLY_PATHS };
+    let mut oci = json!({
         "ociVersion": "1.0.2",
         "process": {
             "terminal": spec.tty,
@@ -344,46 +277,46 @@ pub fn oci_spec(input: &Input<'_>) -> Result<Value, SpecError> {
         "hostname": process.hostname,
         "mounts": mounts(input),
         "linux": {
-            "sysctl": sysctls(input),
-            "resources": resources(config),
+            "sysctl": sysctls(config, *input.netns == Netns::Host)?,
+            "resources": resources(input),
+            "devices": input.devices.iter().map(Device::node).collect::<Vec<_>>(),
             "cgroupsPath": input.cgroup,
             "namespaces": namespaces(input),
             "rootfsPropagation": "private",
             "maskedPaths": masked,
             "readonlyPaths": readonly,
         },
-    }))
+    });
+    if config.isolation.host_uts {
+        // The name is the node's, and not the container's to change.
+        oci.as_object_mut().expect("just made one").remove("hostname");
+    }
+    Ok(oci)
 }
 
 fn namespaces(input: &Input<'_>) -> Vec<Value> {
-    let mut namespaces: Vec<Value> = ["mount", "uts", "pid", "ipc"].iter().map(|t| json!({"type": t})).collect();
+    let isolation = &input.config.isolation;
+    let own =
+        [("mount", true), ("uts", !isolation.host_uts), ("pid", !isolation.host_pid), ("ipc", !isolation.host_ipc)];
+    let mut namespaces: Vec<Value> = own.iter().filter(|(_, own)| *own).map(|(t, _)| json!({"type": t})).collect();
     match input.netns {
         Netns::New => namespaces.push(json!({"type": "network"})),
         Netns::Path(path) => namespaces.push(json!({"type": "network", "path": path})),
         Netns::Host => {}
     }
-    // As Docker: private on version 2, the node's on version 1.
-    if input.unified && !input.config.privileged {
+    // As Docker: private on version 2, the node's on version 1, unless asked otherwise.
+    let by_default = !input.unified || input.config.privileged;
+    if !isolation.host_cgroups.unwrap_or(by_default) {
         namespaces.push(json!({"type": "cgroup"}));
     }
     namespaces
 }
 
-/// Low ports and ping for everyone, as Docker sets them where the network is the container's own.
-fn sysctls(input: &Input<'_>) -> BTreeMap<String, String> {
-    let mut sysctls = BTreeMap::new();
-    if *input.netns != Netns::Host {
-        sysctls.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
-        sysctls.insert("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
-    }
-    sysctls.extend(input.config.spec.sysctls.clone());
-    sysctls
-}
-
-fn resources(config: &ContainerConfig) -> Value {
+fn resources(input: &Input<'_>) -> Value {
+    let config = input.config;
     let limits = config.resources.limits.clone().unwrap_or_default();
     let mut resources = serde_json::Map::new();
-    resources.insert("devices".to_owned(), device_rules(config.privileged));
+    resources.insert("devices".to_owned(), device_rules(input));
     if limits.memory > 0 {
         resources.insert("memory".to_owned(), json!({"limit": limits.memory}));
     }
@@ -400,8 +333,8 @@ fn resources(config: &ContainerConfig) -> Value {
 }
 
 /// Nothing but the default devices may be opened; nodes of any device may be made, as `CAP_MKNOD` is a default.
-fn device_rules(privileged: bool) -> Value {
-    if privileged {
+fn device_rules(input: &Input<'_>) -> Value {
+    if input.config.privileged {
         return json!([{"allow": true, "access": "rwm"}]);
     }
     let open = |major: i64, minor: Option<i64>| {
@@ -419,6 +352,8 @@ fn device_rules(privileged: bool) -> Value {
     // null, zero, full, random, urandom, tty, console, ptmx, then the slaves of terminals.
     rules.extend([(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)].map(|(a, b)| open(a, Some(b))));
     rules.push(open(136, None));
+    rules.extend(input.devices.iter().map(Device::rule));
+    rules.extend(input.config.isolation.device_rules.iter().filter_map(|rule| devices::parse_rule(rule)));
     Value::Array(rules)
 }
 
@@ -430,15 +365,22 @@ fn mounts(input: &Input<'_>) -> Vec<Value> {
         fs("/dev", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
         fs("/dev/pts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
         fs("/sys", "sysfs", &["nosuid", "noexec", "nodev", sysfs]),
-        fs("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        fs("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", "size=67108864"]),
     ];
+    let bind = |source: &Path, target: &str, options: &[&str]| json!({"destination": target, "type": "bind", "source": source, "options": options});
+    let isolation = &input.config.isolation;
+    // The kernel shows in it the queues of the container's IPC namespace, whichever that is.
+    mounts.push(fs("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]));
+    if isolation.host_ipc {
+        mounts.push(bind(Path::new("/dev/shm"), "/dev/shm", &["rbind", "rprivate", "nosuid", "noexec", "nodev"]));
+    } else if !isolation.no_shm {
+        let size = if isolation.shm_size == 0 { DEFAULT_SHM } else { isolation.shm_size };
+        mounts.push(fs("/dev/shm", "tmpfs", &["nosuid", "noexec", "nodev", "mode=1777", &format!("size={size}")]));
+    }
     if input.unified {
         // On version 1 that would be a dozen mounts a container, and shows the node's hierarchy: left out.
         mounts.push(json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
             "options": ["nosuid", "noexec", "nodev", "relatime", sysfs]}));
     }
-    let bind = |source: &Path, target: &str, options: &[&str]| json!({"destination": target, "type": "bind", "source": source, "options": options});
     let etc = [
         (&input.etc.hostname, "/etc/hostname"),
         (&input.etc.hosts, "/etc/hosts"),
@@ -466,6 +408,9 @@ fn mounts(input: &Input<'_>) -> Vec<Value> {
             options.push("ro");
         }
         mounts.push(bind(&mount.source, &mount.target, &options));
+    }
+    if let Some(init) = input.init {
+        mounts.push(bind(init, INIT, &["bind", "rprivate", "ro"]));
     }
     for (source, target) in input.files {
         mounts.push(bind(source, target, &["bind", "rprivate", "ro", "nosuid", "nodev", "noexec"]));

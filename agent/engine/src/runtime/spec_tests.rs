@@ -1,8 +1,9 @@
-use skep_proto::model::ContainerId;
 use skep_proto::model::container::TmpfsOptions;
 use skep_proto::model::engine::{ContainerRestart, NetworkMode};
 use skep_proto::model::task::{Limits, Resources};
+use skep_proto::model::{ContainerId, ContainerSpec};
 
+use super::super::capabilities::DEFAULT_CAPABILITIES;
 use super::*;
 
 fn config() -> ContainerConfig {
@@ -16,6 +17,7 @@ fn config() -> ContainerConfig {
         auto_remove: false,
         restart: ContainerRestart::No,
         privileged: false,
+        isolation: Default::default(),
         stdin_once: false,
         attach: (false, false, false),
         log: None,
@@ -48,6 +50,8 @@ fn spec_of(config: &ContainerConfig, mounts: &[ResolvedMount], netns: &Netns) ->
         user: &user,
         mounts,
         files: &[],
+        devices: &[],
+        init: None,
         etc: &etc,
         netns,
         cgroup: "/skep/x",

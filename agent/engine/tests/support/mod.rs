@@ -115,6 +115,7 @@ impl Node {
             auto_remove: false,
             restart: ContainerRestart::No,
             privileged: false,
+            isolation: Default::default(),
             stdin_once: false,
             attach: (false, false, false),
             log: None,

@@ -77,8 +77,7 @@ pub fn create(dir: &Path, params: &Params, streams: ChildStreams) -> Result<Pid,
 }
 
 fn build(dir: &Path, params: &Params, streams: ChildStreams) -> Result<Pid, String> {
-    let confinement =
-        Confinement::new(&params.capabilities, &params.capabilities, params.seccomp).map_err(|e| e.to_string())?;
+    let confinement = Confinement::new(params, &params.capabilities).map_err(|e| e.to_string())?;
     let spec = write_bundle(dir)?;
     let builder = ContainerBuilder::new(NAME.to_owned(), SyscallType::default())
         .with_root_path(dir.join(STATE))

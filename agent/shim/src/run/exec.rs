@@ -77,7 +77,7 @@ fn join_and_fork(
     streams: Option<[OwnedFd; 3]>,
     report: &OwnedFd,
 ) -> Result<(), LaunchError> {
-    let confinement = Confinement::new(&params.capabilities, &exec.capabilities, params.seccomp)?;
+    let confinement = Confinement::new(params, &exec.capabilities)?;
     for cgroup in &params.cgroups {
         fs::write(Path::new(cgroup).join("cgroup.procs"), "0")
             .map_err(|source| LaunchError::Step { step: "joining the container's cgroup", source })?;

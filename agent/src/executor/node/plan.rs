@@ -1,8 +1,10 @@
 //! From a task to the containers that the engine makes for it. Pure.
 
+use skep_proto::model::container::Privileges;
 use skep_proto::model::engine::{
     ContainerConfig, ContainerRestart, ContainerState, ContainerStatus, NetworkMode, TaskOwner,
 };
+use skep_proto::model::isolation::Isolation;
 use skep_proto::model::service::{PortConfig, PublishMode};
 use skep_proto::model::{ContainerSpec, NodeDescription, NodeId};
 use skep_proto::template::task::TaskContext;
@@ -113,13 +115,20 @@ pub fn container_config(
         ports: Vec::new(),
         auto_remove: false,
         restart: ContainerRestart::No,
-        privileged: false,
+        privileged: spec.privileges.as_ref().is_some_and(|asked| asked.privileged),
+        isolation: isolation(&spec),
         stdin_once: false,
         attach: (false, false, false),
         log: unit.spec.task.log_driver.clone(),
         task: Some(TaskOwner { task: unit.task.id, service: unit.task.spec.service, node }),
         spec,
     }
+}
+
+fn isolation(spec: &ContainerSpec) -> Isolation {
+    let Privileges { no_new_privileges, seccomp_unconfined, privileged: _, devices } =
+        spec.privileges.clone().unwrap_or_default();
+    Isolation { no_new_privileges, seccomp_unconfined, devices, ..Isolation::default() }
 }
 
 /// Ports of the task that this node publishes by itself.

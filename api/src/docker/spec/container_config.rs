@@ -11,7 +11,7 @@ use skep_proto::model::engine::{ContainerConfig, ContainerRestart, NetworkEndpoi
 use skep_proto::model::service::Protocol;
 use skep_proto::model::task::{Limits, Resources};
 
-use super::{container_spec, mount, refuse, validate};
+use super::{container_spec, isolation, mount, refuse, validate};
 use crate::docker::error::ApiError;
 use crate::docker::types::Empty;
 use crate::docker::types::container as json;
@@ -39,6 +39,7 @@ pub(crate) fn read(id: ContainerId, name: &str, request: json::ContainerCreate) 
     refuse("ContainerConfig", &request.rest)?;
     let host = request.host_config;
     check_host(&host)?;
+    let isolation = isolation::read(&host)?;
     if !request.domainname.is_empty() {
         return Err(ApiError::not_supported("ContainerConfig.Domainname"));
     }
@@ -106,6 +107,7 @@ pub(crate) fn read(id: ContainerId, name: &str, request: json::ContainerCreate) 
         auto_remove: host.auto_remove,
         restart: restart(&host.restart_policy, host.auto_remove)?,
         privileged: host.privileged,
+        isolation,
         stdin_once: request.stdin_once,
         attach: (request.attach_stdin, request.attach_stdout, request.attach_stderr),
         log,
@@ -116,17 +118,10 @@ pub(crate) fn read(id: ContainerId, name: &str, request: json::ContainerCreate) 
 
 /// Refuses what is not built. These words name what every container gets anyway.
 fn check_host(host: &HostConfigRequest) -> Result<(), ApiError> {
-    let usual: [(&str, &[&str]); 5] = [
-        ("Runtime", &["runc", "io.containerd.runc.v2"]),
-        ("IpcMode", &["private"]),
-        ("CgroupnsMode", &["private"]),
-        ("VolumeDriver", &["local"]),
-        ("UsernsMode", &["host"]),
-    ];
+    let usual: [(&str, &[&str]); 3] =
+        [("Runtime", &["runc", "io.containerd.runc.v2"]), ("VolumeDriver", &["local"]), ("UsernsMode", &["host"])];
     let is_usual = |key: &str, value: &Value| {
-        // Docker's own default, in bytes.
-        let shm = key == "ShmSize" && value.as_u64() == Some(64 << 20);
-        shm || usual.iter().any(|(k, words)| *k == key && value.as_str().is_some_and(|v| words.contains(&v)))
+        usual.iter().any(|(k, words)| *k == key && value.as_str().is_some_and(|v| words.contains(&v)))
     };
     let rest =
         host.rest.iter().filter(|(key, value)| !is_usual(key, value)).map(|(k, v)| (k.clone(), v.clone())).collect();

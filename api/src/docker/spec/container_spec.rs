@@ -1,10 +1,10 @@
 //! Containers of tasks: `ContainerSpec` of the API and of the model.
 
 use skep_proto::model::container::{
-    ConfigReference, ContainerSpec, DnsConfig, FileTarget, Healthcheck, SecretReference, Ulimit,
+    ConfigReference, ContainerSpec, DnsConfig, FileTarget, Healthcheck, Privileges, SecretReference, Ulimit,
 };
 
-use super::{duration, mount, refuse};
+use super::{duration, isolation, mount, refuse};
 use crate::docker::error::ApiError;
 use crate::docker::time::nanos;
 use crate::docker::types::service as json;
@@ -45,6 +45,7 @@ pub(crate) fn read(spec: json::ContainerSpec) -> Result<ContainerSpec, ApiError>
         cap_add: spec.capability_add,
         cap_drop: spec.capability_drop,
         ulimits: spec.ulimits.into_iter().map(read_ulimit).collect(),
+        privileges: spec.privileges.map(read_privileges).transpose()?,
         registry_auth: None,
     })
 }
@@ -99,6 +100,7 @@ pub(crate) fn show(spec: &ContainerSpec) -> json::ContainerSpec {
         capability_add: spec.cap_add.clone(),
         capability_drop: spec.cap_drop.clone(),
         ulimits: spec.ulimits.iter().map(show_ulimit).collect(),
+        privileges: spec.privileges.as_ref().map(show_privileges),
         ..Default::default()
     }
 }
@@ -183,6 +185,42 @@ fn show_file(file: &FileTarget) -> json::FileTarget {
     json::FileTarget { name: file.name.clone(), uid: file.uid.clone(), gid: file.gid.clone(), mode: file.mode }
 }
 
+/// Reads security options. `CredentialSpec` and `SELinuxContext` are refused by name.
+fn read_privileges(privileges: json::Privileges) -> Result<Privileges, ApiError> {
+    refuse("Privileges", &privileges.rest)?;
+    let seccomp = privileges.seccomp.unwrap_or_default();
+    let seccomp_unconfined = match seccomp.mode.as_str() {
+        "" | "default" => false,
+        "unconfined" => true,
+        "custom" => return Err(ApiError::not_supported("a seccomp profile of one's own")),
+        other => return Err(ApiError::invalid_argument(format!("unrecognized seccomp mode: {other}"))),
+    };
+    refuse("Privileges.Seccomp", &seccomp.rest)?;
+    let app_armor = privileges.app_armor.unwrap_or_default();
+    // There is no profile that could be taken away.
+    if !["", "default", "disabled"].contains(&app_armor.mode.as_str()) {
+        return Err(ApiError::invalid_argument(format!("unrecognized AppArmor mode: {}", app_armor.mode)));
+    }
+    refuse("Privileges.AppArmor", &app_armor.rest)?;
+    Ok(Privileges {
+        no_new_privileges: privileges.no_new_privileges,
+        seccomp_unconfined,
+        privileged: privileges.privileged,
+        devices: privileges.devices.iter().map(isolation::read_device).collect::<Result<_, _>>()?,
+    })
+}
+
+fn show_privileges(privileges: &Privileges) -> json::Privileges {
+    let unconfined = || json::ProfileMode { mode: "unconfined".into(), ..Default::default() };
+    json::Privileges {
+        seccomp: privileges.seccomp_unconfined.then(unconfined),
+        no_new_privileges: privileges.no_new_privileges,
+        privileged: privileges.privileged,
+        devices: isolation::show_devices(&privileges.devices),
+        ..Default::default()
+    }
+}
+
 /// Reads a resource limit.
 pub(crate) fn read_ulimit(limit: json::Ulimit) -> Ulimit {
     Ulimit { name: limit.name, soft: limit.soft, hard: limit.hard }
@@ -191,4 +229,24 @@ pub(crate) fn read_ulimit(limit: json::Ulimit) -> Ulimit {
 /// Shows a resource limit.
 pub(crate) fn show_ulimit(limit: &Ulimit) -> json::Ulimit {
     json::Ulimit { name: limit.name.clone(), hard: limit.hard, soft: limit.soft }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn security_options_are_shown_as_given_and_refused_by_name() {
+        let of = |text: &str| read_privileges(serde_json::from_str(text).unwrap());
+        let given = r#"{"Seccomp":{"Mode":"unconfined"},"NoNewPrivileges":true}"#;
+        assert_eq!(serde_json::to_string(&show_privileges(&of(given).unwrap())).unwrap(), given);
+        let message = |text: &str| of(text).unwrap_err().message().to_owned();
+        assert!(
+            message(r#"{"CredentialSpec":{"File":"x"}}"#).starts_with("Privileges.CredentialSpec is not supported")
+        );
+        assert!(message(r#"{"SELinuxContext":{"Disable":true}}"#).starts_with("Privileges.SELinuxContext"));
+        assert!(of(r#"{"Seccomp":{"Mode":"custom"}}"#).is_err() && of(r#"{"AppArmor":{"Mode":"x"}}"#).is_err());
+        let quiet = r#"{"CredentialSpec":null,"SELinuxContext":null,"NoNewPrivileges":false}"#;
+        assert_eq!(of(quiet), Ok(Privileges::default()));
+    }
 }

@@ -10,7 +10,7 @@ use skep_proto::model::engine::{
 };
 
 use super::container_spec::{show_healthcheck, show_ulimit};
-use super::{mount, service};
+use super::{isolation, mount, service};
 use crate::docker::time::{human, rfc3339, rfc3339_or_zero};
 use crate::docker::types::Empty;
 use crate::docker::types::container as json;
@@ -190,6 +190,8 @@ fn host_config(container: &Container) -> HostConfig {
         .collect();
     let dns = spec.dns.clone().unwrap_or_default();
     let limits = config.resources.limits.clone().unwrap_or_default();
+    let isolation = &config.isolation;
+    let word = |is_host: bool| if is_host { "host".to_owned() } else { String::new() };
     HostConfig {
         binds: list(&binds),
         log_config: config.log.as_ref().map_or_else(
@@ -202,16 +204,25 @@ fn host_config(container: &Container) -> HostConfig {
         auto_remove: config.auto_remove,
         cap_add: list(&spec.cap_add),
         cap_drop: list(&spec.cap_drop),
-        cgroupns_mode: "private",
+        cgroupns_mode: if isolation.host_cgroups == Some(true) { "host" } else { "private" },
         dns: dns.nameservers.iter().map(ToString::to_string).collect(),
         dns_options: dns.options,
         dns_search: dns.search,
         extra_hosts: list(&spec.hosts.iter().map(|line| extra_host(line)).collect::<Vec<_>>()),
         group_add: list(&spec.groups),
-        ipc_mode: "private",
+        ipc_mode: match (isolation.host_ipc, isolation.no_shm) {
+            (true, _) => "host",
+            (_, true) => "none",
+            _ => "private",
+        },
+        pid_mode: word(isolation.host_pid),
+        uts_mode: word(isolation.host_uts),
+        security_opt: list(&isolation.security_options),
+        devices: isolation::show_devices(&isolation.devices),
+        device_cgroup_rules: list(&isolation.device_rules),
         privileged: config.privileged,
         readonly_rootfs: spec.read_only,
-        shm_size: 64 << 20,
+        shm_size: if isolation.shm_size == 0 { 64 << 20 } else { isolation.shm_size },
         sysctls: spec.sysctls.clone(),
         runtime: "runc",
         memory: limits.memory,
@@ -219,8 +230,12 @@ fn host_config(container: &Container) -> HostConfig {
         pids_limit: (limits.pids != 0).then_some(limits.pids),
         ulimits: spec.ulimits.iter().map(show_ulimit).collect(),
         mounts: structured,
-        masked_paths: if config.privileged { Vec::new() } else { MASKED.to_vec() },
-        readonly_paths: if config.privileged { Vec::new() } else { READ_ONLY.to_vec() },
+        masked_paths: if config.privileged || isolation.system_paths_unconfined { Vec::new() } else { MASKED.to_vec() },
+        readonly_paths: if config.privileged || isolation.system_paths_unconfined {
+            Vec::new()
+        } else {
+            READ_ONLY.to_vec()
+        },
         init: spec.init,
         ..Default::default()
     }

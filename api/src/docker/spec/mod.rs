@@ -7,6 +7,7 @@ pub(crate) mod cluster;
 pub(crate) mod container_config;
 pub(crate) mod container_spec;
 pub(crate) mod container_view;
+pub(crate) mod isolation;
 pub(crate) mod mount;
 pub(crate) mod network;
 pub(crate) mod node;

@@ -38,12 +38,30 @@ pub(crate) struct HostConfigRequest {
     pub memory_swappiness: Option<i64>,
     pub pids_limit: Option<i64>,
     pub ulimits: Vec<Ulimit>,
+    pub security_opt: Vec<String>,
+    pub devices: Vec<DeviceRequest>,
+    pub device_cgroup_rules: Vec<String>,
+    pub shm_size: i64,
+    pub pid_mode: String,
+    pub ipc_mode: String,
+    #[serde(rename = "UTSMode")]
+    pub uts_mode: String,
+    pub cgroupns_mode: String,
     /// The client's terminal; without effect on Linux.
     pub console_size: Value,
     #[serde(rename = "ContainerIDFile")]
     pub container_id_file: String,
     #[serde(flatten)]
     pub rest: Rest,
+}
+
+/// A device of the node, in requests and answers.
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct DeviceRequest {
+    pub path_on_host: String,
+    pub path_in_container: String,
+    pub cgroup_permissions: String,
 }
 
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
@@ -122,7 +140,7 @@ pub(crate) struct HostConfig {
     pub cpu_realtime_runtime: i64,
     pub cpuset_cpus: String,
     pub cpuset_mems: String,
-    pub devices: Vec<String>,
+    pub devices: Vec<DeviceRequest>,
     pub device_cgroup_rules: Option<Vec<String>>,
     pub device_requests: Option<Vec<String>>,
     pub kernel_memory: i64,

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::host_config::DeviceRequest;
 use super::{Empty, is_default};
 
 /// Keys of a request that have no field of their own.
@@ -199,6 +200,35 @@ pub(crate) struct ContainerSpec {
     pub capability_drop: Vec<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ulimits: Vec<Ulimit>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub privileges: Option<Privileges>,
+    #[serde(flatten, skip_serializing)]
+    pub rest: Rest,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct Privileges {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seccomp: Option<ProfileMode>,
+    #[serde(rename = "AppArmor", skip_serializing_if = "Option::is_none")]
+    pub app_armor: Option<ProfileMode>,
+    pub no_new_privileges: bool,
+    /// Of skep: Docker's services have none.
+    #[serde(skip_serializing_if = "is_default")]
+    pub privileged: bool,
+    /// Likewise.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceRequest>,
+    #[serde(flatten, skip_serializing)]
+    pub rest: Rest,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct ProfileMode {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub mode: String,
     #[serde(flatten, skip_serializing)]
     pub rest: Rest,
 }

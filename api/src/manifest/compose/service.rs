@@ -17,7 +17,7 @@ mod deploy;
 mod ports;
 mod security;
 
-const KEYS: [&str; 28] = [
+const KEYS: [&str; 30] = [
     "image",
     "command",
     "entrypoint",
@@ -46,6 +46,8 @@ const KEYS: [&str; 28] = [
     "ulimits",
     "group_add",
     "init",
+    "privileged",
+    "devices",
 ];
 
 /// Keys with a meaning on one host only, which `docker stack deploy` ignores with a warning. Each says what to do instead.
@@ -128,6 +130,12 @@ impl<'a> Reader<'a> {
             "ulimits" => container.ulimits = security::ulimits(value, problems),
             "group_add" => container.groups = texts(value, "group_add", problems),
             "init" => container.init = Some(boolean(value, "init", problems)),
+            "privileged" => {
+                container.privileges.get_or_insert_default().privileged = boolean(value, "privileged", problems);
+            }
+            "devices" => {
+                container.privileges.get_or_insert_default().devices = security::devices(value, problems);
+            }
             "networks" => self.attachments = Some(attachments(value, self.key, self.scope, networks, problems)),
             "ports" => self.endpoint.ports = ports::read(value, problems),
             "deploy" => self.deploy = deploy::read(value, problems),

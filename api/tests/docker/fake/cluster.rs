@@ -276,6 +276,7 @@ impl World {
                         auto_remove: false,
                         restart: ContainerRestart::No,
                         privileged: false,
+                        isolation: Default::default(),
                         stdin_once: false,
                         attach: (false, true, true),
                         log: None,

@@ -28,6 +28,12 @@ pub struct SecurityFlags {
     /// Run a small init as pid 1 that forwards signals and reaps processes
     #[arg(long)]
     init: bool,
+    /// Give every capability and device, on nodes that allow it (skep node policy)
+    #[arg(long)]
+    privileged: bool,
+    /// Device of the node, HOST[:CONTAINER[:rwm]], on nodes that allow it; may be repeated
+    #[arg(long)]
+    device: Vec<String>,
 }
 
 /// Flags of `service update`.
@@ -73,6 +79,12 @@ impl SecurityFlags {
             group_add: self.group.clone(),
             ..SecurityChanges::default()
         };
+        if self.privileged {
+            container["Privileges"]["Privileged"] = json!(true);
+        }
+        if !self.device.is_empty() {
+            container["Privileges"]["Devices"] = self.device.iter().map(|flag| device(flag)).collect();
+        }
         if self.init {
             container["Init"] = json!(true);
         }
@@ -124,6 +136,12 @@ impl SecurityChanges {
 fn capability(name: &str) -> String {
     let upper = name.to_ascii_uppercase();
     if upper == "ALL" || upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") }
+}
+
+fn device(flag: &str) -> Value {
+    let mut parts = flag.split(':');
+    let host = parts.next().unwrap_or_default();
+    json!({"PathOnHost": host, "PathInContainer": parts.next().unwrap_or(host), "CgroupPermissions": parts.next().unwrap_or("rwm")})
 }
 
 fn ulimit(flag: &str) -> anyhow::Result<Value> {

@@ -1,6 +1,7 @@
 //! What the processes of a service may do.
 
 use skep_proto::model::container::Ulimit;
+use skep_proto::model::isolation::DeviceMapping;
 
 use crate::manifest::compose::Problems;
 use crate::manifest::compose::decode::{entries, parsed, texts, unknown_key};
@@ -14,6 +15,17 @@ pub fn capabilities(node: &Node, problems: &mut Problems) -> Vec<String> {
         if upper == "ALL" || upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") }
     };
     names.iter().map(whole).collect()
+}
+
+/// `HOST[:CONTAINER[:rwm]]`.
+pub fn devices(node: &Node, problems: &mut Problems) -> Vec<DeviceMapping> {
+    let read = |line: &String| {
+        let mut parts = line.split(':');
+        let host = parts.next().unwrap_or_default().to_owned();
+        let container = parts.next().unwrap_or(&host).to_owned();
+        DeviceMapping { container, access: parts.next().unwrap_or("rwm").to_owned(), host }
+    };
+    texts(node, "devices", problems).iter().map(read).collect()
 }
 
 /// `NAME: LIMIT`, or `NAME: {soft: …, hard: …}`.
