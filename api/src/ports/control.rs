@@ -14,7 +14,7 @@ use skep_proto::model::session::TaskVitals;
 use skep_proto::model::{
     Availability, Cluster, ClusterSpec, Config, ConfigId, ConfigSpec, ContainerId, Network, NetworkId, NetworkSpec,
     Node, NodeId, NodeSpec, Secret, SecretId, SecretSpec, Service, ServiceId, ServiceSpec, Task, TaskId, TaskState,
-    Version,
+    Timestamp, Version,
 };
 
 use super::BoxDuplex;
@@ -267,8 +267,10 @@ pub struct ServiceStatus {
     pub running: u64,
     /// Tasks wanted.
     pub desired: u64,
-    /// Tasks of a job that have completed.
+    /// Tasks of a job's present iteration that have completed.
     pub completed: u64,
+    /// When a job's present iteration began; `None` for services that are no jobs.
+    pub executed_at: Option<Timestamp>,
 }
 
 /// How a service is to change.
@@ -295,6 +297,18 @@ pub struct TaskView {
     pub vitals: TaskVitals,
     /// Networks of its attachments.
     pub networks: Vec<Arc<Network>>,
+    /// The iteration of a job that it belongs to: the spec version it was made from. `None` for other tasks.
+    pub job_iteration: Option<u64>,
+}
+
+impl TaskView {
+    /// What is wanted of the task: one of a job is to complete (Engine API, `DesiredState`).
+    pub fn desired(&self) -> TaskState {
+        match self.task.desired {
+            TaskState::Running if self.job_iteration.is_some() => TaskState::Complete,
+            other => other,
+        }
+    }
 }
 
 /// Where a task's container lives.

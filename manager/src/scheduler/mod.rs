@@ -6,7 +6,7 @@
 mod columns;
 pub mod constraint;
 pub mod filter;
-mod rank;
+pub mod rank;
 #[cfg(test)]
 mod tests;
 

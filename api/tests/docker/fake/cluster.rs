@@ -312,6 +312,7 @@ impl World {
             container,
             vitals: TaskVitals { pid: 7, ..Default::default() },
             networks,
+            job_iteration: None,
         }
     }
 
@@ -329,6 +330,7 @@ impl World {
             running: of(TaskState::Running),
             desired,
             completed: of(TaskState::Complete),
+            executed_at: service.spec.mode.is_job().then_some(service.meta.created_at),
         }
     }
 }

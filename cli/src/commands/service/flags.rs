@@ -11,9 +11,12 @@ use crate::commands::pairs;
 /// Flags that both commands share.
 #[derive(Debug, Default, Args)]
 struct Common {
-    /// Tasks of a replicated service
+    /// Tasks of a replicated service; completions of a replicated job
     #[arg(long)]
     replicas: Option<u64>,
+    /// Tasks of a replicated job that run at a time; all by default
+    #[arg(long)]
+    max_concurrent: Option<u64>,
     /// Host name of the containers
     #[arg(long)]
     hostname: Option<String>,
@@ -93,7 +96,7 @@ pub struct CreateFlags {
     /// Name of the service
     #[arg(long)]
     name: Option<String>,
-    /// replicated or global
+    /// replicated, global, replicated-job or global-job
     #[arg(long, default_value = "replicated")]
     mode: String,
     /// Variable, NAME=VALUE; may be repeated
@@ -117,6 +120,9 @@ pub struct CreateFlags {
     /// Where tasks may run, node.role==worker; may be repeated
     #[arg(long)]
     constraint: Vec<String>,
+    /// How to spread tasks, spread=node.labels.zone; may be repeated, the outermost first
+    #[arg(long)]
+    placement_pref: Vec<String>,
     /// Tasks on one node at most; 0 for no limit
     #[arg(long, default_value_t = 0)]
     replicas_max_per_node: u64,
@@ -165,7 +171,16 @@ pub struct UpdateFlags {
     /// Remove a constraint; may be repeated
     #[arg(long)]
     constraint_rm: Vec<String>,
-    /// Replace every task though nothing else changes
+    /// Add a placement preference, spread=node.labels.zone; may be repeated
+    #[arg(long)]
+    placement_pref_add: Vec<String>,
+    /// Remove a placement preference; may be repeated
+    #[arg(long)]
+    placement_pref_rm: Vec<String>,
+    /// Tasks on one node at most; 0 for no limit
+    #[arg(long)]
+    replicas_max_per_node: Option<u64>,
+    /// Replace every task though nothing else changes; run a job again
     #[arg(long)]
     force: bool,
     /// The service
@@ -188,12 +203,18 @@ impl CreateFlags {
             "Labels": pairs(&self.label),
             "TaskTemplate": {
                 "ContainerSpec": {"Image": self.image, "Labels": pairs(&self.container_label)},
-                "Placement": {"Constraints": self.constraint, "MaxReplicas": self.replicas_max_per_node},
+                "Placement": {
+                    "Constraints": self.constraint,
+                    "Preferences": preferences(&self.placement_pref)?,
+                    "MaxReplicas": self.replicas_max_per_node,
+                },
             },
             "Mode": match self.mode.as_str() {
                 "replicated" => json!({"Replicated": {"Replicas": 1}}),
                 "global" => json!({"Global": {}}),
-                other => bail!("the mode is replicated or global, not {other:?}"),
+                "replicated-job" => json!({"ReplicatedJob": {"MaxConcurrent": 1, "TotalCompletions": 1}}),
+                "global-job" => json!({"GlobalJob": {}}),
+                other => bail!("the mode is replicated, global, replicated-job or global-job, not {other:?}"),
             },
             "EndpointSpec": {},
         });
@@ -253,6 +274,13 @@ impl UpdateFlags {
             constraints.retain(|c| !self.constraint_rm.iter().any(|rm| c == rm));
             constraints.extend(self.constraint_add.iter().map(|c| json!(c)));
         }
+        if !self.placement_pref_add.is_empty() || !self.placement_pref_rm.is_empty() {
+            let gone = preferences(&self.placement_pref_rm)?;
+            let known = list(&mut task["Placement"]["Preferences"]);
+            known.retain(|p| !gone.contains(p));
+            known.extend(preferences(&self.placement_pref_add)?);
+        }
+        set_in(task, "Placement", "MaxReplicas", self.replicas_max_per_node);
         let container = &mut task["ContainerSpec"];
         if let Some(image) = &self.image {
             container["Image"] = json!(image);
@@ -280,13 +308,25 @@ impl UpdateFlags {
 }
 
 impl Common {
-    fn apply(&self, spec: &mut Value) -> anyhow::Result<()> {
-        if let Some(replicas) = self.replicas {
-            if !spec["Mode"]["Replicated"].is_object() {
-                bail!("replicas can only be used with replicated mode");
-            }
-            spec["Mode"]["Replicated"]["Replicas"] = json!(replicas);
+    fn apply_counts(&self, mode: &mut Value) -> anyhow::Result<()> {
+        if mode["ReplicatedJob"].is_object() {
+            // Docker's client too: without a limit all run at once.
+            set_in(mode, "ReplicatedJob", "TotalCompletions", self.replicas);
+            set_in(mode, "ReplicatedJob", "MaxConcurrent", self.max_concurrent.or(self.replicas));
+            return Ok(());
         }
+        if self.max_concurrent.is_some() {
+            bail!("max-concurrent can only be used with replicated-job mode");
+        }
+        if self.replicas.is_some() && !mode["Replicated"].is_object() {
+            bail!("replicas can only be used with replicated or replicated-job mode");
+        }
+        set_in(mode, "Replicated", "Replicas", self.replicas);
+        Ok(())
+    }
+
+    fn apply(&self, spec: &mut Value) -> anyhow::Result<()> {
+        self.apply_counts(&mut spec["Mode"])?;
         set(&mut spec["EndpointSpec"], "Mode", self.endpoint_mode.as_deref());
         let task = &mut spec["TaskTemplate"];
         let container = &mut task["ContainerSpec"];
@@ -319,6 +359,20 @@ impl Common {
         set_in(spec, "UpdateConfig", "Monitor", nanoseconds("--update-monitor", self.update_monitor.as_ref())?);
         Ok(())
     }
+}
+
+/// `spread=node.labels.zone` in the API's form.
+fn preferences(given: &[String]) -> anyhow::Result<Vec<Value>> {
+    let read = |text: &String| {
+        let (strategy, over) = text
+            .split_once('=')
+            .context("placement preference must be of the format \"<strategy>=<arg>\"")?;
+        if strategy != "spread" {
+            bail!("unsupported placement preference {strategy} (only spread is supported)");
+        }
+        Ok(json!({"Spread": {"SpreadDescriptor": over}}))
+    };
+    given.iter().map(read).collect()
 }
 
 fn set(object: &mut Value, key: &str, value: Option<impl Into<Value>>) {
@@ -412,6 +466,16 @@ mod tests {
         assert_eq!(spec["TaskTemplate"]["RestartPolicy"]["Delay"], 1_000_000_000_i64);
         assert_eq!(spec["EndpointSpec"]["Ports"][0]["PublishedPort"], 8080);
         assert!(spec.get("UpdateConfig").is_none());
+    }
+
+    #[test]
+    fn a_job_runs_all_its_tasks_at_once_unless_it_is_told_otherwise() {
+        let mode = |line| create(line)["Mode"].clone();
+        let job = |most, total| json!({"ReplicatedJob": {"MaxConcurrent": most, "TotalCompletions": total}});
+        assert_eq!(mode("--mode replicated-job x"), job(1, 1));
+        assert_eq!(mode("--mode replicated-job --replicas 5 x"), job(5, 5));
+        assert_eq!(mode("--mode replicated-job --replicas 5 --max-concurrent 2 x"), job(2, 5));
+        assert_eq!(mode("--mode global-job x"), json!({"GlobalJob": {}}));
     }
 
     #[test]

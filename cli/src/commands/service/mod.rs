@@ -174,12 +174,17 @@ async fn scale(client: &Client, arguments: &[String], detach: bool) -> anyhow::R
     let mut ids = Vec::new();
     for (service, count) in wanted {
         let found = get(client, service).await?;
-        ensure!(
-            found["Spec"]["Mode"]["Replicated"].is_object(),
-            "{service}: scale can only be used with replicated mode"
-        );
         let mut spec = found["Spec"].clone();
-        spec["Mode"]["Replicated"]["Replicas"] = json!(count);
+        let mode = &mut spec["Mode"];
+        ensure!(
+            mode["Replicated"].is_object() || mode["ReplicatedJob"].is_object(),
+            "{service}: scale can only be used with replicated or replicated-job mode"
+        );
+        if mode["ReplicatedJob"].is_object() {
+            mode["ReplicatedJob"]["TotalCompletions"] = json!(count);
+        } else {
+            mode["Replicated"]["Replicas"] = json!(count);
+        }
         let id = text(&found["ID"]);
         client.post(&format!("/services/{id}/update?version={}", found["Version"]["Index"]), &spec).await?;
         println!("{service} scaled to {count}");
@@ -199,19 +204,40 @@ pub fn service_table(services: &[Value]) -> Table {
     rows.sort_by_key(|s| text(&s["Spec"]["Name"]));
     let mut table = Table::new(&["ID", "NAME", "MODE", "REPLICAS", "IMAGE", "PORTS"]);
     for service in rows {
-        let mode = if service["Spec"]["Mode"]["Global"].is_object() { "global" } else { "replicated" };
-        let status = &service["ServiceStatus"];
         let image = text(&service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"]);
         table.row([
             short_id(&text(&service["ID"]), false),
             text(&service["Spec"]["Name"]),
-            mode.to_owned(),
-            format!("{}/{}", status["RunningTasks"], status["DesiredTasks"]),
+            mode_of(service).to_owned(),
+            replicas_of(service),
             image.split('@').next().unwrap_or_default().to_owned(),
             published_ports(service),
         ]);
     }
     table
+}
+
+/// The mode in Docker's words.
+fn mode_of(service: &Value) -> &'static str {
+    let modes = [("Global", "global"), ("ReplicatedJob", "replicated job"), ("GlobalJob", "global job")];
+    let is = |(key, _): &&(&str, &'static str)| service["Spec"]["Mode"][*key].is_object();
+    modes.iter().find(is).map_or("replicated", |(_, word)| word)
+}
+
+/// Tasks that run of those that are wanted; of a job also those that completed.
+fn replicas_of(service: &Value) -> String {
+    let status = &service["ServiceStatus"];
+    let count = |key: &str| status[key].as_u64().unwrap_or_default();
+    let (running, desired, completed) = (count("RunningTasks"), count("DesiredTasks"), count("CompletedTasks"));
+    let mode = &service["Spec"]["Mode"];
+    let mut shown = format!("{running}/{desired}");
+    if let Some(total) = mode["ReplicatedJob"]["TotalCompletions"].as_u64() {
+        shown += &format!(" ({completed}/{total} completed)");
+    } else if mode["GlobalJob"].is_object() {
+        shown += &format!(" ({completed}/{} completed)", completed + desired);
+    }
+    let most = service["Spec"]["TaskTemplate"]["Placement"]["MaxReplicas"].as_u64().unwrap_or_default();
+    if most > 0 { format!("{shown} (max {most} per node)") } else { shown }
 }
 
 fn published_ports(service: &Value) -> String {
