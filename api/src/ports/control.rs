@@ -18,6 +18,7 @@ use skep_proto::model::{
 };
 
 use super::BoxDuplex;
+use super::events::EventFeed;
 
 /// Life of the cluster on this node.
 #[async_trait]
@@ -222,6 +223,9 @@ pub trait ControlPlane: Send + Sync + 'static {
     async fn attach(&self, request: AttachRequest) -> Result<Arc<Task>, ControlError>;
     /// Ends what [`Self::attach`] began.
     async fn detach(&self, task: TaskId) -> Result<(), ControlError>;
+
+    /// What happens to the cluster's objects.
+    fn events(&self) -> EventFeed;
 
     /// A connection on which that node's own engine answers the Docker Engine API, for its containers only.
     async fn open_engine(&self, node: NodeId) -> Result<BoxDuplex, ControlError>;

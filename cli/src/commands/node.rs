@@ -1,5 +1,7 @@
 //! `skep node`.
 
+use std::time::Duration;
+
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use http::Method;
@@ -8,6 +10,8 @@ use serde_json::{Value, json};
 use super::{capitalized, filters, names, task_table, text};
 use crate::client::Client;
 use crate::output::table::Table;
+
+const POLL: Duration = Duration::from_millis(200);
 
 /// Look at and change nodes
 #[derive(Debug, Args)]
@@ -52,6 +56,19 @@ enum Action {
         /// Remove a label; may be repeated
         #[arg(long)]
         label_rm: Vec<String>,
+    },
+    /// Move the tasks of a node elsewhere and give it no new ones
+    Drain {
+        /// The node
+        node: String,
+        /// Wait until no task runs there any more
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Let a node have tasks again
+    Activate {
+        /// The node
+        node: String,
     },
     /// Remove nodes from the cluster
     #[command(alias = "remove")]
@@ -106,6 +123,17 @@ pub async fn run(command: NodeCommand, client: &Client) -> anyhow::Result<()> {
             client.post(&path, &spec).await?;
             println!("{node}");
         }
+        Action::Drain { node, wait } => {
+            let id = set_availability(client, &node, "drain").await?;
+            if wait {
+                wait_until_empty(client, &node, &id).await?;
+            }
+            println!("{node}");
+        }
+        Action::Activate { node } => {
+            set_availability(client, &node, "active").await?;
+            println!("{node}");
+        }
         Action::Rm { nodes, force } => {
             for node in &nodes {
                 client.call(Method::DELETE, &format!("/nodes/{node}?force={force}"), None).await?;
@@ -122,6 +150,38 @@ async fn get(client: &Client, node: &str) -> anyhow::Result<Value> {
         return client.get(&format!("/nodes/{}", text(&info["Swarm"]["NodeID"]))).await;
     }
     client.get(&format!("/nodes/{node}")).await
+}
+
+/// Gives the node's id.
+async fn set_availability(client: &Client, node: &str, availability: &str) -> anyhow::Result<String> {
+    let found = get(client, node).await?;
+    let id = text(&found["ID"]);
+    let mut spec = found["Spec"].clone();
+    spec["Availability"] = json!(availability);
+    client.post(&format!("/nodes/{id}/update?version={}", found["Version"]["Index"]), &spec).await?;
+    Ok(id)
+}
+
+/// Waits until every task of the node has ended.
+async fn wait_until_empty(client: &Client, node: &str, id: &str) -> anyhow::Result<()> {
+    let query = format!("/tasks?filters={}", filters(&[("node", [id.to_owned()])]));
+    let mut told = usize::MAX;
+    loop {
+        let tasks: Vec<Value> = client.get(&query).await?;
+        let is_over = |t: &&Value| {
+            ["complete", "shutdown", "failed", "rejected", "remove", "orphaned"]
+                .contains(&text(&t["Status"]["State"]).as_str())
+        };
+        let left = tasks.len() - tasks.iter().filter(is_over).count();
+        if left == 0 {
+            return Ok(());
+        }
+        if left != told {
+            eprintln!("{node}: {left} tasks are still there");
+            told = left;
+        }
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 async fn list(client: &Client, quiet: bool) -> anyhow::Result<()> {

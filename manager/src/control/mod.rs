@@ -5,6 +5,7 @@
 
 mod cluster;
 mod containers;
+pub mod events;
 mod lookup;
 mod names;
 mod networks;
@@ -24,6 +25,7 @@ use skep_api::ports::control::{
     AttachRequest, ContainerLocation, ControlError, ControlPlane, NodeStatus, ObjectFilter, Reference, Rotations,
     ServiceStatus, ServiceUpdate, TaskFilter, TaskView,
 };
+use skep_api::ports::events::{EventFeed, EventLog};
 use skep_proto::model::session::TaskVitals;
 use skep_proto::model::{
     Cluster, ClusterSpec, Config, ConfigId, ConfigSpec, Network, NetworkId, NetworkSpec, NodeId, NodeSpec, Secret,
@@ -88,6 +90,8 @@ pub struct Parts {
     pub streams: Arc<dyn EngineStreams>,
     /// Volatile facts.
     pub vitals: Arc<dyn Vitals>,
+    /// What happened to the cluster's objects.
+    pub events: Arc<EventLog>,
 }
 
 /// The control plane of one manager.
@@ -218,6 +222,10 @@ impl ControlPlane for Control {
     }
     async fn detach(&self, _task: TaskId) -> Result<(), ControlError> {
         Err(ControlError::Unsupported("detaching a plain container from an overlay network".into()))
+    }
+
+    fn events(&self) -> EventFeed {
+        self.parts.events.feed()
     }
 
     async fn open_engine(&self, node: NodeId) -> Result<BoxDuplex, ControlError> {

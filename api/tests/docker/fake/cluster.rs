@@ -412,6 +412,9 @@ impl Swarm for Handle {
 
 #[async_trait]
 impl ControlPlane for World {
+    fn events(&self) -> skep_api::ports::events::EventFeed {
+        skep_api::ports::events::EventFeed::none()
+    }
     async fn cluster(&self) -> Result<Arc<Cluster>, ControlError> {
         Ok(Arc::new(self.state.lock().unwrap().cluster.clone().unwrap()))
     }

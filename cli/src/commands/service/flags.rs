@@ -364,9 +364,8 @@ impl Common {
 /// `spread=node.labels.zone` in the API's form.
 fn preferences(given: &[String]) -> anyhow::Result<Vec<Value>> {
     let read = |text: &String| {
-        let (strategy, over) = text
-            .split_once('=')
-            .context("placement preference must be of the format \"<strategy>=<arg>\"")?;
+        let (strategy, over) =
+            text.split_once('=').context("placement preference must be of the format \"<strategy>=<arg>\"")?;
         if strategy != "spread" {
             bail!("unsupported placement preference {strategy} (only spread is supported)");
         }
