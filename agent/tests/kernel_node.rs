@@ -136,6 +136,7 @@ impl Node {
             volumes: volumes.clone(),
             sandboxes: Arc::new(NoSandboxes),
             parallel_starts: 4,
+            named_resources: Vec::new(),
         });
         Open { executor, containers, volumes, images }
     }

@@ -180,6 +180,14 @@ pub trait ControlPlane: Send + Sync + 'static {
     /// Removes it; its tasks stop afterwards.
     async fn remove_service(&self, reference: &Reference) -> Result<(), ControlError>;
 
+    /// Evens out a replicated service over the nodes, once: tasks move one by one, each runs in its new place first.
+    ///
+    /// # Errors
+    /// [`ControlError::InvalidArgument`] for a service of another mode.
+    async fn rebalance_service(&self, _reference: &Reference) -> Result<(), ControlError> {
+        Err(ControlError::Unsupported("rebalancing a service".into()))
+    }
+
     /// Tasks that match, by id.
     async fn tasks(&self, filter: &TaskFilter) -> Result<Vec<TaskView>, ControlError>;
     /// One task.

@@ -162,6 +162,10 @@ impl ControlPlane for Control {
         self.delete_service(reference).await
     }
 
+    async fn rebalance_service(&self, reference: &Reference) -> Result<(), ControlError> {
+        self.even_out_service(reference).await
+    }
+
     async fn tasks(&self, filter: &TaskFilter) -> Result<Vec<TaskView>, ControlError> {
         self.list_tasks(filter).await
     }

@@ -8,6 +8,7 @@ use skep_proto::model::service::{Endpoint, EndpointMode, PreviousSpec, UpdateSta
 use skep_proto::model::{Meta, Service, ServiceId, ServiceMode, ServiceSpec};
 
 use super::{Control, lookup, names, networks};
+use crate::orchestrator::rebalance;
 use crate::scheduler::{constraint, rank};
 use crate::store::{Change, State};
 
@@ -55,6 +56,21 @@ impl Control {
             return Err(ControlError::OutOfSequence);
         }
         let service = changed(&old, update, &state)?;
+        self.change(Change::update(&service)).await
+    }
+
+    /// The planner takes the label away when nothing is left to move. A service that is always evened out needs no request.
+    pub(super) async fn even_out_service(&self, reference: &str) -> Result<(), ControlError> {
+        let state = self.read().await?;
+        let mut service = (*find(&state, reference)?).clone();
+        if !matches!(service.spec.mode, ServiceMode::Replicated { .. }) {
+            return Err(ControlError::InvalidArgument("rebalance can only be used with replicated mode".into()));
+        }
+        let labels = &mut service.spec.annotations.labels;
+        if labels.get(rebalance::LABEL).is_some_and(|how| how == rebalance::AUTO) {
+            return Ok(());
+        }
+        labels.insert(rebalance::LABEL.into(), rebalance::ONCE.into());
         self.change(Change::update(&service)).await
     }
 
@@ -178,6 +194,16 @@ fn mode_name(mode: ServiceMode) -> &'static str {
 fn check(spec: &ServiceSpec) -> Result<(), ControlError> {
     names::check_dns_name(&spec.annotations.name)?;
     let invalid = |text: String| Err(ControlError::InvalidArgument(text));
+    if let Some(how) = spec.annotations.labels.get(rebalance::LABEL)
+        && ![rebalance::AUTO, rebalance::ONCE].contains(&how.as_str())
+    {
+        return invalid(format!(
+            "the label {} is {} or {}, not {how:?}",
+            rebalance::LABEL,
+            rebalance::AUTO,
+            rebalance::ONCE
+        ));
+    }
     match spec.mode {
         ServiceMode::Replicated { replicas } if replicas > MOST_REPLICAS => {
             return invalid(format!("replicas: at most {MOST_REPLICAS} are allowed, not {replicas}"));
@@ -276,9 +302,6 @@ fn check_resources(spec: &ServiceSpec) -> Result<(), ControlError> {
                 "invalid memory value {memory} of {what}: Must be at least 4MiB"
             )));
         }
-    }
-    if !reservations.generic.is_empty() {
-        return Err(ControlError::Unsupported("a generic resource".into()));
     }
     Ok(())
 }

@@ -9,6 +9,9 @@ mod job;
 #[cfg(test)]
 mod job_tests;
 pub mod place;
+pub mod rebalance;
+#[cfg(test)]
+mod rebalance_tests;
 mod replicated;
 pub mod restart;
 #[cfg(test)]

@@ -52,7 +52,7 @@ impl<'a> Spread<'a> {
 }
 
 /// The value of a preference on a node. Nodes without the label are one domain.
-pub(super) fn value<'a>(preference: &str, node: &'a Node) -> &'a str {
+pub fn value<'a>(preference: &str, node: &'a Node) -> &'a str {
     let (labels, name) = match Spread::parse(preference) {
         Some(Spread::NodeLabel(name)) => (&node.spec.annotations.labels, name),
         Some(Spread::EngineLabel(name)) => (&node.description.engine_labels, name),

@@ -23,6 +23,7 @@ pub(crate) fn routes() -> Router<App> {
         .route("/services/{id}", get(inspect).delete(remove))
         .route("/services/{id}/update", post(update))
         .route("/services/{id}/logs", get(super::logs::service))
+        .route("/skep/services/{id}/rebalance", post(rebalance))
 }
 
 #[derive(Deserialize)]
@@ -79,14 +80,14 @@ async fn inspect(
 async fn create(
     State(app): State<App>,
     headers: HeaderMap,
-    Json(body): Json<json::ServiceSpec>,
+    Json(mut body): Json<json::ServiceSpec>,
 ) -> Result<(StatusCode, axum::Json<json::ServiceCreated>), ApiError> {
     let control = app.control()?;
-    let mut spec = read(&*control, body, &headers).await?;
-    if spec.annotations.name.is_empty() {
+    if body.name.is_empty() {
         // As dockerd, which draws a name for who gives none. A service's name is a DNS label, so no underscore.
-        spec.annotations.name = names::draw((app.host.draw_id)(), 0).replace('_', "-");
+        body.name = names::draw((app.host.draw_id)(), 0).replace('_', "-");
     }
+    let spec = read(&*control, body, &headers).await?;
     let id = control.create_service(spec).await?.to_string();
     Ok((StatusCode::CREATED, axum::Json(json::ServiceCreated { id, warnings: Vec::new() })))
 }
@@ -129,6 +130,12 @@ async fn update(
 /// `DELETE /services/{id}` (Engine API, Service, "Delete a service"): 200, not 204.
 async fn remove(State(app): State<App>, Path(id): Path<String>) -> Result<(), ApiError> {
     Ok(app.control()?.remove_service(&id).await?)
+}
+
+/// `POST /skep/services/{id}/rebalance`: no call of Docker's, which never moves a task that runs.
+async fn rebalance(State(app): State<App>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
+    app.control()?.rebalance_service(&id).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Reads a spec, adds the credential of the request, and replaces names of networks by ids (stacks send names).

@@ -346,7 +346,10 @@ fn read_resources(resources: json::Resources) -> Result<Resources, ApiError> {
             let mut generic = std::collections::BTreeMap::new();
             for resource in r.generic_resources {
                 refuse("GenericResources", &resource.rest)?;
-                let Some(discrete) = resource.discrete_resource_spec else { continue };
+                let Some(discrete) = resource.discrete_resource_spec else {
+                    // swarmkit's words: a service says how many it needs, its node which ones it gets.
+                    return Err(ApiError::invalid_argument("invalid generic resource: only discrete is supported"));
+                };
                 let value = u64::try_from(discrete.value).map_err(|_| {
                     ApiError::invalid_argument(format!(
                         "invalid generic resource {}: cannot be negative",

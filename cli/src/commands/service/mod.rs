@@ -5,6 +5,8 @@ mod mount;
 mod progress;
 mod publish;
 
+use std::time::Duration;
+
 use anyhow::{Context, ensure};
 use clap::{Args, Subcommand};
 use http::Method;
@@ -17,6 +19,8 @@ use crate::output::table::Table;
 use flags::{CreateFlags, UpdateFlags};
 
 pub use progress::wait_until_converged;
+
+const POLL: Duration = Duration::from_millis(200);
 
 /// Make, change and look at services
 #[derive(Debug, Args)]
@@ -45,6 +49,18 @@ enum Action {
         #[arg(required = true)]
         services: Vec<String>,
         /// Do not wait until they have converged
+        #[arg(short, long)]
+        detach: bool,
+    },
+    /// Move tasks of services to where they have too few, each only once it runs there
+    Rebalance {
+        /// The services
+        #[arg(required_unless_present = "all")]
+        services: Vec<String>,
+        /// All replicated services
+        #[arg(long, conflicts_with = "services")]
+        all: bool,
+        /// Do not wait until they are even
         #[arg(short, long)]
         detach: bool,
     },
@@ -108,6 +124,7 @@ pub async fn run(command: ServiceCommand, client: &Client) -> anyhow::Result<()>
             }
         }
         Action::Scale { services, detach } => scale(client, &services, detach).await?,
+        Action::Rebalance { services, all, detach } => rebalance(client, services, all, detach).await?,
         Action::Ls { quiet } => {
             let services: Vec<Value> = client.get("/services?status=true").await?;
             if quiet {
@@ -142,6 +159,27 @@ pub async fn run(command: ServiceCommand, client: &Client) -> anyhow::Result<()>
                 client.call(Method::DELETE, &format!("/services/{service}"), None).await?;
                 println!("{service}");
             }
+        }
+    }
+    Ok(())
+}
+
+async fn rebalance(client: &Client, mut services: Vec<String>, all: bool, detach: bool) -> anyhow::Result<()> {
+    if all {
+        let found: Vec<Value> = client.get("/services").await?;
+        let replicated = found.iter().filter(|s| s["Spec"]["Mode"]["Replicated"].is_object());
+        services = replicated.map(|s| text(&s["Spec"]["Name"])).collect();
+    }
+    for service in &services {
+        client.call(Method::POST, &format!("/skep/services/{service}/rebalance"), None).await?;
+        println!("{service}");
+    }
+    if detach {
+        return Ok(());
+    }
+    for service in &services {
+        while get(client, service).await?["Spec"]["Labels"]["skep.rebalance"] == "once" {
+            tokio::time::sleep(POLL).await;
         }
     }
     Ok(())
