@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
 
-use super::{capitalized, filters, names, task_table, text};
+use super::{capitalized, filter_pairs, filters, names, task_table, text};
 use crate::client::Client;
 use crate::output::table::Table;
 
@@ -39,6 +39,9 @@ enum Action {
     Ps {
         /// Nodes; this one when none is named
         nodes: Vec<String>,
+        /// Only some, KEY=VALUE; may be repeated
+        #[arg(short, long)]
+        filter: Vec<String>,
         /// Print whole ids and errors
         #[arg(long)]
         no_trunc: bool,
@@ -93,13 +96,15 @@ pub async fn run(command: NodeCommand, client: &Client) -> anyhow::Result<()> {
             }
             println!("{}", serde_json::to_string_pretty(&found)?);
         }
-        Action::Ps { nodes, no_trunc } => {
+        Action::Ps { nodes, filter, no_trunc } => {
             let nodes = if nodes.is_empty() { vec!["self".to_owned()] } else { nodes };
             let mut ids = Vec::new();
             for node in &nodes {
                 ids.push(text(&get(client, node).await?["ID"]));
             }
-            let tasks: Vec<Value> = client.get(&format!("/tasks?filters={}", filters(&[("node", &ids)]))).await?;
+            let mut wanted = filter_pairs(&filter)?;
+            wanted.push(("node".to_owned(), ids));
+            let tasks: Vec<Value> = client.get(&format!("/tasks?filters={}", filters(&wanted))).await?;
             let nodes: Vec<Value> = client.get("/nodes").await?;
             let services: Vec<Value> = client.get("/services").await?;
             task_table(&tasks, &names(&services, "Spec"), &names(&nodes, "Description"), no_trunc).print();

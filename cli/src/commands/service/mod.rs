@@ -12,7 +12,7 @@ use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
 
-use super::{filters, names, task_table, text};
+use super::{filter_pairs, filters, names, task_table, text};
 use crate::client::Client;
 use crate::output::human::short_id;
 use crate::output::table::Table;
@@ -67,6 +67,9 @@ enum Action {
     /// List services
     #[command(alias = "list")]
     Ls {
+        /// Only some, KEY=VALUE; may be repeated
+        #[arg(short, long)]
+        filter: Vec<String>,
         /// Print only ids
         #[arg(short, long)]
         quiet: bool,
@@ -76,6 +79,9 @@ enum Action {
         /// The services
         #[arg(required = true)]
         services: Vec<String>,
+        /// Only some, KEY=VALUE; may be repeated
+        #[arg(short, long)]
+        filter: Vec<String>,
         /// Print whole ids and errors
         #[arg(long)]
         no_trunc: bool,
@@ -125,20 +131,23 @@ pub async fn run(command: ServiceCommand, client: &Client) -> anyhow::Result<()>
         }
         Action::Scale { services, detach } => scale(client, &services, detach).await?,
         Action::Rebalance { services, all, detach } => rebalance(client, services, all, detach).await?,
-        Action::Ls { quiet } => {
-            let services: Vec<Value> = client.get("/services?status=true").await?;
+        Action::Ls { filter, quiet } => {
+            let query = filters(&filter_pairs(&filter)?);
+            let services: Vec<Value> = client.get(&format!("/services?status=true&filters={query}")).await?;
             if quiet {
                 services.iter().for_each(|s| println!("{}", text(&s["ID"])));
             } else {
                 service_table(&services).print();
             }
         }
-        Action::Ps { services, no_trunc, quiet } => {
+        Action::Ps { services, filter, no_trunc, quiet } => {
             let mut ids = Vec::new();
             for service in &services {
                 ids.push(text(&get(client, service).await?["ID"]));
             }
-            let tasks: Vec<Value> = client.get(&format!("/tasks?filters={}", filters(&[("service", &ids)]))).await?;
+            let mut wanted = filter_pairs(&filter)?;
+            wanted.push(("service".to_owned(), ids));
+            let tasks: Vec<Value> = client.get(&format!("/tasks?filters={}", filters(&wanted))).await?;
             if quiet {
                 tasks.iter().for_each(|t| println!("{}", text(&t["ID"])));
                 return Ok(());
