@@ -4,8 +4,10 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
+use super::lists::{ListChanges, Lists};
 use super::mount;
 use super::publish;
+use super::rollout::Rollouts;
 use crate::commands::pairs;
 
 /// Flags that both commands share.
@@ -65,21 +67,17 @@ struct Common {
     /// Span in which replacements are counted (ns|us|ms|s|m|h)
     #[arg(long)]
     restart_window: Option<String>,
-    /// Tasks that an update changes at a time; 0 for all
+    #[command(flatten)]
+    rollouts: Rollouts,
+    /// Run a small init process in the containers
     #[arg(long)]
-    update_parallelism: Option<u64>,
-    /// Pause between two of them (ns|us|ms|s|m|h)
+    init: bool,
+    /// Log driver
     #[arg(long)]
-    update_delay: Option<String>,
-    /// start-first or stop-first
+    log_driver: Option<String>,
+    /// Option of the log driver, KEY=VALUE; may be repeated
     #[arg(long)]
-    update_order: Option<String>,
-    /// pause or continue
-    #[arg(long)]
-    update_failure_action: Option<String>,
-    /// How long a new task is watched for failure (ns|us|ms|s|m|h)
-    #[arg(long)]
-    update_monitor: Option<String>,
+    log_opt: Vec<String>,
     /// vip or dnsrr
     #[arg(long)]
     endpoint_mode: Option<String>,
@@ -93,6 +91,8 @@ struct Common {
 pub struct CreateFlags {
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    lists: Lists,
     /// Name of the service
     #[arg(long)]
     name: Option<String>,
@@ -141,9 +141,14 @@ pub struct CreateFlags {
 pub struct UpdateFlags {
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    lists: ListChanges,
     /// Another image
     #[arg(long)]
     image: Option<String>,
+    /// Another entry point, one line
+    #[arg(long)]
+    entrypoint: Option<String>,
     /// Another command, one line
     #[arg(long)]
     args: Option<String>,
@@ -240,6 +245,7 @@ impl CreateFlags {
         if !ports.is_empty() {
             spec["EndpointSpec"]["Ports"] = json!(ports.concat());
         }
+        self.lists.apply(&mut spec)?;
         self.common.apply(&mut spec)?;
         Ok(spec)
     }
@@ -262,6 +268,7 @@ impl UpdateFlags {
     /// A value that cannot be read.
     pub fn apply(&self, mut spec: Value) -> anyhow::Result<Value> {
         self.common.apply(&mut spec)?;
+        self.lists.apply(&mut spec)?;
         let labels = object(&mut spec["Labels"]);
         labels.extend(pairs(&self.label_add));
         self.label_rm.iter().for_each(|key| drop(labels.remove(key)));
@@ -284,6 +291,9 @@ impl UpdateFlags {
         let container = &mut task["ContainerSpec"];
         if let Some(image) = &self.image {
             container["Image"] = json!(image);
+        }
+        if let Some(line) = &self.entrypoint {
+            container["Command"] = json!(words(line));
         }
         if let Some(line) = &self.args {
             container["Args"] = json!(words(line));
@@ -335,6 +345,7 @@ impl Common {
         set(container, "Dir", self.workdir.as_deref());
         set(container, "StopSignal", self.stop_signal.as_deref());
         set(container, "StopGracePeriod", nanoseconds("--stop-grace-period", self.stop_grace_period.as_ref())?);
+        set(container, "Init", self.init.then_some(true));
         set(container, "TTY", self.tty.then_some(true));
         set(container, "ReadOnly", self.read_only.then_some(true));
         let resources = &mut task["Resources"];
@@ -347,17 +358,13 @@ impl Common {
         set_in(task, "RestartPolicy", "Delay", nanoseconds("--restart-delay", self.restart_delay.as_ref())?);
         set_in(task, "RestartPolicy", "MaxAttempts", self.restart_max_attempts);
         set_in(task, "RestartPolicy", "Window", nanoseconds("--restart-window", self.restart_window.as_ref())?);
-        if self.update_parallelism.is_none() && !spec["UpdateConfig"].is_object() {
-            // The API takes an absent number for 0, which means "all at once".
-            let others = [&self.update_delay, &self.update_order, &self.update_failure_action, &self.update_monitor];
-            set_in(spec, "UpdateConfig", "Parallelism", others.iter().any(|o| o.is_some()).then_some(1));
+        if let Some(name) = &self.log_driver {
+            task["LogDriver"] = json!({"Name": name});
         }
-        set_in(spec, "UpdateConfig", "Parallelism", self.update_parallelism);
-        set_in(spec, "UpdateConfig", "Delay", nanoseconds("--update-delay", self.update_delay.as_ref())?);
-        set_in(spec, "UpdateConfig", "Order", self.update_order.as_deref());
-        set_in(spec, "UpdateConfig", "FailureAction", self.update_failure_action.as_deref());
-        set_in(spec, "UpdateConfig", "Monitor", nanoseconds("--update-monitor", self.update_monitor.as_ref())?);
-        Ok(())
+        if !self.log_opt.is_empty() {
+            object(&mut task["LogDriver"]["Options"]).extend(pairs(&self.log_opt));
+        }
+        self.rollouts.apply(spec)
     }
 }
 
@@ -386,14 +393,16 @@ fn set_in(object: &mut Value, part: &str, key: &str, value: Option<impl Into<Val
     }
 }
 
-fn object(value: &mut Value) -> &mut Map<String, Value> {
+/// The value as an object; anything else becomes an empty one.
+pub fn object(value: &mut Value) -> &mut Map<String, Value> {
     if !value.is_object() {
         *value = json!({});
     }
     value.as_object_mut().expect("just made one")
 }
 
-fn list(value: &mut Value) -> &mut Vec<Value> {
+/// The value as a list; anything else becomes an empty one.
+pub fn list(value: &mut Value) -> &mut Vec<Value> {
     if !value.is_array() {
         *value = json!([]);
     }
@@ -425,7 +434,11 @@ fn bytes(flag: &str, text: Option<&String>) -> anyhow::Result<Option<i64>> {
     Ok(Some(number.checked_mul(1 << shift).with_context(|| format!("{flag} {text} is too large"))?))
 }
 
-fn nanoseconds(flag: &str, text: Option<&String>) -> anyhow::Result<Option<i64>> {
+/// A duration in nanoseconds.
+///
+/// # Errors
+/// When it is none; names the flag.
+pub fn nanoseconds(flag: &str, text: Option<&String>) -> anyhow::Result<Option<i64>> {
     let Some(text) = text else { return Ok(None) };
     let wrong = || format!("{flag} {text}: write a duration like 10s or 1m30s");
     let span: jiff::SignedDuration = text.parse().with_context(wrong)?;

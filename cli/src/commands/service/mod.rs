@@ -1,9 +1,11 @@
 //! `skep service`.
 
 mod flags;
+mod lists;
 mod mount;
 mod progress;
 mod publish;
+mod rollout;
 
 use std::time::Duration;
 
