@@ -88,6 +88,11 @@ impl Lab {
         self.field(node, "address").as_str().expect("every node has an address").to_owned()
     }
 
+    /// Path of a node's socket.
+    pub fn socket(&self, node: &str) -> &str {
+        self.field(node, "socket").as_str().expect("every node has a socket")
+    }
+
     /// The lab's cgroup, below the root of each hierarchy.
     pub fn cgroup(&self) -> String {
         let text = std::fs::read(self.dir.path().join("lab.json")).expect("the lab has its file");
@@ -115,7 +120,7 @@ impl Lab {
     }
 
     fn docker_command(&self, node: &str, arguments: &[&str]) -> Command {
-        let socket = self.field(node, "socket").as_str().expect("every node has a socket");
+        let socket = self.socket(node);
         let mut command = Command::new(docker_program());
         command.arg("-H").arg(format!("unix://{socket}")).args(arguments).stdin(Stdio::null());
         // The user's own settings must not change what a test sees.
@@ -131,7 +136,7 @@ impl Lab {
     /// # Errors
     /// What it writes to its standard error.
     pub fn skep(&self, node: &str, arguments: &[&str]) -> anyhow::Result<String> {
-        let socket = self.field(node, "socket").as_str().expect("every node has a socket");
+        let socket = self.socket(node);
         run(Command::new(skep()).arg("-H").arg(format!("unix://{socket}")).args(arguments))
     }
 
