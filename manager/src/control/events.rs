@@ -70,6 +70,9 @@ fn of_object(old: &State, new: &State, kind: Kind, id: u128) -> Option<Event> {
     Some(Event { kind, action: action.into(), id, attributes, at: new.now() })
 }
 
+/// What is told of an update: a property, what it was, what it is.
+type Difference = (&'static str, Option<String>, Option<String>);
+
 /// What became of an object.
 enum Change<T> {
     Made(Arc<T>),
@@ -99,7 +102,7 @@ impl<T: Object> Change<T> {
     fn attributes(
         &self,
         name: impl Fn(&T) -> String,
-        update: impl Fn(&T, &T) -> Vec<(&'static str, Option<String>, Option<String>)>,
+        update: impl Fn(&T, &T) -> Vec<Difference>,
     ) -> BTreeMap<String, String> {
         let (object, differences) = match self {
             Self::Made(object) | Self::Removed(object) => (object, Vec::new()),
@@ -123,7 +126,7 @@ fn shown<T: Object>(change: &Change<T>) -> String {
 }
 
 /// What dockerd tells of a service's update (`daemon/cluster` of moby): replicas, image, and where the update stands.
-fn service_update(old: &Service, new: &Service) -> Vec<(&'static str, Option<String>, Option<String>)> {
+fn service_update(old: &Service, new: &Service) -> Vec<Difference> {
     let replicas = |s: &Service| match s.spec.mode {
         ServiceMode::Replicated { replicas } => Some(replicas.to_string()),
         ServiceMode::Global | ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob => None,
@@ -148,7 +151,7 @@ fn update_word(state: UpdateState) -> &'static str {
     }
 }
 
-fn node_update(old: &Node, new: &Node) -> Vec<(&'static str, Option<String>, Option<String>)> {
+fn node_update(old: &Node, new: &Node) -> Vec<Difference> {
     let availability = |n: &Node| match n.spec.availability {
         Availability::Active => "active",
         Availability::Pause => "pause",
@@ -164,10 +167,12 @@ fn node_update(old: &Node, new: &Node) -> Vec<(&'static str, Option<String>, Opt
         NodeState::Ready => "ready",
         NodeState::Disconnected => "disconnected",
     };
-    let both = |word: &dyn Fn(&Node) -> &'static str| (Some(word(old).to_owned()), Some(word(new).to_owned()));
-    let parts: [(&'static str, &dyn Fn(&Node) -> &'static str); 3] =
-        [("availability", &availability), ("role", &role), ("state", &state)];
-    parts.into_iter().map(|(what, word)| (what, both(word))).map(|(what, (old, new))| (what, old, new)).collect()
+    let words = [
+        ("availability", availability(old), availability(new)),
+        ("role", role(old), role(new)),
+        ("state", state(old), state(new)),
+    ];
+    words.into_iter().map(|(what, old, new)| (what, Some(old.to_owned()), Some(new.to_owned()))).collect()
 }
 
 #[cfg(test)]
