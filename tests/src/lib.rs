@@ -5,6 +5,7 @@
 
 pub mod host;
 pub mod images;
+pub mod registry;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -93,11 +94,22 @@ impl Lab {
         self.field(node, "socket").as_str().expect("every node has a socket")
     }
 
+    /// Address of the host, as the nodes see it.
+    pub fn gateway(&self) -> String {
+        let address = self.address("m1");
+        format!("{}.1", address.rsplit_once('.').map_or("", |(subnet, _)| subnet))
+    }
+
     /// The lab's cgroup, below the root of each hierarchy.
     pub fn cgroup(&self) -> String {
         let text = std::fs::read(self.dir.path().join("lab.json")).expect("the lab has its file");
         let state: Value = serde_json::from_slice(&text).expect("lab.json is JSON");
         format!("skep-lab-{}", state["id"].as_str().expect("a lab has an id"))
+    }
+
+    /// The root directory of a node's daemon.
+    pub fn root(&self, node: &str) -> PathBuf {
+        self.dir.path().join(node)
     }
 
     /// The pid of a node's daemon.

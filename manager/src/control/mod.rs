@@ -6,6 +6,7 @@
 mod cluster;
 mod containers;
 pub mod events;
+mod files;
 mod lookup;
 mod names;
 mod networks;

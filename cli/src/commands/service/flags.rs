@@ -8,6 +8,9 @@ use super::lists::{ListChanges, Lists};
 use super::mount;
 use super::publish;
 use super::rollout::Rollouts;
+use super::security::{SecurityChanges, SecurityFlags};
+use super::values::{bytes, nano_cpus, nanoseconds, words};
+use crate::commands::file_reference::{CreateFiles, UpdateFiles};
 use crate::commands::pairs;
 
 /// Flags that both commands share.
@@ -93,6 +96,11 @@ pub struct CreateFlags {
     common: Common,
     #[command(flatten)]
     lists: Lists,
+    /// Secrets and configs.
+    #[command(flatten)]
+    pub files: CreateFiles,
+    #[command(flatten)]
+    security: SecurityFlags,
     /// Name of the service
     #[arg(long)]
     name: Option<String>,
@@ -143,6 +151,11 @@ pub struct UpdateFlags {
     common: Common,
     #[command(flatten)]
     lists: ListChanges,
+    /// Secrets and configs.
+    #[command(flatten)]
+    pub files: UpdateFiles,
+    #[command(flatten)]
+    security: SecurityChanges,
     /// Another image
     #[arg(long)]
     image: Option<String>,
@@ -246,6 +259,7 @@ impl CreateFlags {
             spec["EndpointSpec"]["Ports"] = json!(ports.concat());
         }
         self.lists.apply(&mut spec)?;
+        self.security.apply(&mut spec["TaskTemplate"]["ContainerSpec"])?;
         self.common.apply(&mut spec)?;
         Ok(spec)
     }
@@ -269,6 +283,7 @@ impl UpdateFlags {
     pub fn apply(&self, mut spec: Value) -> anyhow::Result<Value> {
         self.common.apply(&mut spec)?;
         self.lists.apply(&mut spec)?;
+        self.security.apply(&mut spec["TaskTemplate"]["ContainerSpec"])?;
         let labels = object(&mut spec["Labels"]);
         labels.extend(pairs(&self.label_add));
         self.label_rm.iter().for_each(|key| drop(labels.remove(key)));
@@ -393,56 +408,18 @@ fn set_in(object: &mut Value, part: &str, key: &str, value: Option<impl Into<Val
     }
 }
 
-/// The value as an object; anything else becomes an empty one.
-pub fn object(value: &mut Value) -> &mut Map<String, Value> {
+pub(super) fn object(value: &mut Value) -> &mut Map<String, Value> {
     if !value.is_object() {
         *value = json!({});
     }
     value.as_object_mut().expect("just made one")
 }
 
-/// The value as a list; anything else becomes an empty one.
-pub fn list(value: &mut Value) -> &mut Vec<Value> {
+pub(super) fn list(value: &mut Value) -> &mut Vec<Value> {
     if !value.is_array() {
         *value = json!([]);
     }
     value.as_array_mut().expect("just made one")
-}
-
-fn words(line: &str) -> Vec<String> {
-    line.split_whitespace().map(str::to_owned).collect()
-}
-
-fn nano_cpus(cpus: f64) -> i64 {
-    #[expect(clippy::cast_possible_truncation, reason = "the daemon checks the range; the cast saturates")]
-    let nano = (cpus * 1e9).round() as i64;
-    nano
-}
-
-fn bytes(flag: &str, text: Option<&String>) -> anyhow::Result<Option<i64>> {
-    let Some(text) = text else { return Ok(None) };
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let shift = match text[end..].to_ascii_lowercase().trim_end_matches("ib").trim_end_matches('b') {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        "t" => 40,
-        _ => bail!("{flag} {text}: write a size like 512M or 2G"),
-    };
-    let number: i64 = text[..end].parse().with_context(|| format!("{flag} {text}: write a size like 512M or 2G"))?;
-    Ok(Some(number.checked_mul(1 << shift).with_context(|| format!("{flag} {text} is too large"))?))
-}
-
-/// A duration in nanoseconds.
-///
-/// # Errors
-/// When it is none; names the flag.
-pub fn nanoseconds(flag: &str, text: Option<&String>) -> anyhow::Result<Option<i64>> {
-    let Some(text) = text else { return Ok(None) };
-    let wrong = || format!("{flag} {text}: write a duration like 10s or 1m30s");
-    let span: jiff::SignedDuration = text.parse().with_context(wrong)?;
-    Ok(Some(i64::try_from(span.as_nanos()).with_context(wrong)?))
 }
 
 /// A name for a service that was given none.

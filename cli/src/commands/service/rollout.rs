@@ -3,7 +3,7 @@
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::flags::nanoseconds;
+use super::values::nanoseconds;
 
 /// Both rollouts.
 #[derive(Debug, Default, Args)]
