@@ -203,7 +203,14 @@ fn pairs(lines: &[String]) -> Map<String, Value> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
+
+    #[test]
+    fn no_two_flags_of_a_command_have_the_same_name() {
+        Cli::command().debug_assert();
+    }
 
     #[test]
     fn older_attempts_stand_below_the_newest_of_their_slot() {

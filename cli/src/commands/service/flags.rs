@@ -72,9 +72,6 @@ struct Common {
     restart_window: Option<String>,
     #[command(flatten)]
     rollouts: Rollouts,
-    /// Run a small init process in the containers
-    #[arg(long)]
-    init: bool,
     /// Log driver
     #[arg(long)]
     log_driver: Option<String>,
@@ -360,7 +357,6 @@ impl Common {
         set(container, "Dir", self.workdir.as_deref());
         set(container, "StopSignal", self.stop_signal.as_deref());
         set(container, "StopGracePeriod", nanoseconds("--stop-grace-period", self.stop_grace_period.as_ref())?);
-        set(container, "Init", self.init.then_some(true));
         set(container, "TTY", self.tty.then_some(true));
         set(container, "ReadOnly", self.read_only.then_some(true));
         let resources = &mut task["Resources"];

@@ -27,9 +27,6 @@ pub struct Lists {
     /// Generic resource to reserve, KIND=AMOUNT; may be repeated
     #[arg(long)]
     generic_resource: Vec<String>,
-    /// Supplementary group; may be repeated
-    #[arg(long)]
-    group: Vec<String>,
     /// Line of /etc/hosts, NAME:IP; may be repeated. (Docker's `--host` is the daemon here.)
     #[arg(long)]
     add_host: Vec<String>,
@@ -68,12 +65,6 @@ pub struct ListChanges {
     /// Reserve a generic resource no longer; may be repeated
     #[arg(long)]
     generic_resource_rm: Vec<String>,
-    /// Add a supplementary group; may be repeated
-    #[arg(long)]
-    group_add: Vec<String>,
-    /// Remove a supplementary group; may be repeated
-    #[arg(long)]
-    group_rm: Vec<String>,
     /// Add a line of /etc/hosts, NAME:IP; may be repeated
     #[arg(long)]
     host_add: Vec<String>,
@@ -113,7 +104,6 @@ impl Lists {
         for (key, values) in [("Nameservers", &self.dns), ("Options", &self.dns_option), ("Search", &self.dns_search)] {
             change(&mut container["DNSConfig"], key, values, &[]);
         }
-        change(container, "Groups", &self.group, &[]);
         change(container, "Hosts", &hosts(&self.add_host)?, &[]);
         Ok(())
     }
@@ -145,7 +135,6 @@ impl ListChanges {
         ] {
             change(&mut container["DNSConfig"], key, add, rm);
         }
-        change(container, "Groups", &self.group_add, &self.group_rm);
         self.change_hosts(container)?;
         if !self.mount_add.is_empty() || !self.mount_rm.is_empty() {
             let add = self.mount_add.iter().map(|m| mount::parse(m)).collect::<anyhow::Result<Vec<_>>>()?;
@@ -244,21 +233,21 @@ mod tests {
 
     #[test]
     fn what_create_gives_update_takes_away() {
-        let given = "x --dns 1.1.1.1 --group g --add-host h:1.2.3.4 --add-host i:1.2.3.4 --generic-resource gpu=2";
+        let given = "x --dns 1.1.1.1 --add-host h:1.2.3.4 --add-host i:1.2.3.4 --generic-resource gpu=2";
         let mut spec = json!({});
         Create::try_parse_from(given.split(' ')).unwrap().lists.apply(&mut spec).unwrap();
         let wanted = json!({
-            "DNSConfig": {"Nameservers": ["1.1.1.1"]}, "Groups": ["g"], "Hosts": ["1.2.3.4 h", "1.2.3.4 i"],
+            "DNSConfig": {"Nameservers": ["1.1.1.1"]}, "Hosts": ["1.2.3.4 h", "1.2.3.4 i"],
         });
         assert_eq!(container(&spec), &wanted);
         let generic = |spec: &Value| spec["TaskTemplate"]["Resources"]["Reservations"]["GenericResources"].clone();
         assert_eq!(generic(&spec), json!([{"DiscreteResourceSpec": {"Kind": "gpu", "Value": 2}}]));
 
-        let change = "x --dns-rm 1.1.1.1 --dns-add 2.2.2.2 --group-rm g --host-rm h --generic-resource-rm gpu \
+        let change = "x --dns-rm 1.1.1.1 --dns-add 2.2.2.2 --host-rm h --generic-resource-rm gpu \
                       --container-label-add a=b --network-add n --mount-add type=tmpfs,target=/t";
         Update::try_parse_from(change.split_whitespace()).unwrap().changes.apply(&mut spec).unwrap();
         assert_eq!(container(&spec)["DNSConfig"]["Nameservers"], json!(["2.2.2.2"]));
-        assert_eq!((&container(&spec)["Groups"], &container(&spec)["Hosts"]), (&json!([]), &json!(["1.2.3.4 i"])));
+        assert_eq!(container(&spec)["Hosts"], json!(["1.2.3.4 i"]));
         assert_eq!((generic(&spec), &container(&spec)["Labels"]), (json!([]), &json!({"a": "b"})));
         assert_eq!(spec["TaskTemplate"]["Networks"], json!([{"Target": "n"}]));
         assert_eq!(container(&spec)["Mounts"][0]["Target"], "/t");
