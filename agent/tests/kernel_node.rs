@@ -147,6 +147,7 @@ impl Node {
             volumes: volumes.clone(),
             sandboxes: Arc::new(NoSandboxes),
             parallel_starts: 4,
+            named_resources: Vec::new(),
         });
         Open { executor, files, containers, volumes, images }
     }

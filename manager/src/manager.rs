@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use skep_api::ports::control::ClusterCounts;
+use skep_api::ports::events::EventLog;
 use skep_identity::{Clock, Connector};
 use skep_proto::model::{Cluster, ClusterId, Node, NodeId, NodeRole};
 use tokio::net::TcpListener;
@@ -182,6 +183,8 @@ impl Manager {
         let dispatching = (Arc::clone(&dispatcher), stop.clone());
         parts.spawn(async move { dispatching.0.run(dispatching.1).await });
 
+        let events = Arc::new(EventLog::default());
+        parts.spawn(crate::control::events::record(Arc::clone(&store), Arc::clone(&events), stop.clone()));
         let control = Arc::new(Control::new(Parts {
             store: Arc::clone(&store),
             raft: raft.clone(),
@@ -189,6 +192,7 @@ impl Manager {
             membership: Arc::clone(&membership),
             streams: Arc::new(streams),
             vitals: relay,
+            events,
         }));
         let node = config.node;
         let manager = Self {

@@ -89,6 +89,11 @@ impl Lab {
         self.field(node, "address").as_str().expect("every node has an address").to_owned()
     }
 
+    /// Path of a node's socket.
+    pub fn socket(&self, node: &str) -> &str {
+        self.field(node, "socket").as_str().expect("every node has a socket")
+    }
+
     /// Address of the host, as the nodes see it.
     pub fn gateway(&self) -> String {
         let address = self.address("m1");
@@ -127,7 +132,7 @@ impl Lab {
     }
 
     fn docker_command(&self, node: &str, arguments: &[&str]) -> Command {
-        let socket = self.field(node, "socket").as_str().expect("every node has a socket");
+        let socket = self.socket(node);
         let mut command = Command::new(docker_program());
         command.arg("-H").arg(format!("unix://{socket}")).args(arguments).stdin(Stdio::null());
         // The user's own settings must not change what a test sees.
@@ -143,7 +148,7 @@ impl Lab {
     /// # Errors
     /// What it writes to its standard error.
     pub fn skep(&self, node: &str, arguments: &[&str]) -> anyhow::Result<String> {
-        let socket = self.field(node, "socket").as_str().expect("every node has a socket");
+        let socket = self.socket(node);
         run(Command::new(skep()).arg("-H").arg(format!("unix://{socket}")).args(arguments))
     }
 

@@ -65,6 +65,7 @@ fn refused(lab: &Lab, arguments: &[&str], words: &str) {
 
 #[test]
 #[ignore = "needs root"]
+#[allow(clippy::too_many_lines, reason = "one story, step by step")]
 fn secrets_and_configs_are_files_of_the_tasks_that_use_them_and_are_nowhere_else() {
     let lab = Lab::up(1, 1, &[]);
     images::load_busybox(&lab);

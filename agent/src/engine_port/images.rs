@@ -18,7 +18,20 @@ impl NodeEngine {
         auth: Option<RegistryAuth>,
     ) -> Result<BoxStream<'static, Result<PullProgress, EngineError>>, EngineError> {
         let progress = self.inner.images.pull(reference, platform.as_deref(), auth.as_ref()).await;
-        Ok(progress.map_err(errors::image)?.map(|step| step.map_err(errors::image)).boxed())
+        let progress = progress.map_err(errors::image)?.map(|step| step.map_err(errors::image));
+        let (this, reference) = (self.clone(), reference.to_owned());
+        let mut failed = false;
+        // Told of when the last step was read, so that nobody hears of an image that is not there.
+        let end = futures_util::stream::once(async { None });
+        let steps = progress.map(Some).chain(end).filter_map(move |step| {
+            match &step {
+                Some(step) => failed |= step.is_err(),
+                None if !failed => this.tell_of_image("pull", &reference),
+                None => {}
+            }
+            std::future::ready(step)
+        });
+        Ok(steps.boxed())
     }
 
     pub(super) async fn delete_image(
@@ -37,7 +50,10 @@ impl NodeEngine {
                 image: c.image_id,
             })
             .collect();
-        self.inner.images.remove(reference, force, &usage).await.map_err(errors::image)
+        let (untagged, deleted) = self.inner.images.remove(reference, force, &usage).await.map_err(errors::image)?;
+        untagged.iter().for_each(|name| self.tell_of_image("untag", name));
+        deleted.iter().for_each(|id| self.tell_of_image("delete", id));
+        Ok((untagged, deleted))
     }
 
     pub(super) async fn ask_registry(

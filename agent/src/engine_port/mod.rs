@@ -16,6 +16,7 @@ mod connect;
 mod containers;
 mod errors;
 pub mod etc;
+mod events;
 mod images;
 mod info;
 mod networks;
@@ -31,6 +32,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use skep_api::ports::EngineError;
+use skep_api::ports::events::EventLog;
 use skep_engine::containers::Containers;
 use skep_engine::images::{Clock, ImageRef, Images};
 use skep_engine::volumes::Volumes;
@@ -93,6 +95,8 @@ struct Inner {
     facts: NodeFacts,
     clock: Clock,
     networks: Networks,
+    /// What happened to containers, images, volumes and networks.
+    events: EventLog,
     /// Of each container, what must outlive its record.
     held: Mutex<HashMap<ContainerId, Held>>,
     /// One operation at a time makes or takes away the sandbox of a container.
@@ -132,6 +136,7 @@ impl NodeEngine {
             facts,
             clock,
             networks,
+            events: EventLog::default(),
             held: Mutex::default(),
             turns: Mutex::default(),
             late: Mutex::default(),

@@ -187,6 +187,7 @@ impl NodeEngine {
             return Err(errors::internal("recording the network", error));
         }
         let found = self.list_networks().await?.into_iter().find(|n| n.id == id);
+        found.iter().for_each(|network| self.tell_of_network("create", network));
         found.ok_or(EngineError::NoSuchNetwork(id))
     }
 
@@ -208,7 +209,9 @@ impl NodeEngine {
         self.inner
             .networks
             .update(|networks| networks.retain(|n| n.id != network.id))
-            .map_err(|error| errors::internal("recording the removal of a network", error))
+            .map_err(|error| errors::internal("recording the removal of a network", error))?;
+        self.tell_of_network("destroy", network);
+        Ok(())
     }
 
     /// Makes the bridges that the record knows and the network layer has lost.

@@ -8,6 +8,7 @@ use skep_api::ports::engine::{
     AttachStreams, Attached, Created, Distribution, Engine, EngineError, EngineInfo, NewVolume, TerminalSize,
     WaitCondition, WaitHandle,
 };
+use skep_api::ports::events::EventFeed;
 use skep_engine::images::Import;
 use skep_proto::model::container::RegistryAuth;
 use skep_proto::model::engine::{
@@ -33,6 +34,10 @@ impl NodeEngine {
 
 #[async_trait]
 impl Engine for NodeEngine {
+    fn events(&self) -> EventFeed {
+        self.inner.events.feed()
+    }
+
     async fn info(&self) -> Result<EngineInfo, EngineError> {
         self.describe().await
     }
@@ -61,7 +66,9 @@ impl Engine for NodeEngine {
 
     async fn restart(&self, reference: &Reference, signal: Option<i32>, grace: Option<u64>) -> Result<(), EngineError> {
         let id = self.find(reference)?;
-        self.to_the_end(|this| async move { this.restart_container(id, signal, grace).await }).await
+        self.to_the_end(|this| async move { this.restart_container(id, signal, grace).await }).await?;
+        self.tell_of_container(id, "restart");
+        Ok(())
     }
 
     async fn kill(&self, reference: &Reference, signal: i32) -> Result<(), EngineError> {
@@ -90,7 +97,10 @@ impl Engine for NodeEngine {
     }
 
     async fn attach(&self, reference: &Reference, request: AttachStreams) -> Result<Attached, EngineError> {
-        self.attach_to(self.find(reference)?, request).await
+        let id = self.find(reference)?;
+        let attached = self.attach_to(id, request).await?;
+        self.tell_of_container(id, "attach");
+        Ok(attached)
     }
 
     async fn resize(&self, reference: &Reference, size: TerminalSize) -> Result<(), EngineError> {
@@ -150,7 +160,9 @@ impl Engine for NodeEngine {
     }
 
     async fn load(&self, archive: BoxStream<'static, std::io::Result<Bytes>>) -> Result<Vec<String>, EngineError> {
-        self.inner.images.load(archive).await.map_err(errors::image)
+        let names = self.inner.images.load(archive).await.map_err(errors::image)?;
+        names.iter().for_each(|name| self.tell_of_image("load", name));
+        Ok(names)
     }
 
     async fn import(
@@ -161,11 +173,15 @@ impl Engine for NodeEngine {
         message: String,
     ) -> Result<String, EngineError> {
         let import = Import { reference, changes, message, platform: None };
-        self.inner.images.import(archive, import).await.map_err(errors::image)
+        let id = self.inner.images.import(archive, import).await.map_err(errors::image)?;
+        self.tell_of_image("import", &id);
+        Ok(id)
     }
 
     async fn tag(&self, reference: &Reference, name: &str) -> Result<(), EngineError> {
-        self.inner.images.tag(reference, name).await.map_err(errors::image)
+        self.inner.images.tag(reference, name).await.map_err(errors::image)?;
+        self.tell_of_image("tag", name);
+        Ok(())
     }
 
     async fn remove_image(

@@ -80,8 +80,12 @@ impl NodeEngine {
         }
     }
 
-    /// Follows the containers' ends until `stop`. To be run beside [`skep_api::ports::Engine`]'s calls, by one task.
+    /// Follows the containers' ends, and records events, until `stop`. To be run beside [`skep_api::ports::Engine`]'s calls, by one task.
     pub async fn run(&self, stop: CancellationToken) {
+        tokio::join!(self.follow_ends(stop.clone()), self.record_events(stop));
+    }
+
+    async fn follow_ends(&self, stop: CancellationToken) {
         let mut events = self.inner.containers.events();
         // A container that takes long to start holds up its own settling, not that of others.
         let mut settling = JoinSet::new();
@@ -113,14 +117,13 @@ impl NodeEngine {
                     false
                 }
                 event = events.recv() => match event {
-                    Ok(event) => match event.kind {
-                        EventKind::Die { .. } | EventKind::Destroy => {
+                    Ok(event) => {
+                        if matches!(event.kind, EventKind::Die { .. } | EventKind::Destroy) {
                             let this = self.clone();
                             settling.spawn(async move { this.settle(event.id).await });
-                            false
                         }
-                        EventKind::Create | EventKind::Start | EventKind::Oom => false,
-                    },
+                        false
+                    }
                     Err(RecvError::Lagged(_)) => true,
                     Err(RecvError::Closed) => return,
                 },

@@ -5,6 +5,7 @@
 mod files;
 mod mounts;
 pub mod plan;
+mod resources;
 pub mod sandbox;
 
 use std::collections::HashMap;
@@ -19,7 +20,7 @@ use skep_engine::containers::{
 };
 use skep_engine::images::{CollectPolicy, ImageError, ImageRef, Images, PullPolicy};
 use skep_engine::volumes::Volumes;
-use skep_proto::model::engine::{ContainerState, NetworkMode};
+use skep_proto::model::engine::{ContainerConfig, ContainerState, NetworkMode};
 use skep_proto::model::{ContainerId, ContainerSpec, NodeDescription, NodeId, TaskId};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
@@ -59,6 +60,8 @@ pub struct NodeParts {
     pub sandboxes: Arc<dyn Sandboxes>,
     /// Containers made or started at a time.
     pub parallel_starts: usize,
+    /// Named generic resources of the node, as (kind, name).
+    pub named_resources: Vec<(String, String)>,
 }
 
 /// Runs tasks on this node.
@@ -70,6 +73,8 @@ pub struct NodeExecutor {
     held: Mutex<HashMap<ContainerId, ImageRef>>,
     /// When a registry was last asked about a tag.
     asked: Mutex<HashMap<String, Instant>>,
+    /// One task at a time chooses among the named resources.
+    choosing: tokio::sync::Mutex<()>,
 }
 
 /// What preparing a task gave. It exists only in this process: preparing again finds it again.
@@ -100,7 +105,14 @@ impl NodeExecutor {
                 }
             }
         }
-        Self { parts, starts, prepared: Mutex::default(), held: Mutex::new(held), asked: Mutex::default() }
+        Self {
+            parts,
+            starts,
+            prepared: Mutex::default(),
+            held: Mutex::new(held),
+            asked: Mutex::default(),
+            choosing: tokio::sync::Mutex::default(),
+        }
     }
 
     fn ids(unit: &TaskUnit) -> impl Iterator<Item = ContainerId> + '_ {
@@ -195,10 +207,32 @@ impl NodeExecutor {
             (_, None) => NetworkMode::None,
         };
         let spec = prepared.containers[index].0.clone();
-        let config = plan::container_config(unit, spec, self.parts.node, index, network);
+        let mut config = plan::container_config(unit, spec, self.parts.node, index, network);
+        // Until the container exists, and with it the record of what it has.
+        let _choosing = self.choose_resources(unit, &mut config).await?;
         let new = prepare::new_container(&self.parts.volumes, config, image).await?;
         self.held().insert(new.config.id, image.clone());
         self.parts.containers.create(new).await.map_err(create_error)
+    }
+
+    /// Gives the task its generic resources. All its containers share those of the first.
+    async fn choose_resources(
+        &self,
+        unit: &TaskUnit,
+        config: &mut ContainerConfig,
+    ) -> Result<Option<tokio::sync::MutexGuard<'_, ()>>, ExecutorError> {
+        let Some(reserved) = &unit.spec.task.resources.reservations else { return Ok(None) };
+        if reserved.generic.is_empty() {
+            return Ok(None);
+        }
+        let choosing = self.choosing.lock().await;
+        let all = self.parts.containers.list(true);
+        let others: Vec<_> =
+            all.into_iter().filter(|c| c.config.task.as_ref().is_none_or(|t| t.task != unit.task.id)).collect();
+        let held = resources::held(&others);
+        let environment = resources::environment(&reserved.generic, &self.parts.named_resources, &held);
+        config.spec.env.extend(environment.map_err(|error| ExecutorError::Temporary(error.to_string()))?);
+        Ok(Some(choosing))
     }
 
     async fn start_one(&self, unit: &TaskUnit, prepared: &Prepared, index: usize) -> Result<(), ExecutorError> {

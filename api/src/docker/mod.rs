@@ -44,6 +44,7 @@ pub fn router(ports: Ports) -> Router {
         .layer(axum::middleware::from_fn_with_state(app.clone(), proxy::route));
     let routes = Router::new()
         .merge(routes::system::routes())
+        .merge(routes::events::routes())
         .merge(routes::swarm::routes())
         .merge(routes::nodes::routes())
         .merge(routes::services::routes())

@@ -14,10 +14,11 @@ use skep_proto::model::session::TaskVitals;
 use skep_proto::model::{
     Availability, Cluster, ClusterSpec, Config, ConfigId, ConfigSpec, ContainerId, Network, NetworkId, NetworkSpec,
     Node, NodeId, NodeSpec, Secret, SecretId, SecretSpec, Service, ServiceId, ServiceSpec, Task, TaskId, TaskState,
-    Version,
+    Timestamp, Version,
 };
 
 use super::BoxDuplex;
+use super::events::EventFeed;
 
 /// Life of the cluster on this node.
 #[async_trait]
@@ -179,6 +180,14 @@ pub trait ControlPlane: Send + Sync + 'static {
     /// Removes it; its tasks stop afterwards.
     async fn remove_service(&self, reference: &Reference) -> Result<(), ControlError>;
 
+    /// Evens out a replicated service over the nodes, once: tasks move one by one, each runs in its new place first.
+    ///
+    /// # Errors
+    /// [`ControlError::InvalidArgument`] for a service of another mode.
+    async fn rebalance_service(&self, _reference: &Reference) -> Result<(), ControlError> {
+        Err(ControlError::Unsupported("rebalancing a service".into()))
+    }
+
     /// Tasks that match, by id.
     async fn tasks(&self, filter: &TaskFilter) -> Result<Vec<TaskView>, ControlError>;
     /// One task.
@@ -222,6 +231,9 @@ pub trait ControlPlane: Send + Sync + 'static {
     async fn attach(&self, request: AttachRequest) -> Result<Arc<Task>, ControlError>;
     /// Ends what [`Self::attach`] began.
     async fn detach(&self, task: TaskId) -> Result<(), ControlError>;
+
+    /// What happens to the cluster's objects.
+    fn events(&self) -> EventFeed;
 
     /// A connection on which that node's own engine answers the Docker Engine API, for its containers only.
     async fn open_engine(&self, node: NodeId) -> Result<BoxDuplex, ControlError>;
@@ -267,8 +279,10 @@ pub struct ServiceStatus {
     pub running: u64,
     /// Tasks wanted.
     pub desired: u64,
-    /// Tasks of a job that have completed.
+    /// Tasks of a job's present iteration that have completed.
     pub completed: u64,
+    /// When a job's present iteration began; `None` for services that are no jobs.
+    pub executed_at: Option<Timestamp>,
 }
 
 /// How a service is to change.
@@ -295,6 +309,18 @@ pub struct TaskView {
     pub vitals: TaskVitals,
     /// Networks of its attachments.
     pub networks: Vec<Arc<Network>>,
+    /// The iteration of a job that it belongs to: the spec version it was made from. `None` for other tasks.
+    pub job_iteration: Option<u64>,
+}
+
+impl TaskView {
+    /// What is wanted of the task: one of a job is to complete (Engine API, `DesiredState`).
+    pub fn desired(&self) -> TaskState {
+        match self.task.desired {
+            TaskState::Running if self.job_iteration.is_some() => TaskState::Complete,
+            other => other,
+        }
+    }
 }
 
 /// Where a task's container lives.

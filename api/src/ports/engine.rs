@@ -14,10 +14,14 @@ use skep_proto::model::engine::{
 use skep_proto::model::{ContainerId, Labels};
 
 use super::control::Reference;
+use super::events::EventFeed;
 
 /// The engine of this node.
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
+    /// What happens to this node's containers, images, volumes and networks.
+    fn events(&self) -> EventFeed;
+
     /// What `docker info` shows of this node.
     async fn info(&self) -> Result<EngineInfo, EngineError>;
 

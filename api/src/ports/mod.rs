@@ -1,7 +1,9 @@
-//! What faces call, in model types. [`control`] is the cluster, [`engine`] this node's containers.
+//! What faces call, in model types. [`control`] is the cluster, [`engine`] this node's containers,
+//! [`events`] what happens to them.
 
 pub mod control;
 pub mod engine;
+pub mod events;
 
 pub use control::{ControlError, ControlPlane, Swarm};
 pub use engine::{Engine, EngineError};

@@ -3,15 +3,17 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use bytes::Bytes;
-use http::{Method, Request, StatusCode, header};
+use bytes::{Bytes, BytesMut};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::UnixStream;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Version of the Engine API that the client speaks.
 pub const API_VERSION: &str = "v1.50";
@@ -38,14 +40,19 @@ impl Client {
         Self { socket: socket.into() }
     }
 
-    /// Sends a request and returns the raw answer, whatever its status.
-    pub async fn send(&self, method: Method, path: &str, body: Option<Bytes>) -> anyhow::Result<(StatusCode, Bytes)> {
+    /// Sends a request; the answer's body is still to be read. Dropping the guard ends the connection.
+    async fn begin(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Bytes>,
+    ) -> anyhow::Result<(Response<Incoming>, AbortOnDropHandle<hyper::Result<()>>)> {
         let stream = UnixStream::connect(&self.socket).await.with_context(|| {
             format!("cannot reach the daemon at {}: is `skep daemon` running?", self.socket.display())
         })?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.context("handshake with the daemon")?;
-        let connection = tokio::spawn(connection);
+        let connection = AbortOnDropHandle::new(tokio::spawn(connection));
         let request = Request::builder()
             .method(method)
             .uri(format!("/{API_VERSION}{path}"))
@@ -54,10 +61,34 @@ impl Client {
             .body(Full::new(body.unwrap_or_default()))
             .context("building a request")?;
         let response = sender.send_request(request).await.context("the daemon closed the connection")?;
+        Ok((response, connection))
+    }
+
+    /// Sends a request and returns the raw answer, whatever its status.
+    pub async fn send(&self, method: Method, path: &str, body: Option<Bytes>) -> anyhow::Result<(StatusCode, Bytes)> {
+        let (response, _connection) = self.begin(method, path, body).await?;
         let status = response.status();
         let bytes = response.into_body().collect().await.context("reading the daemon's answer")?.to_bytes();
-        connection.abort();
         Ok((status, bytes))
+    }
+
+    /// GET of a stream of JSON lines; each is given to `line` as it comes, until the daemon ends the stream.
+    pub async fn follow(&self, path: &str, mut line: impl FnMut(Value)) -> anyhow::Result<()> {
+        let (response, _connection) = self.begin(Method::GET, path, None).await?;
+        let status = response.status();
+        let mut body = response.into_body();
+        let mut rest = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame.context("reading the daemon's answer")?.into_data() else { continue };
+            rest.extend_from_slice(&data);
+            while status.is_success()
+                && let Some(end) = rest.iter().position(|byte| *byte == b'\n')
+            {
+                let value = serde_json::from_slice(&rest.split_to(end + 1)).context("the daemon's line is no JSON")?;
+                line(value);
+            }
+        }
+        if status.is_success() { Ok(()) } else { Err(refusal(status, &rest).into()) }
     }
 
     /// Sends a request and returns the body of a successful answer.
@@ -66,11 +97,7 @@ impl Client {
         if status.is_success() {
             return Ok(bytes);
         }
-        let message = serde_json::from_slice::<Value>(&bytes)
-            .ok()
-            .and_then(|v| v.get("message").and_then(Value::as_str).map(str::to_owned))
-            .unwrap_or_else(|| String::from_utf8_lossy(&bytes).trim().to_owned());
-        bail!(ApiError { status, message })
+        bail!(refusal(status, &bytes))
     }
 
     /// GET, decoded.
@@ -85,4 +112,12 @@ impl Client {
         let body = serde_json::to_vec(body).context("encoding a request")?;
         self.call(Method::POST, path, Some(body.into())).await
     }
+}
+
+fn refusal(status: StatusCode, body: &[u8]) -> ApiError {
+    let message = serde_json::from_slice::<Value>(body)
+        .ok()
+        .and_then(|v| v.get("message").and_then(Value::as_str).map(str::to_owned))
+        .unwrap_or_else(|| String::from_utf8_lossy(body).trim().to_owned());
+    ApiError { status, message }
 }

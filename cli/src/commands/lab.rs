@@ -36,6 +36,9 @@ enum Action {
         /// Registry that the nodes may speak to without TLS, HOST:PORT, or subnet of such; may be repeated
         #[arg(long)]
         insecure_registry: Vec<String>,
+        /// Further argument of every daemon, --daemon-arg=--label=KEY=VALUE; may be repeated
+        #[arg(long)]
+        daemon_arg: Vec<String>,
         /// Start the daemons only; do not form a cluster
         #[arg(long)]
         no_cluster: bool,
@@ -107,9 +110,14 @@ enum Action {
 /// Runs the command.
 pub fn run(command: LabCommand) -> anyhow::Result<ExitCode> {
     match command.action {
-        Action::Up { place, managers, workers, insecure_registry, no_cluster } => {
-            let options =
-                UpOptions { managers, workers, insecure_registries: insecure_registry, form_cluster: !no_cluster };
+        Action::Up { place, managers, workers, insecure_registry, daemon_arg, no_cluster } => {
+            let options = UpOptions {
+                managers,
+                workers,
+                insecure_registries: insecure_registry,
+                daemon_args: daemon_arg,
+                form_cluster: !no_cluster,
+            };
             let lab = Lab::up(&place.dir, &options)?;
             lab.print_summary();
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
@@ -14,6 +15,7 @@ mod apply;
 mod apply_files;
 mod connection;
 mod container;
+mod events;
 mod file;
 mod file_reference;
 mod image;
@@ -58,6 +60,7 @@ enum Command {
     Pull(image::PullCommand),
     /// List containers of this node
     Ps(container::PsCommand),
+    Events(events::EventsCommand),
     /// Show versions of client and daemon
     Version,
     /// Run the daemon of this node
@@ -91,6 +94,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Images(command) => block_on(image::list(command, &client()?))?,
         Command::Pull(command) => block_on(image::pull(command, &client()?))?,
         Command::Ps(command) => block_on(container::list(command, &client()?))?,
+        Command::Events(command) => block_on(events::run(command, &client()?))?,
         Command::Version => block_on(system::version(&client()?))?,
     }
     Ok(ExitCode::SUCCESS)
@@ -101,12 +105,28 @@ fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
-/// Filters in the Engine API's form, encoded for a query.
-fn filters(parts: &[(&str, &[String])]) -> String {
-    let map: BTreeMap<&str, BTreeMap<&String, bool>> =
-        parts.iter().map(|(key, values)| (*key, values.iter().map(|v| (v, true)).collect())).collect();
+/// Filters in the Engine API's form, encoded for a query. A key that is given twice has the values of both.
+fn filters<K: AsRef<str>, V: AsRef<[String]>>(parts: &[(K, V)]) -> String {
+    let mut map: BTreeMap<&str, BTreeMap<&String, bool>> = BTreeMap::new();
+    for (key, values) in parts {
+        map.entry(key.as_ref()).or_default().extend(values.as_ref().iter().map(|v| (v, true)));
+    }
+    encoded(&json!(map).to_string())
+}
+
+/// `KEY=VALUE` of `--filter`.
+fn filter_pairs(given: &[String]) -> anyhow::Result<Vec<(String, Vec<String>)>> {
+    let read = |text: &String| {
+        let (key, value) = text.split_once('=').with_context(|| format!("invalid filter {text:?}: write KEY=VALUE"))?;
+        Ok((key.trim().to_lowercase(), vec![value.trim().to_owned()]))
+    };
+    given.iter().map(read).collect()
+}
+
+/// Text as part of a query.
+fn encoded(text: &str) -> String {
     let mut out = String::new();
-    for byte in json!(map).to_string().bytes() {
+    for byte in text.bytes() {
         match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(char::from(byte)),
             _ => out.push_str(&format!("%{byte:02X}")),
@@ -183,7 +203,14 @@ fn pairs(lines: &[String]) -> Map<String, Value> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
+
+    #[test]
+    fn no_two_flags_of_a_command_have_the_same_name() {
+        Cli::command().debug_assert();
+    }
 
     #[test]
     fn older_attempts_stand_below_the_newest_of_their_slot() {

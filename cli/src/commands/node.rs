@@ -1,14 +1,18 @@
 //! `skep node`.
 
+use std::time::Duration;
+
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
 use skep_proto::model::node::{ALLOW_LABEL, Allowance};
 
-use super::{capitalized, filters, names, task_table, text};
+use super::{capitalized, filter_pairs, filters, names, task_table, text};
 use crate::client::Client;
 use crate::output::table::Table;
+
+const POLL: Duration = Duration::from_millis(200);
 
 /// Look at and change nodes
 #[derive(Debug, Args)]
@@ -36,6 +40,9 @@ enum Action {
     Ps {
         /// Nodes; this one when none is named
         nodes: Vec<String>,
+        /// Only some, KEY=VALUE; may be repeated
+        #[arg(short, long)]
+        filter: Vec<String>,
         /// Print whole ids and errors
         #[arg(long)]
         no_trunc: bool,
@@ -65,6 +72,19 @@ enum Action {
         #[arg(long, value_delimiter = ',')]
         deny: Vec<String>,
     },
+    /// Move the tasks of a node elsewhere and give it no new ones
+    Drain {
+        /// The node
+        node: String,
+        /// Wait until no task runs there any more
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Let a node have tasks again
+    Activate {
+        /// The node
+        node: String,
+    },
     /// Remove nodes from the cluster
     #[command(alias = "remove")]
     Rm {
@@ -88,13 +108,15 @@ pub async fn run(command: NodeCommand, client: &Client) -> anyhow::Result<()> {
             }
             println!("{}", serde_json::to_string_pretty(&found)?);
         }
-        Action::Ps { nodes, no_trunc } => {
+        Action::Ps { nodes, filter, no_trunc } => {
             let nodes = if nodes.is_empty() { vec!["self".to_owned()] } else { nodes };
             let mut ids = Vec::new();
             for node in &nodes {
                 ids.push(text(&get(client, node).await?["ID"]));
             }
-            let tasks: Vec<Value> = client.get(&format!("/tasks?filters={}", filters(&[("node", &ids)]))).await?;
+            let mut wanted = filter_pairs(&filter)?;
+            wanted.push(("node".to_owned(), ids));
+            let tasks: Vec<Value> = client.get(&format!("/tasks?filters={}", filters(&wanted))).await?;
             let nodes: Vec<Value> = client.get("/nodes").await?;
             let services: Vec<Value> = client.get("/services").await?;
             task_table(&tasks, &names(&services, "Spec"), &names(&nodes, "Description"), no_trunc).print();
@@ -119,6 +141,17 @@ pub async fn run(command: NodeCommand, client: &Client) -> anyhow::Result<()> {
             println!("{node}");
         }
         Action::Policy { node, allow, deny } => policy(client, &node, &allow, &deny).await?,
+        Action::Drain { node, wait } => {
+            let id = set_availability(client, &node, "drain").await?;
+            if wait {
+                wait_until_empty(client, &node, &id).await?;
+            }
+            println!("{node}");
+        }
+        Action::Activate { node } => {
+            set_availability(client, &node, "active").await?;
+            println!("{node}");
+        }
         Action::Rm { nodes, force } => {
             for node in &nodes {
                 client.call(Method::DELETE, &format!("/nodes/{node}?force={force}"), None).await?;
@@ -157,6 +190,38 @@ async fn get(client: &Client, node: &str) -> anyhow::Result<Value> {
         return client.get(&format!("/nodes/{}", text(&info["Swarm"]["NodeID"]))).await;
     }
     client.get(&format!("/nodes/{node}")).await
+}
+
+/// Gives the node's id.
+async fn set_availability(client: &Client, node: &str, availability: &str) -> anyhow::Result<String> {
+    let found = get(client, node).await?;
+    let id = text(&found["ID"]);
+    let mut spec = found["Spec"].clone();
+    spec["Availability"] = json!(availability);
+    client.post(&format!("/nodes/{id}/update?version={}", found["Version"]["Index"]), &spec).await?;
+    Ok(id)
+}
+
+/// Waits until every task of the node has ended.
+async fn wait_until_empty(client: &Client, node: &str, id: &str) -> anyhow::Result<()> {
+    let query = format!("/tasks?filters={}", filters(&[("node", [id.to_owned()])]));
+    let mut told = usize::MAX;
+    loop {
+        let tasks: Vec<Value> = client.get(&query).await?;
+        let is_over = |t: &&Value| {
+            ["complete", "shutdown", "failed", "rejected", "remove", "orphaned"]
+                .contains(&text(&t["Status"]["State"]).as_str())
+        };
+        let left = tasks.len() - tasks.iter().filter(is_over).count();
+        if left == 0 {
+            return Ok(());
+        }
+        if left != told {
+            eprintln!("{node}: {left} tasks are still there");
+            told = left;
+        }
+        tokio::time::sleep(POLL).await;
+    }
 }
 
 async fn list(client: &Client, quiet: bool) -> anyhow::Result<()> {

@@ -6,7 +6,7 @@ use serde_json::Value;
 use skep_api::manifest::compose::STACK_LABEL;
 
 use super::service::service_table;
-use super::{filters, names, task_table, text};
+use super::{filter_pairs, filters, names, task_table, text};
 use crate::client::Client;
 use crate::output::table::Table;
 
@@ -26,6 +26,9 @@ enum Action {
     Ps {
         /// The stack
         stack: String,
+        /// Only some, KEY=VALUE; may be repeated
+        #[arg(short, long)]
+        filter: Vec<String>,
         /// Print whole ids and errors
         #[arg(long)]
         no_trunc: bool,
@@ -34,6 +37,9 @@ enum Action {
     Services {
         /// The stack
         stack: String,
+        /// Only some, KEY=VALUE; may be repeated
+        #[arg(short, long)]
+        filter: Vec<String>,
     },
     /// Remove stacks
     #[command(aliases = ["remove", "down"])]
@@ -58,14 +64,16 @@ pub async fn run(command: StackCommand, client: &Client) -> anyhow::Result<()> {
             counts.into_iter().for_each(|(name, count)| table.row([name, count.to_string()]));
             table.print();
         }
-        Action::Ps { stack, no_trunc } => {
-            let services = services_of(client, &stack).await?;
+        Action::Ps { stack, filter, no_trunc } => {
+            let services = services_of(client, &stack, &[]).await?;
             let ids: Vec<String> = services.iter().map(|s| text(&s["ID"])).collect();
-            let tasks: Vec<Value> = client.get(&format!("/tasks?filters={}", filters(&[("service", &ids)]))).await?;
+            let mut wanted = filter_pairs(&filter)?;
+            wanted.push(("service".to_owned(), ids));
+            let tasks: Vec<Value> = client.get(&format!("/tasks?filters={}", filters(&wanted))).await?;
             let nodes: Vec<Value> = client.get("/nodes").await?;
             task_table(&tasks, &names(&services, "Spec"), &names(&nodes, "Description"), no_trunc).print();
         }
-        Action::Services { stack } => service_table(&services_of(client, &stack).await?).print(),
+        Action::Services { stack, filter } => service_table(&services_of(client, &stack, &filter).await?).print(),
         Action::Rm { stacks } => {
             for stack in &stacks {
                 remove(client, stack).await?;
@@ -76,8 +84,10 @@ pub async fn run(command: StackCommand, client: &Client) -> anyhow::Result<()> {
 }
 
 /// The services of a stack; an error when there is none.
-async fn services_of(client: &Client, stack: &str) -> anyhow::Result<Vec<Value>> {
-    let services = labelled(client, "/services?status=true&", stack).await?;
+async fn services_of(client: &Client, stack: &str, filter: &[String]) -> anyhow::Result<Vec<Value>> {
+    let mut wanted = filter_pairs(filter)?;
+    wanted.push(("label".to_owned(), vec![format!("{STACK_LABEL}={stack}")]));
+    let services: Vec<Value> = client.get(&format!("/services?status=true&filters={}", filters(&wanted))).await?;
     anyhow::ensure!(!services.is_empty(), "nothing found in stack: {stack}");
     Ok(services)
 }
@@ -87,7 +97,7 @@ async fn labelled(client: &Client, path: &str, stack: &str) -> anyhow::Result<Ve
 }
 
 async fn remove(client: &Client, stack: &str) -> anyhow::Result<()> {
-    let services = services_of(client, stack).await?;
+    let services = services_of(client, stack, &[]).await?;
     for service in &services {
         println!("Removing service {}", text(&service["Spec"]["Name"]));
         client.call(Method::DELETE, &format!("/services/{}", text(&service["ID"])), None).await?;

@@ -14,6 +14,8 @@ use serde::Deserialize;
 
 use crate::output::UsageError;
 
+use super::resources::GenericResources;
+
 /// Port of the cluster's own protocol (Docker: swarm management).
 pub const CLUSTER_PORT: u16 = 2377;
 const DEFAULT_FILE: &str = "/etc/skep/daemon.yml";
@@ -65,6 +67,9 @@ pub struct Settings {
     /// Label of the node's engine, KEY=VALUE, for constraints on engine.labels; may be repeated
     #[arg(long, env = "SKEP_LABEL", value_delimiter = ',')]
     label: Vec<String>,
+    /// Generic resource that tasks may reserve, KIND=AMOUNT or KIND=NAME; may be repeated
+    #[arg(long, env = "SKEP_NODE_GENERIC_RESOURCE", value_delimiter = ',')]
+    node_generic_resource: Vec<String>,
     /// The shim's executable [default: skep-shim beside skep]
     #[arg(long, env = "SKEP_SHIM")]
     shim: Option<PathBuf>,
@@ -95,6 +100,7 @@ impl Settings {
             capacity: self.capacity.or(below.capacity),
             insecure_registry: pick(self.insecure_registry, below.insecure_registry),
             label: pick(self.label, below.label),
+            node_generic_resource: pick(self.node_generic_resource, below.node_generic_resource),
             shim: self.shim.or(below.shim),
             bridge_subnet: self.bridge_subnet.or(below.bridge_subnet),
             infra_subnet: self.infra_subnet.or(below.infra_subnet),
@@ -128,6 +134,8 @@ pub struct Config {
     pub insecure_registries: Vec<String>,
     /// Labels of the engine.
     pub labels: Vec<(String, String)>,
+    /// Generic resources that tasks may reserve.
+    pub generic: GenericResources,
     /// The shim's executable.
     pub shim: PathBuf,
     /// Subnet of the default bridge.
@@ -294,6 +302,11 @@ impl Config {
                 }
             })
             .collect();
+        let generic = GenericResources::parse(&settings.node_generic_resource);
+        let generic = generic.unwrap_or_else(|error| {
+            problems.0.push(format!("--node-generic-resource: {error}"));
+            GenericResources::default()
+        });
         let shim = settings.shim.unwrap_or_else(|| {
             std::env::current_exe()
                 .map_or_else(|_| "/usr/bin/skep-shim".into(), |path| path.with_file_name("skep-shim"))
@@ -313,6 +326,7 @@ impl Config {
             capacity,
             insecure_registries: settings.insecure_registry,
             labels,
+            generic,
             shim,
             bridge_subnet,
             infra_subnet,

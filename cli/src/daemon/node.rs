@@ -93,7 +93,7 @@ impl NodeServices {
             platform: Platform { architecture: uname.machine().to_string_lossy().into_owned(), os: "linux".into() },
             nano_cpus: pick(capacity.nano_cpus, machine.cpus.saturating_mul(1_000_000_000)),
             memory: pick(capacity.memory, machine.memory),
-            generic: std::collections::BTreeMap::new(),
+            generic: self.config.generic.counts.clone(),
             engine_version: env!("CARGO_PKG_VERSION").into(),
             engine_labels: self.config.labels.iter().cloned().collect(),
             plugins: vec![
@@ -105,6 +105,7 @@ impl NodeServices {
                 plugin("Volume", "local"),
             ],
             data_path: vec![data_path],
+            named_generic: self.config.generic.named.clone(),
         }
     }
 
@@ -120,6 +121,7 @@ impl NodeServices {
             volumes: self.volumes.clone(),
             sandboxes: self.network.clone(),
             parallel_starts: PARALLEL_STARTS,
+            named_resources: self.config.generic.named.clone(),
         }))
     }
 

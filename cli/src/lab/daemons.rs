@@ -18,6 +18,7 @@ const TAIL_LINES: usize = 15;
 pub fn spawn(dir: &Path, state: &mut LabState, name: &str) -> anyhow::Result<()> {
     let cgroup = state.cgroup();
     let registries = state.insecure_registries.clone();
+    let more = state.daemon_args.clone();
     let node = state.node_mut(name)?;
     let home = dir.join(&node.name);
     std::fs::create_dir_all(&home)?;
@@ -33,6 +34,7 @@ pub fn spawn(dir: &Path, state: &mut LabState, name: &str) -> anyhow::Result<()>
     for registry in &registries {
         command.args(["--insecure-registry", registry]);
     }
+    command.args(&more);
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
     let child = std::thread::scope(|scope| {
         scope

@@ -37,6 +37,8 @@ pub struct UpOptions {
     pub workers: u16,
     /// Registries without TLS.
     pub insecure_registries: Vec<String>,
+    /// Further arguments of every daemon.
+    pub daemon_args: Vec<String>,
     /// Whether `swarm init` and `swarm join` are called.
     pub form_cluster: bool,
 }

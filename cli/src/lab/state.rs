@@ -21,6 +21,9 @@ pub struct LabState {
     pub forwarding_before: Option<bool>,
     /// Registries without TLS.
     pub insecure_registries: Vec<String>,
+    /// Further arguments of every daemon.
+    #[serde(default)]
+    pub daemon_args: Vec<String>,
     /// The nodes, managers first.
     pub nodes: Vec<NodeState>,
 }
@@ -103,6 +106,7 @@ impl LabState {
             subnet,
             forwarding_before: None,
             insecure_registries: options.insecure_registries.clone(),
+            daemon_args: options.daemon_args.clone(),
             nodes,
         })
     }

@@ -5,6 +5,7 @@
 
 mod cluster;
 mod containers;
+pub mod events;
 mod files;
 mod lookup;
 mod names;
@@ -25,6 +26,7 @@ use skep_api::ports::control::{
     AttachRequest, ContainerLocation, ControlError, ControlPlane, NodeStatus, ObjectFilter, Reference, Rotations,
     ServiceStatus, ServiceUpdate, TaskFilter, TaskView,
 };
+use skep_api::ports::events::{EventFeed, EventLog};
 use skep_proto::model::session::TaskVitals;
 use skep_proto::model::{
     Cluster, ClusterSpec, Config, ConfigId, ConfigSpec, Network, NetworkId, NetworkSpec, NodeId, NodeSpec, Secret,
@@ -89,6 +91,8 @@ pub struct Parts {
     pub streams: Arc<dyn EngineStreams>,
     /// Volatile facts.
     pub vitals: Arc<dyn Vitals>,
+    /// What happened to the cluster's objects.
+    pub events: Arc<EventLog>,
 }
 
 /// The control plane of one manager.
@@ -159,6 +163,10 @@ impl ControlPlane for Control {
         self.delete_service(reference).await
     }
 
+    async fn rebalance_service(&self, reference: &Reference) -> Result<(), ControlError> {
+        self.even_out_service(reference).await
+    }
+
     async fn tasks(&self, filter: &TaskFilter) -> Result<Vec<TaskView>, ControlError> {
         self.list_tasks(filter).await
     }
@@ -219,6 +227,10 @@ impl ControlPlane for Control {
     }
     async fn detach(&self, _task: TaskId) -> Result<(), ControlError> {
         Err(ControlError::Unsupported("detaching a plain container from an overlay network".into()))
+    }
+
+    fn events(&self) -> EventFeed {
+        self.parts.events.feed()
     }
 
     async fn open_engine(&self, node: NodeId) -> Result<BoxDuplex, ControlError> {

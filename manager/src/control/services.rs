@@ -8,7 +8,8 @@ use skep_proto::model::service::{Endpoint, EndpointMode, PreviousSpec, UpdateSta
 use skep_proto::model::{Meta, Service, ServiceId, ServiceMode, ServiceSpec};
 
 use super::{Control, files, lookup, names, networks};
-use crate::scheduler::constraint;
+use crate::orchestrator::rebalance;
+use crate::scheduler::{constraint, rank};
 use crate::store::{Change, State};
 
 /// Replicas of one service at most: a slip of the finger must not fill the store.
@@ -56,6 +57,21 @@ impl Control {
             return Err(ControlError::OutOfSequence);
         }
         let service = changed(&old, update, &state)?;
+        self.change(Change::update(&service)).await
+    }
+
+    /// The planner takes the label away when nothing is left to move. A service that is always evened out needs no request.
+    pub(super) async fn even_out_service(&self, reference: &str) -> Result<(), ControlError> {
+        let state = self.read().await?;
+        let mut service = (*find(&state, reference)?).clone();
+        if !matches!(service.spec.mode, ServiceMode::Replicated { .. }) {
+            return Err(ControlError::InvalidArgument("rebalance can only be used with replicated mode".into()));
+        }
+        let labels = &mut service.spec.annotations.labels;
+        if labels.get(rebalance::LABEL).is_some_and(|how| how == rebalance::AUTO) {
+            return Ok(());
+        }
+        labels.insert(rebalance::LABEL.into(), rebalance::ONCE.into());
         self.change(Change::update(&service)).await
     }
 
@@ -150,7 +166,21 @@ fn status_of(service: &Arc<Service>, state: &State) -> ServiceStatus {
         ServiceMode::Global | ServiceMode::GlobalJob => u64::from(count.live),
         ServiceMode::ReplicatedJob { max_concurrent, total_completions } => max_concurrent.min(total_completions),
     };
-    ServiceStatus { service: service.clone(), running: u64::from(count.running), desired, completed: 0 }
+    let is_job = service.spec.mode.is_job();
+    let reference = state.services().reference(service.id).filter(|_| is_job);
+    let spec = reference.and_then(|r| state.spec(r, service.spec_version));
+    let completed = |r| {
+        let rows = state.rows_of_service(r);
+        rows.filter(|(_, row)| row.spec_version == service.spec_version && row.has_completed()).count() as u64
+    };
+    ServiceStatus {
+        service: service.clone(),
+        running: u64::from(count.running),
+        desired,
+        completed: reference.map_or(0, completed),
+        // The spec is remembered as it was when it came into force.
+        executed_at: spec.map(|spec| spec.service.meta.updated_at),
+    }
 }
 
 fn mode_name(mode: ServiceMode) -> &'static str {
@@ -166,14 +196,29 @@ fn mode_name(mode: ServiceMode) -> &'static str {
 fn check(spec: &ServiceSpec) -> Result<(), ControlError> {
     names::check_dns_name(&spec.annotations.name)?;
     let invalid = |text: String| Err(ControlError::InvalidArgument(text));
+    if let Some(how) = spec.annotations.labels.get(rebalance::LABEL)
+        && ![rebalance::AUTO, rebalance::ONCE].contains(&how.as_str())
+    {
+        return invalid(format!(
+            "the label {} is {} or {}, not {how:?}",
+            rebalance::LABEL,
+            rebalance::AUTO,
+            rebalance::ONCE
+        ));
+    }
     match spec.mode {
         ServiceMode::Replicated { replicas } if replicas > MOST_REPLICAS => {
             return invalid(format!("replicas: at most {MOST_REPLICAS} are allowed, not {replicas}"));
         }
-        ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob => {
-            return Err(ControlError::Unsupported("a job".into()));
+        ServiceMode::ReplicatedJob { max_concurrent, total_completions } => {
+            check_job_count("Maximum concurrent jobs", max_concurrent)?;
+            check_job_count("Total completed jobs", total_completions)?;
         }
-        ServiceMode::Replicated { .. } | ServiceMode::Global => {}
+        ServiceMode::Replicated { .. } | ServiceMode::Global | ServiceMode::GlobalJob => {}
+    }
+    // swarmkit's words; a rollback is no more an update of running tasks than an update is.
+    if spec.mode.is_job() && (spec.update.is_some() || spec.rollback.is_some()) {
+        return invalid("Jobs may not have an update config".into());
     }
     check_containers(spec)?;
     check_resources(spec)?;
@@ -181,8 +226,23 @@ fn check(spec: &ServiceSpec) -> Result<(), ControlError> {
     for expression in &spec.task.placement.constraints {
         constraint::parse(expression).map_err(|error| ControlError::InvalidArgument(error.to_string()))?;
     }
-    if !spec.task.placement.preferences.is_empty() {
-        return Err(ControlError::Unsupported("a placement preference".into()));
+    for preference in &spec.task.placement.preferences {
+        if rank::Spread::parse(preference).is_none() {
+            return invalid(format!(
+                "placement preference {preference:?} is not known: tasks spread over node.labels.NAME or engine.labels.NAME"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Clients send a negative number as a huge one.
+fn check_job_count(what: &str, count: u64) -> Result<(), ControlError> {
+    if i64::try_from(count).is_err() {
+        return Err(ControlError::InvalidArgument(format!("{what} must not be negative")));
+    }
+    if count > MOST_REPLICAS {
+        return Err(ControlError::InvalidArgument(format!("{what}: at most {MOST_REPLICAS} are allowed, not {count}")));
     }
     Ok(())
 }
@@ -236,9 +296,6 @@ fn check_resources(spec: &ServiceSpec) -> Result<(), ControlError> {
                 "invalid memory value {memory} of {what}: Must be at least 4MiB"
             )));
         }
-    }
-    if !reservations.generic.is_empty() {
-        return Err(ControlError::Unsupported("a generic resource".into()));
     }
     Ok(())
 }

@@ -48,7 +48,17 @@ fn view_of(task: Task, vitals: TaskVitals, state: &State) -> TaskView {
     let started = task.status.state >= TaskState::Starting && task.node.is_some();
     let container = started.then(|| ContainerId::of_task(task.id, 0));
     let networks = task.attachments.iter().filter_map(|a| state.networks().get(a.network).cloned()).collect();
-    TaskView { container, vitals, networks, task: Arc::new(task) }
+    let job_iteration = is_of_job(&task, state).then_some(task.spec_version);
+    TaskView { container, vitals, networks, job_iteration, task: Arc::new(task) }
+}
+
+/// What faces show as wanted: see [`TaskView::desired`].
+fn shown_desired(task: &Task, state: &State) -> TaskState {
+    if task.desired == TaskState::Running && is_of_job(task, state) { TaskState::Complete } else { task.desired }
+}
+
+fn is_of_job(task: &Task, state: &State) -> bool {
+    task.service.and_then(|id| state.services().get(id)).is_some_and(|s| s.spec.mode.is_job())
 }
 
 /// Name of a task as `docker service ps` and container names have it: `SERVICE.SLOT.ID`, for global services
@@ -95,7 +105,7 @@ impl<'a> Wanted<'a> {
         is_of_service
             && is_on_node
             && is_up_to_date
-            && (filter.desired.is_empty() || filter.desired.contains(&task.desired))
+            && (filter.desired.is_empty() || filter.desired.contains(&shown_desired(task, state)))
             && starts_with_any(&filter.ids, || task.id.to_string())
             && starts_with_any(&filter.names, || task_name(task))
             && has_labels(&filter.labels, &task.service_labels)

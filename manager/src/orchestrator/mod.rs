@@ -2,10 +2,16 @@
 //!
 //! [`plan`] decides for one service. Each *place* (a slot of a replicated service, a node of a global one) is judged by
 //! its tasks alone ([`place`]); the number of places, and how fast an update goes through them, is decided over all
-//! ([`replicated`], [`global`], [`update`]).
+//! ([`replicated`], [`global`], [`job`], [`update`]).
 
 mod global;
+mod job;
+#[cfg(test)]
+mod job_tests;
 pub mod place;
+pub mod rebalance;
+#[cfg(test)]
+mod rebalance_tests;
 mod replicated;
 pub mod restart;
 #[cfg(test)]
@@ -62,8 +68,10 @@ pub fn plan(state: &State, handle: u32, env: &mut Env<'_>) -> Plan {
     match service.spec.mode {
         ServiceMode::Replicated { replicas } => replicated::plan(&input, replicas, env),
         ServiceMode::Global => global::plan(&input, env),
-        // Refused where specs are read.
-        ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob => Plan::default(),
+        ServiceMode::ReplicatedJob { max_concurrent, total_completions } => {
+            job::replicated(&input, max_concurrent, total_completions, env)
+        }
+        ServiceMode::GlobalJob => job::global(&input, env),
     }
 }
 

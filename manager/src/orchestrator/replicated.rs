@@ -4,10 +4,12 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use skep_proto::model::TaskState;
+use skep_proto::model::service::UpdateOrder;
 
 use super::place::{self, Verdict};
+use super::restart::Decision;
 use super::update::{self, Slot};
-use super::{Creation, Input, Start, desire, remove};
+use super::{Creation, Homeless, Input, Start, desire, homeless, rebalance, remove};
 use crate::reconcile::{Env, Plan};
 use crate::store::{Change, Group, Reference, TaskRow};
 
@@ -45,6 +47,10 @@ pub(super) fn plan(input: &Input<'_>, replicas: u64, env: &mut Env<'_>) -> Plan 
     let (mut lived, mut replaced) = (Vec::new(), 0);
     for (slot, (verdict, rows)) in &judged {
         match verdict {
+            Verdict::Replace { .. } if moves_start_first(input, rows) => {
+                replaced += 1;
+                plan.groups.extend(start_elsewhere(input, *slot, rows, env));
+            }
             Verdict::Replace { at, restarts } => {
                 replaced += 1;
                 plan.groups.push(replace(input, *slot, rows, *at, restarts.clone(), env));
@@ -60,7 +66,36 @@ pub(super) fn plan(input: &Input<'_>, replicas: u64, env: &mut Env<'_>) -> Plan 
         }
     }
     update::plan(input, &lived, replaced, env, &mut plan);
+    if plan.groups.is_empty() && replaced == 0 && lived.len() == wanted {
+        rebalance::plan(input, &lived, env, &mut plan);
+    }
     plan
+}
+
+/// Whether the service's tasks start elsewhere before they stop where they may not stay: the order of its updates.
+fn moves_start_first(input: &Input<'_>, rows: &[(u32, &TaskRow)]) -> bool {
+    let live = rows.iter().filter(|(_, row)| row.is_live()).max_by_key(|(handle, row)| (row.created_index, *handle));
+    input.service.spec.update.as_ref().is_some_and(|update| update.order == UpdateOrder::StartFirst)
+        && live.is_some_and(|(_, row)| {
+            row.state == TaskState::Running && homeless(input.state, row) == Some(Homeless::Unwanted)
+        })
+}
+
+/// A task for a slot whose own must leave its node and runs until then. One that failed elsewhere already is followed as
+/// the restart policy says.
+fn start_elsewhere(input: &Input<'_>, slot: u32, rows: &[(u32, &TaskRow)], env: &mut Env<'_>) -> Option<Group> {
+    let newest = rows.iter().max_by_key(|(handle, row)| (row.created_index, *handle));
+    let failed = newest.filter(|(_, row)| row.is_dead() && row.desired <= TaskState::Running);
+    let (start, restarts) = match failed.map(|(handle, row)| place::decide(input.state, *handle, row, env.now)) {
+        None => (Start::Now, Vec::new()),
+        Some(Decision::Leave) => return None,
+        Some(Decision::Replace { at, restarts }) if at > env.now => (Start::At(at.0), restarts),
+        Some(Decision::Replace { restarts, .. }) => (Start::Now, restarts),
+    };
+    let creation = input.create(Creation { slot, node: None, place: slot, start, restarts }, env);
+    let dead = rows.iter().filter(|(_, row)| row.is_dead());
+    let stops = dead.filter_map(|(handle, row)| desire(*handle, row, TaskState::Shutdown));
+    Some(stops.chain([creation]).collect::<Vec<_>>().into())
 }
 
 fn is_outdated(input: &Input<'_>, rows: &[(u32, &TaskRow)]) -> bool {

@@ -22,8 +22,13 @@ pub(super) struct Slot<'a> {
 }
 
 impl Slot<'_> {
-    fn newest(&self) -> Option<&TaskRow> {
+    pub(super) fn newest(&self) -> Option<&TaskRow> {
         self.rows.iter().find(|(handle, _)| *handle == self.place.newest).map(|(_, row)| *row)
+    }
+
+    /// Its one task is of the spec in force, and runs.
+    pub(super) fn is_settled(&self, service: &Service) -> bool {
+        !self.is_outdated(service) && !self.is_under_way(service)
     }
 
     fn is_outdated(&self, service: &Service) -> bool {

@@ -6,7 +6,7 @@
 mod columns;
 pub mod constraint;
 pub mod filter;
-mod rank;
+pub mod rank;
 #[cfg(test)]
 mod tests;
 
@@ -82,6 +82,20 @@ pub fn plan(state: &State, cache: &mut Cache, now: Timestamp) -> Plan {
     round.plan
 }
 
+/// The node that another task of a service would get now, by its handle. It changes nothing.
+pub fn choice(state: &State, service: ServiceRef, version: u64, now: Timestamp) -> Option<u32> {
+    let spec = state.spec(service, version)?;
+    let mut cache = Cache::default();
+    cache.refresh(state);
+    let columns = Columns::of(state, &cache);
+    let fitting = columns.fitting(state, &mut cache, spec, &mut Refused::default(), None);
+    let mut own = Own::default();
+    own.count(state, service, version, now);
+    let allowed = fitting.iter().filter(|handle| own.allows(*handle, spec));
+    let keys = allowed.map(|node| own.key(node, &columns)).collect();
+    Domain::of(keys, &cache.preferences(state, &spec.task.placement.preferences)).place(&mut |_| None)
+}
+
 /// Nobody waits any more: the reason is history.
 fn forget_explanations(state: &State, plan: &mut Plan) {
     for (handle, spec_version, _) in state.explanations() {
@@ -145,6 +159,10 @@ impl Own {
         most == 0 || u64::from(self.tasks[handle as usize]) < most
     }
 
+    fn key(&self, node: u32, columns: &Columns) -> Key {
+        Key { failures: self.failures(node), own: self.tasks[node as usize], tasks: columns.tasks[node as usize], node }
+    }
+
     fn failures(&self, handle: u32) -> u32 {
         Some(self.failures[handle as usize]).filter(|n| *n >= FAILURES_THAT_COUNT).unwrap_or_default()
     }
@@ -194,12 +212,7 @@ impl Round<'_> {
         let (state, columns, own) = (self.state, &mut self.columns, &mut self.own);
         let (allowed, full): (Vec<u32>, Vec<u32>) = fitting.iter().partition(|handle| own.allows(*handle, spec));
         refused.add(Filter::MaxReplicas, full.len());
-        let keys = allowed.into_iter().map(|node| Key {
-            failures: own.failures(node),
-            own: own.tasks[node as usize],
-            tasks: columns.tasks[node as usize],
-            node,
-        });
+        let keys = allowed.into_iter().map(|node| own.key(node, columns));
         let preferences = self.cache.preferences(state, &spec.task.placement.preferences);
         let mut nodes = Domain::of(keys.collect(), &preferences);
         let mut placed = 0;

@@ -31,14 +31,32 @@ pub(super) enum Domain {
     Branches(Vec<(u32, Domain)>),
 }
 
-/// The value of a preference (`node.labels.zone`) on a node; anything that is not a label is one domain for all.
-pub(super) fn value<'a>(preference: &str, node: &'a Node) -> &'a str {
-    let (labels, name) = if let Some(name) = preference.strip_prefix("node.labels.") {
-        (&node.spec.annotations.labels, name)
-    } else if let Some(name) = preference.strip_prefix("engine.labels.") {
-        (&node.description.engine_labels, name)
-    } else {
-        return "";
+/// What a preference spreads tasks over. The prefix is compared without case, the label's name with it (swarmkit).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spread<'a> {
+    /// The values of a label of nodes.
+    NodeLabel(&'a str),
+    /// The values of a label of daemons.
+    EngineLabel(&'a str),
+}
+
+impl<'a> Spread<'a> {
+    /// Reads `node.labels.zone`.
+    pub fn parse(preference: &'a str) -> Option<Self> {
+        let name = |prefix: &str| {
+            let (head, name) = preference.split_at_checked(prefix.len())?;
+            (head.eq_ignore_ascii_case(prefix) && !name.is_empty()).then_some(name)
+        };
+        name("node.labels.").map(Self::NodeLabel).or_else(|| name("engine.labels.").map(Self::EngineLabel))
+    }
+}
+
+/// The value of a preference on a node. Nodes without the label are one domain.
+pub fn value<'a>(preference: &str, node: &'a Node) -> &'a str {
+    let (labels, name) = match Spread::parse(preference) {
+        Some(Spread::NodeLabel(name)) => (&node.spec.annotations.labels, name),
+        Some(Spread::EngineLabel(name)) => (&node.description.engine_labels, name),
+        None => return "",
     };
     labels.get(name).map_or("", String::as_str)
 }

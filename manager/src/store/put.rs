@@ -139,8 +139,10 @@ impl State {
         let previous = old.as_ref().and_then(|old| old.previous.as_deref());
         service.spec_version = match (&old, previous) {
             (Some(old), _) if same_tasks(&old.spec, &service.spec) => old.spec_version,
-            // Back to what it was: tasks that were not replaced yet need not be.
-            (_, Some(previous)) if same_tasks(&previous.spec, &service.spec) => previous.spec_version,
+            // Back to what it was: tasks that were not replaced yet need not be. A job runs again.
+            (_, Some(previous)) if !service.spec.mode.is_job() && same_tasks(&previous.spec, &service.spec) => {
+                previous.spec_version
+            }
             _ => context.index,
         };
         if let Some(old) = &old {

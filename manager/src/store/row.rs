@@ -92,6 +92,11 @@ impl TaskRow {
         self.state == TaskState::Running && self.desired == TaskState::Running
     }
 
+    /// It ended by itself with success, and nobody had asked it to stop: what completes a job.
+    pub fn has_completed(&self) -> bool {
+        self.state == TaskState::Complete && self.desired <= TaskState::Running
+    }
+
     /// What tells the tasks of a service apart: the slot, or the node of a global service's task.
     pub fn place(&self) -> u32 {
         match (self.slot, self.node) {

@@ -51,7 +51,11 @@ pub fn host_ports(spec: &ServiceSpec) -> impl Iterator<Item = &PortConfig> + '_ 
     spec.endpoint.iter().flat_map(|e| &e.ports).filter(|p| p.mode == PublishMode::Host)
 }
 
-/// Tasks made from `old` can serve as tasks made from `new`.
+/// Tasks made from `old` can serve as tasks made from `new`. A job is executed anew whatever of it changes (Engine API,
+/// `JobStatus.JobIteration`).
 pub fn same_tasks(old: &ServiceSpec, new: &ServiceSpec) -> bool {
+    if new.mode.is_job() {
+        return old == new;
+    }
     old.task == new.task && host_ports(old).eq(host_ports(new))
 }

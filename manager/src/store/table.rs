@@ -183,7 +183,7 @@ impl<T: Object> Table<T> {
         self.slots.iter().map(|(_, slot)| &slot.value)
     }
 
-    pub(super) fn by_raw_id(&self, id: u128) -> Option<&Arc<T>> {
+    pub(crate) fn by_raw_id(&self, id: u128) -> Option<&Arc<T>> {
         self.at(*self.ids.get(&id)?)
     }
 

@@ -22,6 +22,7 @@ record!(NodeDescription {
     engine_labels,
     plugins,
     data_path,
+    named_generic,
 });
 record!(ManagerMembership { raft_id, address });
 

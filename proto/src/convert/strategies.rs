@@ -213,7 +213,8 @@ structs! {
     Node { id, meta, spec, index, description, state, message, address, manager }
     NodeSpec { annotations, role, availability }
     NodeDescription {
-        hostname, platform, nano_cpus, memory, generic, engine_version, engine_labels, plugins, data_path
+        hostname, platform, nano_cpus, memory, generic, engine_version, engine_labels, plugins, data_path,
+        named_generic
     }
     ManagerMembership { raft_id, address }
     Network { id, meta, spec, vni, subnets, pending_delete }

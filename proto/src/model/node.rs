@@ -95,7 +95,7 @@ pub struct NodeDescription {
     pub nano_cpus: i64,
     /// Memory in bytes that tasks may reserve.
     pub memory: i64,
-    /// Generic resources by kind.
+    /// Generic resources by kind; of named ones, how many there are.
     pub generic: BTreeMap<String, u64>,
     /// Version of the daemon.
     pub engine_version: String,
@@ -105,6 +105,8 @@ pub struct NodeDescription {
     pub plugins: Vec<(String, String)>,
     /// Addresses at which other nodes reach its data path, one per family.
     pub data_path: Vec<IpAddr>,
+    /// Named generic resources as (kind, name).
+    pub named_generic: Vec<(String, String)>,
 }
 
 /// A node as the store holds it.

@@ -45,6 +45,13 @@ pub enum ServiceMode {
     GlobalJob,
 }
 
+impl ServiceMode {
+    /// Its tasks run to completion.
+    pub fn is_job(self) -> bool {
+        matches!(self, Self::ReplicatedJob { .. } | Self::GlobalJob)
+    }
+}
+
 /// How an update or a rollback proceeds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UpdateConfig {

@@ -9,7 +9,7 @@ use skep_shim::protocol::{Answer, Exec, Op};
 
 use super::shim::{Connection, ShimError};
 use super::streams::{Attached, Wanted, pair, pump};
-use super::{ContainerError, Containers, blocking, run};
+use super::{ContainerError, Containers, EventKind, ExecEvent, blocking, run};
 use crate::runtime::spec;
 use crate::runtime::users::{Accounts, User};
 
@@ -33,16 +33,29 @@ struct State {
 }
 
 impl Session {
-    fn ended(&self, code: i32) {
+    fn event(&self, id: &str) -> ExecEvent {
+        ExecEvent { id: id.to_owned(), command: self.config.command.join(" ") }
+    }
+
+    /// `false` when that was known.
+    fn ended(&self, code: i32) -> bool {
         let mut state = self.state.lock().expect("nothing panics while it holds the lock");
-        if state.exit_code.is_none() {
+        let is_news = state.exit_code.is_none();
+        if is_news {
             state.exit_code = Some(code);
             state.pid = 0;
         }
+        is_news
     }
 }
 
 impl Containers {
+    fn end_session(&self, exec: &str, session: &Session, exit_code: i32) {
+        if session.ended(exit_code) {
+            self.publish(session.container, EventKind::ExecDie { exec: session.event(exec), exit_code });
+        }
+    }
+
     /// Prepares a process; gives its id, 64 hexadecimal digits.
     ///
     /// # Errors
@@ -64,7 +77,10 @@ impl Containers {
             }
         }
         let state = State { order: order.map_or(0, |o| o + 1), ..State::default() };
+        let event = EventKind::ExecCreate(ExecEvent { id: exec.clone(), command: config.command.join(" ") });
         execs.insert(exec.clone(), Arc::new(Session { container: id, config, state: Mutex::new(state) }));
+        drop(execs);
+        self.publish(id, event);
         Ok(exec)
     }
 
@@ -89,9 +105,10 @@ impl Containers {
             }
             state.started = true;
         }
+        self.publish(entry.id, EventKind::ExecStart(session.event(exec)));
         let begun = self.exec_begin(exec, &session, &entry, detach, tty, size).await;
         if let Err(e) = &begun {
-            session.ended(super::lifecycle::code_of_failure(&e.to_string(), 126));
+            self.end_session(exec, &session, super::lifecycle::code_of_failure(&e.to_string(), 126));
         }
         begun
     }
@@ -134,8 +151,8 @@ impl Containers {
             return Ok(None);
         }
         let (attached, ends) = pair(wanted, tty);
-        let session = session.clone();
-        tokio::spawn(pump(connection, ends, move |code| session.ended(code)));
+        let (session, containers, exec) = (session.clone(), self.clone(), exec.to_owned());
+        tokio::spawn(pump(connection, ends, move |code| containers.end_session(&exec, &session, code)));
         Ok(Some(attached))
     }
 
@@ -214,17 +231,17 @@ impl Containers {
 
     pub(super) fn exec_ended(&self, exec: &str, code: i32) {
         if let Ok(session) = self.session(exec) {
-            session.ended(code);
+            self.end_session(exec, &session, code);
         }
     }
 
     /// Processes end with their container.
     pub(super) fn execs_of_ended(&self, id: ContainerId) {
         let execs = self.inner.execs.lock().expect("nothing panics while it holds the lock");
-        for session in execs.values().filter(|s| s.container == id) {
+        for (exec, session) in execs.iter().filter(|(_, s)| s.container == id) {
             let started = session.state.lock().expect("nothing panics while it holds the lock").started;
             if started {
-                session.ended(137);
+                self.end_session(exec, session, 137);
             }
         }
     }

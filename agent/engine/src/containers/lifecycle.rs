@@ -384,6 +384,7 @@ impl Containers {
                 return Err(ContainerError::internal("stopping a container", std::io::Error::other(text)));
             }
         }
+        self.publish(id, EventKind::Stop);
         Ok(true)
     }
 
@@ -414,6 +415,7 @@ impl Containers {
 
     async fn signal(&self, entry: &Entry, signal: i32) -> Result<(), ContainerError> {
         let kill = Op::Kill(Kill { exec: String::new(), signal });
+        self.publish(entry.id, EventKind::Kill { signal });
         match Connection::open(&entry.paths.run()).await {
             Ok(mut shim) => match shim.ask(kill).await {
                 Ok(_) | Err(ShimError::Gone(_)) => Ok(()),
@@ -451,6 +453,7 @@ impl Containers {
         .await?;
         let status = if paused { ContainerStatus::Paused } else { ContainerStatus::Running };
         entry.update(|r| r.state.status = status);
+        self.publish(id, if paused { EventKind::Pause } else { EventKind::Unpause });
         Ok(())
     }
 
@@ -469,7 +472,10 @@ impl Containers {
         }
         index.by_name.retain(|_, other| *other != id);
         index.by_name.insert(name.to_owned(), id);
+        let old = entry.record().config.name;
         entry.update(|r| name.clone_into(&mut r.config.name));
+        drop(index);
+        self.publish(id, EventKind::Rename { old });
         Ok(())
     }
 

@@ -160,6 +160,42 @@ pub enum EventKind {
     },
     /// It is gone.
     Destroy,
+    /// A signal was sent.
+    Kill {
+        /// Its number.
+        signal: i32,
+    },
+    /// It was stopped on request.
+    Stop,
+    /// It was frozen.
+    Pause,
+    /// It was thawed.
+    Unpause,
+    /// It has another name.
+    Rename {
+        /// The former one.
+        old: String,
+    },
+    /// A process beside the container's own was prepared.
+    ExecCreate(ExecEvent),
+    /// It was started.
+    ExecStart(ExecEvent),
+    /// It ended.
+    ExecDie {
+        /// The process.
+        exec: ExecEvent,
+        /// Its exit code.
+        exit_code: i32,
+    },
+}
+
+/// A process beside the container's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecEvent {
+    /// Its id.
+    pub id: String,
+    /// Its words, joined by blanks.
+    pub command: String,
 }
 
 /// Why something was not done. Texts are Docker's where clients match them.

@@ -23,6 +23,7 @@ pub(crate) fn routes() -> Router<App> {
         .route("/services/{id}", get(inspect).delete(remove))
         .route("/services/{id}/update", post(update))
         .route("/services/{id}/logs", get(super::logs::service))
+        .route("/skep/services/{id}/rebalance", post(rebalance))
 }
 
 #[derive(Deserialize)]
@@ -129,6 +130,12 @@ async fn update(
 /// `DELETE /services/{id}` (Engine API, Service, "Delete a service"): 200, not 204.
 async fn remove(State(app): State<App>, Path(id): Path<String>) -> Result<(), ApiError> {
     Ok(app.control()?.remove_service(&id).await?)
+}
+
+/// `POST /skep/services/{id}/rebalance`: no call of Docker's, which never moves a task that runs.
+async fn rebalance(State(app): State<App>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
+    app.control()?.rebalance_service(&id).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Reads a spec, adds the credential of the request, and replaces names of networks by ids (stacks send names).

@@ -7,8 +7,7 @@ use axum::routing::{any, get};
 use crate::docker::error::ApiError;
 
 /// Path and what is missing.
-const MISSING: [(&str, &str); 12] = [
-    ("/events", "the stream of events"),
+const MISSING: [(&str, &str); 11] = [
     ("/build", "building images"),
     ("/build/cancel", "building images"),
     ("/commit", "committing a container to an image"),

@@ -1,11 +1,11 @@
 //! Nodes: `NodeSpec` of the API and of the model, and nodes as the API shows them.
 
 use skep_proto::model::annotations::Annotations;
-use skep_proto::model::node::{Availability, NodeRole, NodeSpec, NodeState};
+use skep_proto::model::node::{Availability, NodeDescription, NodeRole, NodeSpec, NodeState};
 
 use super::{refuse, service};
 use crate::docker::error::ApiError;
-use crate::docker::types::service::Platform;
+use crate::docker::types::service::{GenericResource, NamedResource, Platform};
 use crate::docker::types::swarm as json;
 use crate::ports::control::NodeStatus;
 
@@ -69,7 +69,7 @@ pub(crate) fn show(status: &NodeStatus, tls: json::TlsInfo) -> json::Node {
             resources: json::NodeResources {
                 nano_cpus: description.nano_cpus,
                 memory_bytes: description.memory,
-                generic_resources: service::show_generic(&description.generic),
+                generic_resources: show_generic(description),
             },
             engine: json::EngineDescription {
                 engine_version: description.engine_version.clone(),
@@ -106,4 +106,16 @@ pub(crate) fn role_word(role: NodeRole) -> &'static str {
         NodeRole::Worker => "worker",
         NodeRole::Manager => "manager",
     }
+}
+
+/// Named resources one by one, the others by their amount.
+fn show_generic(description: &NodeDescription) -> Vec<GenericResource> {
+    let named = &description.named_generic;
+    let mut counted = description.generic.clone();
+    counted.retain(|kind, _| !named.iter().any(|(k, _)| k == kind));
+    let one = |(kind, value): &(String, String)| GenericResource {
+        named_resource_spec: Some(NamedResource { kind: kind.clone(), value: value.clone() }),
+        ..Default::default()
+    };
+    named.iter().map(one).chain(service::show_generic(&counted)).collect()
 }

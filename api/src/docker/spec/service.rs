@@ -82,7 +82,6 @@ pub(crate) fn insert_defaults(spec: &mut json::ServiceSpec) {
 /// Shows a service, with its counts when they were asked for.
 pub(crate) fn show_service(status: &ServiceStatus, counts: bool) -> json::Service {
     let service = &status.service;
-    let job = matches!(service.spec.mode, ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob);
     json::Service {
         id: service.id.to_string(),
         meta: service.meta.into(),
@@ -116,9 +115,9 @@ pub(crate) fn show_service(status: &ServiceStatus, counts: bool) -> json::Servic
             desired_tasks: status.desired,
             completed_tasks: status.completed,
         }),
-        job_status: job.then(|| json::JobStatus {
-            job_iteration: ObjectVersion::default(),
-            last_execution: rfc3339(service.meta.updated_at),
+        job_status: status.executed_at.map(|at| json::JobStatus {
+            job_iteration: ObjectVersion { index: service.spec_version },
+            last_execution: rfc3339(at),
         }),
     }
 }
@@ -347,7 +346,10 @@ fn read_resources(resources: json::Resources) -> Result<Resources, ApiError> {
             let mut generic = std::collections::BTreeMap::new();
             for resource in r.generic_resources {
                 refuse("GenericResources", &resource.rest)?;
-                let Some(discrete) = resource.discrete_resource_spec else { continue };
+                let Some(discrete) = resource.discrete_resource_spec else {
+                    // swarmkit's words: a service says how many it needs, its node which ones it gets.
+                    return Err(ApiError::invalid_argument("invalid generic resource: only discrete is supported"));
+                };
                 let value = u64::try_from(discrete.value).map_err(|_| {
                     ApiError::invalid_argument(format!(
                         "invalid generic resource {}: cannot be negative",

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{network, service};
 use crate::docker::time::rfc3339;
-use crate::docker::types::task as json;
+use crate::docker::types::{ObjectVersion, task as json};
 use crate::ports::control::TaskView;
 
 /// Shows a task.
@@ -19,7 +19,8 @@ pub(crate) fn show(view: &TaskView) -> json::Task {
         labels: BTreeMap::new(),
         spec: service::show_task(&task.spec),
         service_id: task.service.map(|id| id.to_string()).unwrap_or_default(),
-        slot: task.slot,
+        // Slots of a job count from 0 for clients, and they walk them from there.
+        slot: if view.job_iteration.is_some() { task.slot.saturating_sub(1) } else { task.slot },
         node_id: task.node.map(|id| id.to_string()).unwrap_or_default(),
         status: json::TaskStatus {
             timestamp: rfc3339(task.status.at),
@@ -33,7 +34,8 @@ pub(crate) fn show(view: &TaskView) -> json::Task {
             }),
             port_status: json::PortStatus { ports: task.status.host_ports.iter().map(service::show_port).collect() },
         },
-        desired_state: task.desired.as_str(),
+        desired_state: view.desired().as_str(),
+        job_iteration: view.job_iteration.map(|index| ObjectVersion { index }),
         networks_attachments: task
             .attachments
             .iter()

@@ -25,8 +25,8 @@ pub(crate) fn service(spec: &ServiceSpec) -> Result<(), ApiError> {
         self::endpoint(endpoint)?;
     }
     let job = matches!(spec.mode, ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob);
-    if job && spec.update.is_some() {
-        return Err(ApiError::invalid_argument("Job-mode services cannot have an update config"));
+    if job && (spec.update.is_some() || spec.rollback.is_some()) {
+        return Err(ApiError::invalid_argument("Jobs may not have an update config"));
     }
     Ok(())
 }

@@ -421,6 +421,8 @@ pub(crate) struct Reservations {
 pub(crate) struct GenericResource {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub discrete_resource_spec: Option<DiscreteResource>,
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub named_resource_spec: Option<NamedResource>,
     #[serde(flatten, skip_serializing)]
     pub rest: Rest,
 }
@@ -430,6 +432,14 @@ pub(crate) struct GenericResource {
 pub(crate) struct DiscreteResource {
     pub kind: String,
     pub value: i64,
+}
+
+/// One of a kind, as a node has it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct NamedResource {
+    pub kind: String,
+    pub value: String,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

@@ -27,6 +27,8 @@ pub(crate) struct Task {
     pub node_id: String,
     pub status: TaskStatus,
     pub desired_state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job_iteration: Option<super::ObjectVersion>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub networks_attachments: Vec<Attachment>,
 }

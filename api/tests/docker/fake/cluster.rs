@@ -313,6 +313,7 @@ impl World {
             container,
             vitals: TaskVitals { pid: 7, ..Default::default() },
             networks,
+            job_iteration: None,
         }
     }
 
@@ -330,6 +331,7 @@ impl World {
             running: of(TaskState::Running),
             desired,
             completed: of(TaskState::Complete),
+            executed_at: service.spec.mode.is_job().then_some(service.meta.created_at),
         }
     }
 }
@@ -411,6 +413,9 @@ impl Swarm for Handle {
 
 #[async_trait]
 impl ControlPlane for World {
+    fn events(&self) -> skep_api::ports::events::EventFeed {
+        skep_api::ports::events::EventFeed::none()
+    }
     async fn cluster(&self) -> Result<Arc<Cluster>, ControlError> {
         Ok(Arc::new(self.state.lock().unwrap().cluster.clone().unwrap()))
     }

@@ -216,6 +216,9 @@ fn missing(name: &str) -> EngineError {
 
 #[async_trait]
 impl Engine for FakeEngine {
+    fn events(&self) -> skep_api::ports::events::EventFeed {
+        skep_api::ports::events::EventFeed::none()
+    }
     async fn info(&self) -> Result<EngineInfo, EngineError> {
         Ok(EngineInfo {
             id: "JPJ4:KM3S".into(),

@@ -4,18 +4,24 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
+use super::lists::{ListChanges, Lists};
 use super::mount;
 use super::publish;
+use super::rollout::Rollouts;
 use super::security::{SecurityChanges, SecurityFlags};
+use super::values::{bytes, nano_cpus, nanoseconds, words};
 use crate::commands::file_reference::{CreateFiles, UpdateFiles};
 use crate::commands::pairs;
 
 /// Flags that both commands share.
 #[derive(Debug, Default, Args)]
 struct Common {
-    /// Tasks of a replicated service
+    /// Tasks of a replicated service; completions of a replicated job
     #[arg(long)]
     replicas: Option<u64>,
+    /// Tasks of a replicated job that run at a time; all by default
+    #[arg(long)]
+    max_concurrent: Option<u64>,
     /// Host name of the containers
     #[arg(long)]
     hostname: Option<String>,
@@ -64,21 +70,14 @@ struct Common {
     /// Span in which replacements are counted (ns|us|ms|s|m|h)
     #[arg(long)]
     restart_window: Option<String>,
-    /// Tasks that an update changes at a time; 0 for all
+    #[command(flatten)]
+    rollouts: Rollouts,
+    /// Log driver
     #[arg(long)]
-    update_parallelism: Option<u64>,
-    /// Pause between two of them (ns|us|ms|s|m|h)
+    log_driver: Option<String>,
+    /// Option of the log driver, KEY=VALUE; may be repeated
     #[arg(long)]
-    update_delay: Option<String>,
-    /// start-first or stop-first
-    #[arg(long)]
-    update_order: Option<String>,
-    /// pause or continue
-    #[arg(long)]
-    update_failure_action: Option<String>,
-    /// How long a new task is watched for failure (ns|us|ms|s|m|h)
-    #[arg(long)]
-    update_monitor: Option<String>,
+    log_opt: Vec<String>,
     /// vip or dnsrr
     #[arg(long)]
     endpoint_mode: Option<String>,
@@ -92,6 +91,8 @@ struct Common {
 pub struct CreateFlags {
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    lists: Lists,
     /// Secrets and configs.
     #[command(flatten)]
     pub files: CreateFiles,
@@ -100,7 +101,7 @@ pub struct CreateFlags {
     /// Name of the service
     #[arg(long)]
     name: Option<String>,
-    /// replicated or global
+    /// replicated, global, replicated-job or global-job
     #[arg(long, default_value = "replicated")]
     mode: String,
     /// Variable, NAME=VALUE; may be repeated
@@ -124,6 +125,9 @@ pub struct CreateFlags {
     /// Where tasks may run, node.role==worker; may be repeated
     #[arg(long)]
     constraint: Vec<String>,
+    /// How to spread tasks, spread=node.labels.zone; may be repeated, the outermost first
+    #[arg(long)]
+    placement_pref: Vec<String>,
     /// Tasks on one node at most; 0 for no limit
     #[arg(long, default_value_t = 0)]
     replicas_max_per_node: u64,
@@ -142,6 +146,8 @@ pub struct CreateFlags {
 pub struct UpdateFlags {
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    lists: ListChanges,
     /// Secrets and configs.
     #[command(flatten)]
     pub files: UpdateFiles,
@@ -150,6 +156,9 @@ pub struct UpdateFlags {
     /// Another image
     #[arg(long)]
     image: Option<String>,
+    /// Another entry point, one line
+    #[arg(long)]
+    entrypoint: Option<String>,
     /// Another command, one line
     #[arg(long)]
     args: Option<String>,
@@ -177,7 +186,16 @@ pub struct UpdateFlags {
     /// Remove a constraint; may be repeated
     #[arg(long)]
     constraint_rm: Vec<String>,
-    /// Replace every task though nothing else changes
+    /// Add a placement preference, spread=node.labels.zone; may be repeated
+    #[arg(long)]
+    placement_pref_add: Vec<String>,
+    /// Remove a placement preference; may be repeated
+    #[arg(long)]
+    placement_pref_rm: Vec<String>,
+    /// Tasks on one node at most; 0 for no limit
+    #[arg(long)]
+    replicas_max_per_node: Option<u64>,
+    /// Replace every task though nothing else changes; run a job again
     #[arg(long)]
     force: bool,
     /// The service
@@ -200,12 +218,18 @@ impl CreateFlags {
             "Labels": pairs(&self.label),
             "TaskTemplate": {
                 "ContainerSpec": {"Image": self.image, "Labels": pairs(&self.container_label)},
-                "Placement": {"Constraints": self.constraint, "MaxReplicas": self.replicas_max_per_node},
+                "Placement": {
+                    "Constraints": self.constraint,
+                    "Preferences": preferences(&self.placement_pref)?,
+                    "MaxReplicas": self.replicas_max_per_node,
+                },
             },
             "Mode": match self.mode.as_str() {
                 "replicated" => json!({"Replicated": {"Replicas": 1}}),
                 "global" => json!({"Global": {}}),
-                other => bail!("the mode is replicated or global, not {other:?}"),
+                "replicated-job" => json!({"ReplicatedJob": {"MaxConcurrent": 1, "TotalCompletions": 1}}),
+                "global-job" => json!({"GlobalJob": {}}),
+                other => bail!("the mode is replicated, global, replicated-job or global-job, not {other:?}"),
             },
             "EndpointSpec": {},
         });
@@ -231,6 +255,7 @@ impl CreateFlags {
         if !ports.is_empty() {
             spec["EndpointSpec"]["Ports"] = json!(ports.concat());
         }
+        self.lists.apply(&mut spec)?;
         self.security.apply(&mut spec["TaskTemplate"]["ContainerSpec"])?;
         self.common.apply(&mut spec)?;
         Ok(spec)
@@ -254,6 +279,7 @@ impl UpdateFlags {
     /// A value that cannot be read.
     pub fn apply(&self, mut spec: Value) -> anyhow::Result<Value> {
         self.common.apply(&mut spec)?;
+        self.lists.apply(&mut spec)?;
         self.security.apply(&mut spec["TaskTemplate"]["ContainerSpec"])?;
         let labels = object(&mut spec["Labels"]);
         labels.extend(pairs(&self.label_add));
@@ -267,9 +293,19 @@ impl UpdateFlags {
             constraints.retain(|c| !self.constraint_rm.iter().any(|rm| c == rm));
             constraints.extend(self.constraint_add.iter().map(|c| json!(c)));
         }
+        if !self.placement_pref_add.is_empty() || !self.placement_pref_rm.is_empty() {
+            let gone = preferences(&self.placement_pref_rm)?;
+            let known = list(&mut task["Placement"]["Preferences"]);
+            known.retain(|p| !gone.contains(p));
+            known.extend(preferences(&self.placement_pref_add)?);
+        }
+        set_in(task, "Placement", "MaxReplicas", self.replicas_max_per_node);
         let container = &mut task["ContainerSpec"];
         if let Some(image) = &self.image {
             container["Image"] = json!(image);
+        }
+        if let Some(line) = &self.entrypoint {
+            container["Command"] = json!(words(line));
         }
         if let Some(line) = &self.args {
             container["Args"] = json!(words(line));
@@ -294,13 +330,25 @@ impl UpdateFlags {
 }
 
 impl Common {
-    fn apply(&self, spec: &mut Value) -> anyhow::Result<()> {
-        if let Some(replicas) = self.replicas {
-            if !spec["Mode"]["Replicated"].is_object() {
-                bail!("replicas can only be used with replicated mode");
-            }
-            spec["Mode"]["Replicated"]["Replicas"] = json!(replicas);
+    fn apply_counts(&self, mode: &mut Value) -> anyhow::Result<()> {
+        if mode["ReplicatedJob"].is_object() {
+            // Docker's client too: without a limit all run at once.
+            set_in(mode, "ReplicatedJob", "TotalCompletions", self.replicas);
+            set_in(mode, "ReplicatedJob", "MaxConcurrent", self.max_concurrent.or(self.replicas));
+            return Ok(());
         }
+        if self.max_concurrent.is_some() {
+            bail!("max-concurrent can only be used with replicated-job mode");
+        }
+        if self.replicas.is_some() && !mode["Replicated"].is_object() {
+            bail!("replicas can only be used with replicated or replicated-job mode");
+        }
+        set_in(mode, "Replicated", "Replicas", self.replicas);
+        Ok(())
+    }
+
+    fn apply(&self, spec: &mut Value) -> anyhow::Result<()> {
+        self.apply_counts(&mut spec["Mode"])?;
         set(&mut spec["EndpointSpec"], "Mode", self.endpoint_mode.as_deref());
         let task = &mut spec["TaskTemplate"];
         let container = &mut task["ContainerSpec"];
@@ -321,18 +369,27 @@ impl Common {
         set_in(task, "RestartPolicy", "Delay", nanoseconds("--restart-delay", self.restart_delay.as_ref())?);
         set_in(task, "RestartPolicy", "MaxAttempts", self.restart_max_attempts);
         set_in(task, "RestartPolicy", "Window", nanoseconds("--restart-window", self.restart_window.as_ref())?);
-        if self.update_parallelism.is_none() && !spec["UpdateConfig"].is_object() {
-            // The API takes an absent number for 0, which means "all at once".
-            let others = [&self.update_delay, &self.update_order, &self.update_failure_action, &self.update_monitor];
-            set_in(spec, "UpdateConfig", "Parallelism", others.iter().any(|o| o.is_some()).then_some(1));
+        if let Some(name) = &self.log_driver {
+            task["LogDriver"] = json!({"Name": name});
         }
-        set_in(spec, "UpdateConfig", "Parallelism", self.update_parallelism);
-        set_in(spec, "UpdateConfig", "Delay", nanoseconds("--update-delay", self.update_delay.as_ref())?);
-        set_in(spec, "UpdateConfig", "Order", self.update_order.as_deref());
-        set_in(spec, "UpdateConfig", "FailureAction", self.update_failure_action.as_deref());
-        set_in(spec, "UpdateConfig", "Monitor", nanoseconds("--update-monitor", self.update_monitor.as_ref())?);
-        Ok(())
+        if !self.log_opt.is_empty() {
+            object(&mut task["LogDriver"]["Options"]).extend(pairs(&self.log_opt));
+        }
+        self.rollouts.apply(spec)
     }
+}
+
+/// `spread=node.labels.zone` in the API's form.
+fn preferences(given: &[String]) -> anyhow::Result<Vec<Value>> {
+    let read = |text: &String| {
+        let (strategy, over) =
+            text.split_once('=').context("placement preference must be of the format \"<strategy>=<arg>\"")?;
+        if strategy != "spread" {
+            bail!("unsupported placement preference {strategy} (only spread is supported)");
+        }
+        Ok(json!({"Spread": {"SpreadDescriptor": over}}))
+    };
+    given.iter().map(read).collect()
 }
 
 fn set(object: &mut Value, key: &str, value: Option<impl Into<Value>>) {
@@ -359,38 +416,6 @@ pub(super) fn list(value: &mut Value) -> &mut Vec<Value> {
         *value = json!([]);
     }
     value.as_array_mut().expect("just made one")
-}
-
-fn words(line: &str) -> Vec<String> {
-    line.split_whitespace().map(str::to_owned).collect()
-}
-
-fn nano_cpus(cpus: f64) -> i64 {
-    #[expect(clippy::cast_possible_truncation, reason = "the daemon checks the range; the cast saturates")]
-    let nano = (cpus * 1e9).round() as i64;
-    nano
-}
-
-fn bytes(flag: &str, text: Option<&String>) -> anyhow::Result<Option<i64>> {
-    let Some(text) = text else { return Ok(None) };
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let shift = match text[end..].to_ascii_lowercase().trim_end_matches("ib").trim_end_matches('b') {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        "t" => 40,
-        _ => bail!("{flag} {text}: write a size like 512M or 2G"),
-    };
-    let number: i64 = text[..end].parse().with_context(|| format!("{flag} {text}: write a size like 512M or 2G"))?;
-    Ok(Some(number.checked_mul(1 << shift).with_context(|| format!("{flag} {text} is too large"))?))
-}
-
-fn nanoseconds(flag: &str, text: Option<&String>) -> anyhow::Result<Option<i64>> {
-    let Some(text) = text else { return Ok(None) };
-    let wrong = || format!("{flag} {text}: write a duration like 10s or 1m30s");
-    let span: jiff::SignedDuration = text.parse().with_context(wrong)?;
-    Ok(Some(i64::try_from(span.as_nanos()).with_context(wrong)?))
 }
 
 /// A name for a service that was given none.
@@ -426,6 +451,16 @@ mod tests {
         assert_eq!(spec["TaskTemplate"]["RestartPolicy"]["Delay"], 1_000_000_000_i64);
         assert_eq!(spec["EndpointSpec"]["Ports"][0]["PublishedPort"], 8080);
         assert!(spec.get("UpdateConfig").is_none());
+    }
+
+    #[test]
+    fn a_job_runs_all_its_tasks_at_once_unless_it_is_told_otherwise() {
+        let mode = |line| create(line)["Mode"].clone();
+        let job = |most, total| json!({"ReplicatedJob": {"MaxConcurrent": most, "TotalCompletions": total}});
+        assert_eq!(mode("--mode replicated-job x"), job(1, 1));
+        assert_eq!(mode("--mode replicated-job --replicas 5 x"), job(5, 5));
+        assert_eq!(mode("--mode replicated-job --replicas 5 --max-concurrent 2 x"), job(2, 5));
+        assert_eq!(mode("--mode global-job x"), json!({"GlobalJob": {}}));
     }
 
     #[test]

@@ -1,23 +1,30 @@
 //! `skep service`.
 
 mod flags;
+mod lists;
 mod mount;
 mod progress;
 mod publish;
+mod rollout;
 mod security;
+mod values;
+
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
 
-use super::{filters, names, task_table, text};
+use super::{filter_pairs, filters, names, task_table, text};
 use crate::client::Client;
 use crate::output::human::short_id;
 use crate::output::table::Table;
 use flags::{CreateFlags, UpdateFlags};
 
 pub use progress::wait_until_converged;
+
+const POLL: Duration = Duration::from_millis(200);
 
 /// Make, change and look at services
 #[derive(Debug, Args)]
@@ -49,9 +56,24 @@ enum Action {
         #[arg(short, long)]
         detach: bool,
     },
+    /// Move tasks of services to where they have too few, each only once it runs there
+    Rebalance {
+        /// The services
+        #[arg(required_unless_present = "all")]
+        services: Vec<String>,
+        /// All replicated services
+        #[arg(long, conflicts_with = "services")]
+        all: bool,
+        /// Do not wait until they are even
+        #[arg(short, long)]
+        detach: bool,
+    },
     /// List services
     #[command(alias = "list")]
     Ls {
+        /// Only some, KEY=VALUE; may be repeated
+        #[arg(short, long)]
+        filter: Vec<String>,
         /// Print only ids
         #[arg(short, long)]
         quiet: bool,
@@ -61,6 +83,9 @@ enum Action {
         /// The services
         #[arg(required = true)]
         services: Vec<String>,
+        /// Only some, KEY=VALUE; may be repeated
+        #[arg(short, long)]
+        filter: Vec<String>,
         /// Print whole ids and errors
         #[arg(long)]
         no_trunc: bool,
@@ -111,20 +136,24 @@ pub async fn run(command: ServiceCommand, client: &Client) -> anyhow::Result<()>
             }
         }
         Action::Scale { services, detach } => scale(client, &services, detach).await?,
-        Action::Ls { quiet } => {
-            let services: Vec<Value> = client.get("/services?status=true").await?;
+        Action::Rebalance { services, all, detach } => rebalance(client, services, all, detach).await?,
+        Action::Ls { filter, quiet } => {
+            let query = filters(&filter_pairs(&filter)?);
+            let services: Vec<Value> = client.get(&format!("/services?status=true&filters={query}")).await?;
             if quiet {
                 services.iter().for_each(|s| println!("{}", text(&s["ID"])));
             } else {
                 service_table(&services).print();
             }
         }
-        Action::Ps { services, no_trunc, quiet } => {
+        Action::Ps { services, filter, no_trunc, quiet } => {
             let mut ids = Vec::new();
             for service in &services {
                 ids.push(text(&get(client, service).await?["ID"]));
             }
-            let tasks: Vec<Value> = client.get(&format!("/tasks?filters={}", filters(&[("service", &ids)]))).await?;
+            let mut wanted = filter_pairs(&filter)?;
+            wanted.push(("service".to_owned(), ids));
+            let tasks: Vec<Value> = client.get(&format!("/tasks?filters={}", filters(&wanted))).await?;
             if quiet {
                 tasks.iter().for_each(|t| println!("{}", text(&t["ID"])));
                 return Ok(());
@@ -145,6 +174,27 @@ pub async fn run(command: ServiceCommand, client: &Client) -> anyhow::Result<()>
                 client.call(Method::DELETE, &format!("/services/{service}"), None).await?;
                 println!("{service}");
             }
+        }
+    }
+    Ok(())
+}
+
+async fn rebalance(client: &Client, mut services: Vec<String>, all: bool, detach: bool) -> anyhow::Result<()> {
+    if all {
+        let found: Vec<Value> = client.get("/services").await?;
+        let replicated = found.iter().filter(|s| s["Spec"]["Mode"]["Replicated"].is_object());
+        services = replicated.map(|s| text(&s["Spec"]["Name"])).collect();
+    }
+    for service in &services {
+        client.call(Method::POST, &format!("/skep/services/{service}/rebalance"), None).await?;
+        println!("{service}");
+    }
+    if detach {
+        return Ok(());
+    }
+    for service in &services {
+        while get(client, service).await?["Spec"]["Labels"]["skep.rebalance"] == "once" {
+            tokio::time::sleep(POLL).await;
         }
     }
     Ok(())
@@ -178,12 +228,17 @@ async fn scale(client: &Client, arguments: &[String], detach: bool) -> anyhow::R
     let mut ids = Vec::new();
     for (service, count) in wanted {
         let found = get(client, service).await?;
-        ensure!(
-            found["Spec"]["Mode"]["Replicated"].is_object(),
-            "{service}: scale can only be used with replicated mode"
-        );
         let mut spec = found["Spec"].clone();
-        spec["Mode"]["Replicated"]["Replicas"] = json!(count);
+        let mode = &mut spec["Mode"];
+        ensure!(
+            mode["Replicated"].is_object() || mode["ReplicatedJob"].is_object(),
+            "{service}: scale can only be used with replicated or replicated-job mode"
+        );
+        if mode["ReplicatedJob"].is_object() {
+            mode["ReplicatedJob"]["TotalCompletions"] = json!(count);
+        } else {
+            mode["Replicated"]["Replicas"] = json!(count);
+        }
         let id = text(&found["ID"]);
         client.post(&format!("/services/{id}/update?version={}", found["Version"]["Index"]), &spec).await?;
         println!("{service} scaled to {count}");
@@ -203,19 +258,40 @@ pub fn service_table(services: &[Value]) -> Table {
     rows.sort_by_key(|s| text(&s["Spec"]["Name"]));
     let mut table = Table::new(&["ID", "NAME", "MODE", "REPLICAS", "IMAGE", "PORTS"]);
     for service in rows {
-        let mode = if service["Spec"]["Mode"]["Global"].is_object() { "global" } else { "replicated" };
-        let status = &service["ServiceStatus"];
         let image = text(&service["Spec"]["TaskTemplate"]["ContainerSpec"]["Image"]);
         table.row([
             short_id(&text(&service["ID"]), false),
             text(&service["Spec"]["Name"]),
-            mode.to_owned(),
-            format!("{}/{}", status["RunningTasks"], status["DesiredTasks"]),
+            mode_of(service).to_owned(),
+            replicas_of(service),
             image.split('@').next().unwrap_or_default().to_owned(),
             published_ports(service),
         ]);
     }
     table
+}
+
+/// The mode in Docker's words.
+fn mode_of(service: &Value) -> &'static str {
+    let modes = [("Global", "global"), ("ReplicatedJob", "replicated job"), ("GlobalJob", "global job")];
+    let is = |(key, _): &&(&str, &'static str)| service["Spec"]["Mode"][*key].is_object();
+    modes.iter().find(is).map_or("replicated", |(_, word)| word)
+}
+
+/// Tasks that run of those that are wanted; of a job also those that completed.
+fn replicas_of(service: &Value) -> String {
+    let status = &service["ServiceStatus"];
+    let count = |key: &str| status[key].as_u64().unwrap_or_default();
+    let (running, desired, completed) = (count("RunningTasks"), count("DesiredTasks"), count("CompletedTasks"));
+    let mode = &service["Spec"]["Mode"];
+    let mut shown = format!("{running}/{desired}");
+    if let Some(total) = mode["ReplicatedJob"]["TotalCompletions"].as_u64() {
+        shown += &format!(" ({completed}/{total} completed)");
+    } else if mode["GlobalJob"].is_object() {
+        shown += &format!(" ({completed}/{} completed)", completed + desired);
+    }
+    let most = service["Spec"]["TaskTemplate"]["Placement"]["MaxReplicas"].as_u64().unwrap_or_default();
+    if most > 0 { format!("{shown} (max {most} per node)") } else { shown }
 }
 
 fn published_ports(service: &Value) -> String {

@@ -23,9 +23,11 @@ struct Look {
     /// The text of a task that cannot go on.
     trouble: Option<String>,
     update: Option<String>,
+    is_job: bool,
 }
 
-/// Waits until as many tasks of the spec in force run as are wanted, and have run for five seconds.
+/// Waits until as many tasks of the spec in force run as are wanted, and have run for five seconds; for a job, until as
+/// many have completed.
 ///
 /// # Errors
 /// When the update was paused or rolled back: the service is then not what was asked for.
@@ -42,10 +44,11 @@ pub async fn wait_until_converged(client: &Client, service: &str) -> anyhow::Res
         bar.set_message(look.trouble.clone().unwrap_or_default());
         if bar.is_hidden() {
             let line = format!(
-                "{}: {}/{} tasks running {}",
+                "{}: {}/{} tasks {} {}",
                 look.name,
                 look.running,
                 look.wanted,
+                if look.is_job { "completed" } else { "running" },
                 look.trouble.clone().unwrap_or_default()
             );
             if line != told {
@@ -60,7 +63,9 @@ pub async fn wait_until_converged(client: &Client, service: &str) -> anyhow::Res
         let is_converged =
             look.running >= look.wanted && !matches!(look.update.as_deref(), Some("updating" | "rollback_started"));
         since = if is_converged { since.or_else(|| Some(Instant::now())) } else { None };
-        if since.is_some_and(|at| at.elapsed() >= STABLE) {
+        // What has completed stays so.
+        let stable = if look.is_job { Duration::ZERO } else { STABLE };
+        if since.is_some_and(|at| at.elapsed() >= stable) {
             bar.finish_and_clear();
             eprintln!("{}: converged", look.name);
             return Ok(());
@@ -74,17 +79,22 @@ async fn look(client: &Client, service: &str) -> anyhow::Result<Look> {
     let id = [text(&found["ID"])];
     let query = filters(&[("service", &id), ("_up-to-date", &["true".to_owned()])]);
     let tasks: Vec<Value> = client.get(&format!("/tasks?filters={query}")).await?;
-    let live: Vec<&Value> = tasks.iter().filter(|t| t["DesiredState"] == "running").collect();
-    let wanted = match found["Spec"]["Mode"]["Replicated"]["Replicas"].as_u64() {
-        Some(replicas) => usize::try_from(replicas)?,
+    let mode = &found["Spec"]["Mode"];
+    let is_job = mode["ReplicatedJob"].is_object() || mode["GlobalJob"].is_object();
+    let goal = if is_job { "complete" } else { "running" };
+    let live: Vec<&Value> = tasks.iter().filter(|t| t["DesiredState"] == goal).collect();
+    let counted = mode["Replicated"]["Replicas"].as_u64().or(mode["ReplicatedJob"]["TotalCompletions"].as_u64());
+    let wanted = match counted {
+        Some(count) => usize::try_from(count)?,
         None => live.len().max(1),
     };
     let error_of = |t: &&Value| t["Status"]["Err"].as_str().filter(|e| !e.is_empty()).map(str::to_owned);
     Ok(Look {
         name: text(&found["Spec"]["Name"]),
         wanted,
-        running: live.iter().filter(|t| t["Status"]["State"] == "running").count(),
+        running: live.iter().filter(|t| t["Status"]["State"] == goal).count(),
         trouble: live.iter().find_map(error_of),
         update: found["UpdateStatus"]["State"].as_str().map(str::to_owned),
+        is_job,
     })
 }

@@ -8,7 +8,7 @@ use skep_proto::model::service::{EndpointMode, FailureAction, UpdateConfig, Upda
 use skep_proto::model::task::{Limits, Placement, Reservations, Resources, RestartCondition, RestartPolicy};
 
 use crate::manifest::Problems;
-use crate::manifest::compose::decode::{bytes, duration, entries, pairs, parsed, text, texts, unknown_key};
+use crate::manifest::compose::decode::{bytes, duration, entries, items, pairs, parsed, text, texts, unknown_key};
 use crate::manifest::yaml::{Entry, Node};
 
 /// What the section says.
@@ -44,18 +44,21 @@ const KEYS: [&str; 9] = [
     "endpoint_mode",
 ];
 
+const MODES: [&str; 4] = ["replicated", "global", "replicated-job", "global-job"];
+
 /// Reads `deploy`.
 pub fn read(node: &Node, problems: &mut Problems) -> Deploy {
     let mut deploy = Deploy::default();
-    let (mut global, mut replicas) = (false, None);
+    let (mut mode, mut replicas) = ("replicated".to_owned(), None);
     for field in entries(node, "deploy", problems) {
         let value = &field.value;
         match field.key.as_str() {
-            "mode" => match text(value, "mode", problems).as_str() {
-                "replicated" => {}
-                "global" => global = true,
-                other => problems.add(value.place, format!("a service's mode is replicated or global, not {other:?}")),
-            },
+            "mode" => {
+                mode = text(value, "mode", problems);
+                if !MODES.contains(&mode.as_str()) {
+                    problems.add(value.place, format!("a service's mode is {}, not {mode:?}", MODES.join(", ")));
+                }
+            }
             "replicas" => {
                 replicas = Some((field.place, parsed::<u32>(value, "replicas", "a number", problems).unwrap_or(1)))
             }
@@ -73,14 +76,24 @@ pub fn read(node: &Node, problems: &mut Problems) -> Deploy {
             _ => unknown_key(field, "deploy", &KEYS, problems),
         }
     }
-    deploy.mode = match (global, replicas) {
-        (true, Some((place, _))) => {
-            problems.add(place, "a global service has one task a node: remove replicas");
-            None
+    let count = replicas.map(|(_, n)| u64::from(n));
+    deploy.mode = match mode.as_str() {
+        "global" | "global-job" => {
+            if let Some((place, _)) = replicas {
+                problems.add(place, format!("a {mode} service has one task a node: remove replicas"));
+            }
+            Some(if mode == "global" { ServiceMode::Global } else { ServiceMode::GlobalJob })
         }
-        (true, None) => Some(ServiceMode::Global),
-        (false, replicas) => replicas.map(|(_, n)| ServiceMode::Replicated { replicas: u64::from(n) }),
+        // Compose has no key for how many run at a time: all do.
+        "replicated-job" => {
+            let total = count.unwrap_or(1);
+            Some(ServiceMode::ReplicatedJob { max_concurrent: total, total_completions: total })
+        }
+        _ => count.map(|replicas| ServiceMode::Replicated { replicas }),
     };
+    if deploy.mode.is_some_and(ServiceMode::is_job) && (deploy.update.is_some() || deploy.rollback.is_some()) {
+        problems.add(node.place, "a job has no update_config and no rollback_config: it runs again when it changes");
+    }
     deploy
 }
 
@@ -154,15 +167,30 @@ fn placement(node: &Node, problems: &mut Problems) -> Placement {
     let mut placement = Placement::default();
     for field in entries(node, "placement", problems) {
         match field.key.as_str() {
+            "preferences" => placement.preferences = preferences(&field.value, problems),
             "constraints" => placement.constraints = texts(&field.value, "constraints", problems),
             "max_replicas_per_node" => {
                 placement.max_replicas =
                     parsed(&field.value, "max_replicas_per_node", "a number", problems).unwrap_or(0);
             }
-            _ => unknown_key(field, "placement", &["constraints", "max_replicas_per_node"], problems),
+            _ => unknown_key(field, "placement", &["constraints", "preferences", "max_replicas_per_node"], problems),
         }
     }
     placement
+}
+
+/// `- spread: node.labels.zone`, the outermost first.
+fn preferences(node: &Node, problems: &mut Problems) -> Vec<String> {
+    let mut preferences = Vec::new();
+    for item in items(node, "preferences", problems) {
+        for field in entries(item, "preferences", problems) {
+            match field.key.as_str() {
+                "spread" => preferences.push(text(&field.value, "spread", problems)),
+                _ => unknown_key(field, "preferences", &["spread"], problems),
+            }
+        }
+    }
+    preferences
 }
 
 fn update(node: &Node, what: &str, problems: &mut Problems) -> UpdateConfig {

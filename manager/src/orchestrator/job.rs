@@ -1,0 +1,120 @@
+//! Jobs: tasks that run to completion, once for each execution of the service.
+//!
+//! An *iteration* is one execution: the spec version that the service has in force. A new spec begins a new one, and what
+//! was left of the old one is removed. A place (a slot, or a node of a global job) is done when a task of the iteration
+//! completed there; a failed one is tried again as the restart policy says.
+
+use std::collections::BTreeMap;
+
+use skep_proto::model::{TaskState, Timestamp};
+
+use super::place::{self, Verdict};
+use super::replicated::start_ready;
+use super::{Creation, Homeless, Input, Start, desire, homeless, remove, takes_tasks};
+use crate::reconcile::{Env, Plan};
+use crate::scheduler::filter::fits_for_ever;
+use crate::store::{Change, Group, NodeRef, Reference, TaskRow};
+
+type Rows<'a> = Vec<(u32, &'a TaskRow)>;
+
+/// What a job with a number of completions lacks.
+pub(super) fn replicated(input: &Input<'_>, most_at_once: u64, completions: u64, env: &mut Env<'_>) -> Plan {
+    let mut plan = Plan::default();
+    let mut slots = places(input, &mut plan);
+    let wanted = u32::try_from(completions).unwrap_or(u32::MAX);
+    // A service that was told to complete less often.
+    for rows in slots.split_off(&wanted.saturating_add(1)).into_values() {
+        plan.groups.extend(rows.iter().filter_map(|(handle, row)| remove(*handle, row)).map(Group::of));
+    }
+    let (mut active, mut free) = (0, Vec::new());
+    for slot in 1..=wanted {
+        let rows = slots.remove(&slot).unwrap_or_default();
+        start_ready(input, &rows, env, &mut plan);
+        match judge(input, &rows, env.now) {
+            Verdict::Empty => free.push((slot, rows)),
+            Verdict::Lived(_) => active += 1,
+            Verdict::Replace { at, restarts } => {
+                active += 1;
+                let creation = Creation { slot, node: None, place: slot, start: start(at, env.now), restarts };
+                plan.groups.push(retire(&rows, input.create(creation, env)));
+            }
+            Verdict::Finished => {}
+        }
+    }
+    let room = usize::try_from(most_at_once.saturating_sub(active)).unwrap_or(usize::MAX);
+    for (slot, rows) in free.into_iter().take(room) {
+        let creation = Creation { slot, node: None, place: slot, start: Start::Now, restarts: Vec::new() };
+        plan.groups.push(retire(&rows, input.create(creation, env)));
+    }
+    plan
+}
+
+/// What a job that completes once on each node lacks.
+pub(super) fn global(input: &Input<'_>, env: &mut Env<'_>) -> Plan {
+    let mut plan = Plan::default();
+    let mut nodes = places(input, &mut plan);
+    for (node, record) in input.state.nodes().iter() {
+        let rows = nodes.remove(&node.handle()).unwrap_or_default();
+        start_ready(input, &rows, env, &mut plan);
+        let is_wanted = takes_tasks(record) && fits_for_ever(record, &input.service.spec.task.placement);
+        match judge(input, &rows, env.now) {
+            // A task on a node that is lost for a while may still complete there.
+            Verdict::Replace { .. } if is_lost(input, &rows) => {}
+            Verdict::Empty if is_wanted => plan.groups.push(on_node(input, node, &rows, Start::Now, Vec::new(), env)),
+            Verdict::Replace { at, restarts } if is_wanted => {
+                plan.groups.push(on_node(input, node, &rows, start(at, env.now), restarts, env));
+            }
+            Verdict::Replace { .. } => {
+                let stops = rows.iter().filter_map(|(handle, row)| desire(*handle, row, TaskState::Shutdown));
+                plan.groups.extend(stops.map(Group::of));
+            }
+            Verdict::Lived(_) | Verdict::Empty | Verdict::Finished => {}
+        }
+    }
+    plan
+}
+
+/// Tasks of the iteration in force, by place; older ones are told to go.
+fn places<'a>(input: &Input<'a>, plan: &mut Plan) -> BTreeMap<u32, Rows<'a>> {
+    let mut places: BTreeMap<u32, Rows<'a>> = BTreeMap::new();
+    for (handle, row) in input.state.rows_of_service(input.reference) {
+        if row.spec_version == input.service.spec_version {
+            places.entry(row.place()).or_default().push((handle, row));
+        } else {
+            plan.groups.extend(remove(handle, row).map(Group::of));
+        }
+    }
+    places
+}
+
+/// A completed task is never replaced, whatever the policy says.
+fn judge(input: &Input<'_>, rows: &[(u32, &TaskRow)], now: Timestamp) -> Verdict {
+    let is_done = rows.iter().any(|(_, row)| row.has_completed());
+    if is_done { Verdict::Finished } else { place::judge(input.state, rows, now) }
+}
+
+fn is_lost(input: &Input<'_>, rows: &[(u32, &TaskRow)]) -> bool {
+    rows.iter().any(|(_, row)| row.is_live() && homeless(input.state, row) == Some(Homeless::Lost))
+}
+
+fn start(at: Option<Timestamp>, now: Timestamp) -> Start {
+    at.filter(|at| *at > now).map_or(Start::Now, |at| Start::At(at.0))
+}
+
+fn on_node(
+    input: &Input<'_>,
+    node: NodeRef,
+    rows: &[(u32, &TaskRow)],
+    start: Start,
+    restarts: Vec<u64>,
+    env: &mut Env<'_>,
+) -> Group {
+    let creation = Creation { slot: 0, node: Some(node), place: node.handle(), start, restarts };
+    retire(rows, input.create(creation, env))
+}
+
+/// The earlier tasks of a place step back and a new one takes it, in one group.
+fn retire(rows: &[(u32, &TaskRow)], creation: Change) -> Group {
+    let old = rows.iter().filter_map(|(handle, row)| desire(*handle, row, TaskState::Shutdown));
+    old.chain([creation]).collect::<Vec<_>>().into()
+}
