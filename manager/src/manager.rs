@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use skep_api::ports::control::ClusterCounts;
 use skep_identity::{Clock, Connector};
-use skep_proto::model::{Cluster, ClusterId, Node, NodeId, NodeRole};
+use skep_proto::model::{Cluster, ClusterId, Node, NodeId};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -173,9 +173,14 @@ impl Manager {
             .add_service(RelayService(Arc::clone(&dispatcher)).into_server())
             .add_service(raft.service())
             .add_service(MembershipService::server(Arc::clone(&membership)));
-        let server = Server::new(routes, live.clone(), Arc::new(StoreRoles(Arc::clone(&store))));
+        let server = Server::new(
+            routes,
+            live.clone(),
+            Arc::new(StoreRoles { store: Arc::clone(&store), leader: raft.leader() }),
+        );
         parts.spawn(server.run(TcpAcceptor(listener), stop.clone()));
         parts.spawn(refuse_removed(Arc::clone(&store), live.revoked().clone(), stop.clone()));
+        parts.spawn(keep_settings(Arc::clone(&store), raft.clone(), stop.clone()));
         let leader =
             Leader { store: Arc::clone(&store), raft: raft.clone(), proposer: Arc::clone(&proposer), clock: now };
         parts.spawn(leader.run(stop.clone()));
@@ -262,13 +267,22 @@ impl Manager {
         tokio::time::timeout(patience, ready).await.map_err(|_| RaftError::Timeout(patience))
     }
 
-    /// Whether this node's own record says manager: false once it was removed or demoted.
-    pub fn is_member(&self) -> bool {
-        self.store
-            .view()
-            .nodes()
-            .get(self.node)
-            .is_some_and(|n| n.manager.is_some() || n.spec.role == NodeRole::Manager)
+    /// Its number in the Raft group.
+    pub fn raft_id(&self) -> u64 {
+        self.raft.id()
+    }
+
+    /// Tells the others that this manager is reached at `address`, when it leads and its record says otherwise: one that
+    /// does not lead asks the leader ([`membership::ask_to_join`]).
+    ///
+    /// # Errors
+    /// When the change is not committed.
+    pub async fn announce(&self, address: SocketAddr) -> Result<(), tonic::Status> {
+        let known = self.store.view().nodes().get(self.node).and_then(|node| node.manager).map(|m| m.address);
+        if !self.raft.is_leader() || known.is_none_or(|known| known == address) {
+            return Ok(());
+        }
+        self.membership.announce(self.node, address).await.map(drop)
     }
 
     /// Counts for `docker info`, of what this manager has; `None` while there is no leader.
@@ -317,6 +331,23 @@ impl Drop for Manager {
     }
 }
 
+/// Gives Raft what the cluster's record says of snapshots, until `stop`.
+async fn keep_settings(store: Arc<Store>, raft: Raft, stop: CancellationToken) {
+    let (mut state, mut watch) = store.view_and_watch();
+    loop {
+        if let Some(cluster) = state.cluster() {
+            raft.retention().set(cluster.spec.snapshot_interval, cluster.spec.keep_old_snapshots);
+        }
+        state = tokio::select! {
+            () = stop.cancelled() => return,
+            next = watch.next() => match next {
+                Some((state, _)) => state,
+                None => return,
+            },
+        };
+    }
+}
+
 /// What runs only while this manager leads.
 struct Leader {
     store: Arc<Store>,
@@ -353,7 +384,8 @@ impl Leader {
         self.plan(parts, allocator::Allocator, reign);
         self.plan(parts, scheduler::Scheduler::default(), reign);
         self.plan(parts, reaper::Reaper, reign);
-        parts.spawn(membership::role::run(Arc::clone(&self.store), self.raft.clone(), reign.clone()));
+        let (store, proposer) = (Arc::clone(&self.store), Arc::clone(&self.proposer));
+        parts.spawn(membership::role::run(store, self.raft.clone(), proposer, reign.clone()));
     }
 
     fn plan<P: Planner>(&self, parts: &mut JoinSet<()>, planner: P, reign: &CancellationToken) {

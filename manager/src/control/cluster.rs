@@ -48,6 +48,14 @@ fn check(spec: &ClusterSpec, old: &ClusterSpec) -> Result<(), ControlError> {
     if spec.annotations.name != old.annotations.name {
         return Err(ControlError::InvalidArgument(format!("swarm spec must be named {:?}", old.annotations.name)));
     }
+    check_settings(spec)
+}
+
+/// Checks what an operator may set of a cluster, when it is made and later (swarmkit, `validateClusterSpec`).
+///
+/// # Errors
+/// [`ControlError::InvalidArgument`] in swarmkit's words.
+pub fn check_settings(spec: &ClusterSpec) -> Result<(), ControlError> {
     if spec.autolock {
         return Err(ControlError::Unsupported("autolock".into()));
     }

@@ -34,6 +34,7 @@ use crate::membership::Membership;
 use crate::raft::{Raft, RaftError};
 use crate::store::{Change, Group, Outcome, State, Store};
 
+pub use cluster::check_settings;
 pub use refusal::from_proposal;
 
 /// How long a call waits for the other managers.

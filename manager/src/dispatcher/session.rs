@@ -204,14 +204,8 @@ impl AgentSession {
         index: u16,
         recheck: &Notify,
     ) -> Ended {
-        let cluster = self.reign.store.view().cluster();
-        let welcome = Welcome {
-            session: self.id,
-            heartbeat: self.reign.heartbeat(),
-            index,
-            data_path_port: cluster.map_or(DATA_PATH_PORT, |cluster| cluster.data_path_port),
-        };
-        if let Err(ended) = send(&self.reign, outbound, ManagerMessage::Welcome(welcome)).await {
+        let welcome = self.welcome(index);
+        if let Err(ended) = send(&self.reign, outbound, ManagerMessage::Welcome(welcome.clone())).await {
             return ended;
         }
         let mut writer = Writer {
@@ -219,6 +213,7 @@ impl AgentSession {
             outlook: Outlook::new(self.peer.node),
             managers: Vec::new(),
             role: self.peer.role,
+            welcome,
             recheck,
         };
         loop {
@@ -234,12 +229,23 @@ impl AgentSession {
     }
 }
 
+impl AgentSession {
+    fn welcome(&self, index: u16) -> Welcome {
+        let cluster = self.reign.store.view().cluster();
+        let heartbeat = self.reign.heartbeat();
+        self.reign.set_heartbeat(self.peer.node, self.id, heartbeat);
+        let data_path_port = cluster.map_or(DATA_PATH_PORT, |cluster| cluster.data_path_port);
+        Welcome { session: self.id, heartbeat, index, data_path_port }
+    }
+}
+
 /// What was told, and how the rest is.
 struct Writer<'a> {
     session: &'a AgentSession,
     outlook: Outlook,
     managers: Vec<ManagerPeer>,
     role: NodeRole,
+    welcome: Welcome,
     /// The node's record changed: it may say that the node is down.
     recheck: &'a Notify,
 }
@@ -256,6 +262,13 @@ impl Writer<'_> {
         if dirty.all || !dirty.nodes.is_empty() {
             self.tell_managers(outbound, &*view).await?;
             self.recheck.notify_one();
+        }
+        if dirty.cluster {
+            let welcome = self.session.welcome(self.welcome.index);
+            if welcome != self.welcome {
+                self.welcome = welcome.clone();
+                send(reign, outbound, ManagerMessage::Welcome(welcome)).await?;
+            }
         }
         if let Some(set) = self.outlook.step(&*view, &dirty, &following) {
             let gone: Vec<TaskId> = set

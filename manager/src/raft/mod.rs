@@ -29,6 +29,7 @@ pub mod seal;
 mod snapshot;
 pub mod types;
 
+pub use compact::Retention;
 pub use config::{Config, Timing};
 pub use facade::{Member, Raft, RaftError, StartError};
 pub use inspect::LogSummary;

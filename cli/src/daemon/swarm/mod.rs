@@ -5,6 +5,7 @@
 pub mod addresses;
 mod member;
 mod saved;
+mod seat;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -78,7 +79,7 @@ impl NodeSwarm {
         let Some(credentials) = self.disk().load()? else {
             anyhow::bail!("the node's certificate is missing: leave the cluster with --force and join again");
         };
-        let start = Start { saved, credentials, birth: None };
+        let start = Start { saved, credentials, birth: None, joins: false };
         self.enter(start).await
     }
 
@@ -140,6 +141,7 @@ impl NodeSwarm {
         if request.spec.autolock {
             return Err(ControlError::Unsupported("autolock".into()));
         }
+        skep_manager::control::check_settings(&request.spec)?;
         let found = self.addresses(&request.listen_addr, &request.advertise_addr, &request.data_path_addr)?;
         self.forget().map_err(|error| internal("clearing what an earlier cluster left", error))?;
         let id = ClusterId::random(&mut rand::rng());
@@ -150,7 +152,7 @@ impl NodeSwarm {
         let birth =
             Birth { cluster: cluster_record(id, &request, &made), node: node_record(node, &request, found.advertise) };
         let saved = Saved::new(found.listen, found.advertise, found.data_path, Some(1), vec![found.advertise]);
-        self.commit(Start { saved, credentials: made.credentials, birth: Some(birth) }).await?;
+        self.commit(Start { saved, credentials: made.credentials, birth: Some(birth), joins: false }).await?;
         Ok(node)
     }
 
@@ -163,10 +165,8 @@ impl NodeSwarm {
         let key = NodeKey::generate().map_err(|error| internal("making the node's key", error))?;
         let asked = IdentityRequest { token, availability: request.availability, key };
         let (credentials, manager) = self.ask(&managers, &asked).await?;
-        // Its number is asked for when it starts.
-        let is_manager = credentials.identity.role == NodeRole::Manager;
-        let saved = Saved::new(found.listen, found.advertise, found.data_path, is_manager.then_some(0), vec![manager]);
-        self.commit(Start { saved, credentials, birth: None }).await
+        let saved = Saved::new(found.listen, found.advertise, found.data_path, None, vec![manager]);
+        self.commit(Start { saved, credentials, birth: None, joins: true }).await
     }
 
     /// Asks one manager after the other for a certificate.
