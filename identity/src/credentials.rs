@@ -119,7 +119,15 @@ impl Credentials {
 
     /// Key and certificate chain as one PEM text. Secret.
     pub fn node_pem(&self) -> String {
-        self.key.to_pem() + &pem::encode_certificates(&self.chain)
+        self.key_pem() + &self.chain_pem()
+    }
+
+    pub(crate) fn key_pem(&self) -> String {
+        self.key.to_pem()
+    }
+
+    pub(crate) fn chain_pem(&self) -> String {
+        pem::encode_certificates(&self.chain)
     }
 
     /// The roots as PEM.

@@ -18,6 +18,7 @@ pub mod pem;
 pub mod renew;
 pub mod revoked;
 pub mod token;
+pub mod seal;
 mod verify;
 
 pub use clock::{Clock, SystemClock};
@@ -30,6 +31,7 @@ pub use live::LiveIdentity;
 pub use peer::Identity;
 pub use renew::Renewer;
 pub use revoked::Revoked;
+pub use seal::NodeSeal;
 pub use token::{JoinToken, RootDigest};
 pub use verify::Expect;
 

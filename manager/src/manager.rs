@@ -28,7 +28,8 @@ use crate::dispatcher::{self, Dispatcher, Leadership, Relay, Replicated, Streams
 use crate::membership::{self, Membership, MembershipService};
 use crate::raft::config::Config as RaftConfig;
 use crate::raft::disk::Folder;
-use crate::raft::keys::{DataKeys, KeyError};
+use crate::lock::Lock;
+use crate::raft::keys::{DataKeys, KeyError, UnlockKey};
 use crate::raft::proposer::Limits;
 use crate::raft::types::Peer;
 use crate::raft::{Proposer, Raft, RaftError, StartError};
@@ -58,6 +59,8 @@ pub struct Config {
     pub dir: PathBuf,
     /// Where other managers and agents reach it.
     pub advertise: SocketAddr,
+    /// The key that the operator gave to unlock it.
+    pub unlock: Option<UnlockKey>,
 }
 
 /// A manager cannot start.
@@ -77,6 +80,9 @@ pub enum ManagerError {
     /// The Raft member.
     #[error(transparent)]
     Raft(#[from] StartError),
+    /// Nothing to go on from.
+    #[error("this node holds no state of a cluster that it manages")]
+    NoState,
     /// No thread for Raft.
     #[error("cannot start the threads of raft")]
     Threads(#[source] std::io::Error),
@@ -107,6 +113,7 @@ pub struct Manager {
     control: Arc<Control>,
     membership: Arc<Membership>,
     node: NodeId,
+    seal: watch::Receiver<Option<[u8; 32]>>,
     stop: CancellationToken,
     parts: Mutex<JoinSet<()>>,
     runtime: Mutex<Option<tokio::runtime::Runtime>>,
@@ -134,7 +141,10 @@ impl Manager {
         let at = |source| ManagerError::Directory { dir: config.dir.clone(), source };
         std::fs::create_dir_all(&config.dir).map_err(at)?;
         let disk = Arc::new(Folder::open(&config.dir).map_err(at)?);
-        let sealer = DataKeys::open(&*disk, None)?.sealer();
+        let keys = DataKeys::open(&*disk, config.unlock.as_ref())?;
+        let sealer = keys.sealer();
+        let lock = Lock::new(keys, Arc::clone(&disk), config.unlock.clone());
+        let seal = lock.seal();
         let (replica, store) = Replica::new();
         let settings = RaftConfig::new(config.raft_id, config.cluster.0.to_be_bytes());
         let links = Arc::new(RaftLinks(connector.clone()));
@@ -167,6 +177,8 @@ impl Manager {
             Arc::new(Membership::new(Arc::clone(&store), raft.clone(), Arc::clone(&proposer), connector.clone()));
         let live = connector.live().clone();
         let authority = Arc::new(StoreCa::new(Arc::clone(&store), raft.clone(), Arc::clone(&proposer)));
+        // Before anybody is listened to.
+        live.revoked().replace(store.view().removed_nodes());
         let routes = Routes::new(CaService::new(authority, live.clone()).into_server())
             .add_service(SessionService(Arc::clone(&dispatcher)).into_server())
             .add_service(StreamService(streams.clone()).into_server())
@@ -180,6 +192,7 @@ impl Manager {
         );
         parts.spawn(server.run(TcpAcceptor(listener), stop.clone()));
         parts.spawn(refuse_removed(Arc::clone(&store), live.revoked().clone(), stop.clone()));
+        parts.spawn(lock.keep(Arc::clone(&store), raft.clone(), stop.clone()));
         parts.spawn(keep_settings(Arc::clone(&store), raft.clone(), stop.clone()));
         let leader =
             Leader { store: Arc::clone(&store), raft: raft.clone(), proposer: Arc::clone(&proposer), clock: now };
@@ -202,6 +215,7 @@ impl Manager {
             control,
             membership,
             node,
+            seal,
             stop,
             parts: Mutex::new(parts),
             runtime: Mutex::new(Some(runtime)),
@@ -265,6 +279,16 @@ impl Manager {
             }
         };
         tokio::time::timeout(patience, ready).await.map_err(|_| RaftError::Timeout(patience))
+    }
+
+    /// The key that unlocks this cluster's managers, while they are locked.
+    pub fn unlock_key(&self) -> Option<UnlockKey> {
+        self.store.view().cluster()?.unlock.as_ref()?.key.parse().ok()
+    }
+
+    /// The key that seals this node's TLS key on disk, while managers are locked.
+    pub fn seal(&self) -> Option<[u8; 32]> {
+        *self.seal.borrow()
     }
 
     /// Its number in the Raft group.

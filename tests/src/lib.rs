@@ -88,6 +88,11 @@ impl Lab {
         self.field(node, "address").as_str().expect("every node has an address").to_owned()
     }
 
+    /// The root folder of a node's daemon.
+    pub fn root(&self, node: &str) -> PathBuf {
+        self.dir.path().join(node).join("root")
+    }
+
     /// The lab's cgroup, below the root of each hierarchy.
     pub fn cgroup(&self) -> String {
         let text = std::fs::read(self.dir.path().join("lab.json")).expect("the lab has its file");
@@ -107,6 +112,21 @@ impl Lab {
     /// What it writes to its standard error.
     pub fn docker(&self, node: &str, arguments: &[&str]) -> anyhow::Result<String> {
         run(&mut self.docker_command(node, arguments))
+    }
+
+    /// The same, with a text on its standard input.
+    ///
+    /// # Errors
+    /// What it writes to its standard error.
+    pub fn docker_with_input(&self, node: &str, arguments: &[&str], input: &str) -> anyhow::Result<String> {
+        let mut command = self.docker_command(node, arguments);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        child.stdin.take().context("the input is a pipe")?.write_all(input.as_bytes())?;
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// The same, with all that the CLI says.

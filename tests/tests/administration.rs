@@ -120,3 +120,177 @@ fn a_change_of_role_goes_on_after_a_kill_at_any_time_and_a_node_leaves_and_is_re
     let last = refusal(&lab, "m1", &["swarm", "leave"]);
     assert!(last.contains("Removing the last manager erases all current state of the swarm."), "{last}");
 }
+
+#[test]
+#[ignore = "needs root"]
+fn what_swarm_update_sets_is_in_force_at_once() {
+    let lab = Lab::up(1, 1, &[]);
+    let settings = ["--task-history-limit", "1", "--dispatcher-heartbeat", "700ms", "--cert-expiry", "48h"];
+    let snapshots = ["--snapshot-interval", "40", "--max-snapshots", "2"];
+    lab.docker("m1", &[&["swarm", "update"], &settings[..], &snapshots[..]].concat()).unwrap();
+    let spec = info(&lab, "m1", "json .Swarm.Cluster.Spec").unwrap();
+    for part in [
+        r#""TaskHistoryRetentionLimit":1"#,
+        r#""SnapshotInterval":40,"KeepOldSnapshots":2"#,
+        r#""HeartbeatPeriod":700000000"#,
+        r#""NodeCertExpiry":172800000000000"#,
+    ] {
+        assert!(spec.contains(part), "{part} is not in {spec}");
+    }
+    for (arguments, words) in [
+        (["--cert-expiry", "10m"], "minimum certificate expiry time is: 1h0m0s"),
+        (["--external-ca", "protocol=cfssl,url=https://ca.example"], "not supported by skep"),
+        (["--dispatcher-heartbeat", "1ms"], "heartbeat"),
+    ] {
+        let refused = refusal(&lab, "m1", &[&["swarm", "update"], &arguments[..]].concat());
+        assert!(refused.contains(words), "{refused}");
+    }
+    for n in 0..220 {
+        let made = lab.skep("m1", &["network", "create", "--driver", "overlay", &format!("n{n}")]);
+        if let Err(error) = made {
+            panic!("{error}");
+        }
+    }
+    eventually("two older snapshots stay besides the newest", || {
+        let folder = std::fs::read_dir(lab.root("m1").join("raft"))?;
+        let count = folder.filter(|f| f.as_ref().is_ok_and(|f| f.path().extension() == Some("snapshot".as_ref()))).count();
+        ensure!(count == 3, "{count} snapshots");
+        Ok(())
+    });
+    lab.docker("m1", &["service", "create", "-d", "--name", "web", "--replicas", "2", IMAGE]).unwrap();
+    lab.wait_for_running("m1", "web", 2);
+    for _ in 0..2 {
+        lab.docker("m1", &["service", "update", "--force", "--detach=false", "--quiet", "web"]).unwrap();
+    }
+    eventually("each slot keeps one task", || {
+        let tasks = lab.docker("m1", &["service", "ps", "-q", "web"])?;
+        ensure!(tasks.lines().count() == 2, "{tasks}");
+        Ok(())
+    });
+    assert_eq!(manager_status(&lab, "m1", "w1").unwrap(), "Ready=");
+}
+
+fn key_in(text: &str) -> String {
+    let word = text.split_whitespace().find(|word| word.starts_with("SWMKEY-1-"));
+    word.unwrap_or_else(|| panic!("no key in {text}")).to_owned()
+}
+
+fn restart(lab: &Lab, node: &str) {
+    lab.lab(&["kill", node]).unwrap();
+    lab.lab(&["start", node]).unwrap();
+}
+
+/// `docker swarm unlock` reads the key from its standard input.
+fn unlock(lab: &Lab, node: &str, key: &str) -> anyhow::Result<String> {
+    lab.docker_with_input(node, &["swarm", "unlock"], &format!("{key}\n"))
+}
+
+fn is_locked_on_disk(lab: &Lab, node: &str) -> anyhow::Result<bool> {
+    let keys = std::fs::read_to_string(lab.root(node).join("raft").join("keys"))?;
+    let own = std::fs::read_to_string(lab.root(node).join("ca").join("node.pem"))?;
+    let (wrapped, sealed) = (!keys.contains(" plain "), !own.contains("PRIVATE KEY"));
+    ensure!(wrapped == sealed, "keys wrapped: {wrapped}, node key sealed: {sealed}");
+    Ok(wrapped)
+}
+
+fn wait_for_lock(lab: &Lab, node: &str, wanted: bool) {
+    eventually(&format!("{node} is locked on disk: {wanted}"), || {
+        ensure!(is_locked_on_disk(lab, node)? == wanted);
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_locked_manager_needs_its_key_after_a_restart_and_its_containers_do_not() {
+    let lab = Lab::up(2, 1, &[]);
+    lab.docker("m1", &["service", "create", "-d", "--name", "web", "--mode", "global", IMAGE]).unwrap();
+    lab.wait_for_running("m1", "web", 3);
+    let pids = host::pids_of(&lab.cgroup(), "m2");
+    assert!(unlock(&lab, "m1", "SWMKEY-1-x").unwrap_err().to_string().contains("swarm is not locked"));
+    let first = key_in(&lab.docker("m1", &["swarm", "update", "--autolock"]).unwrap());
+    assert_eq!(first, lab.docker("m2", &["swarm", "unlock-key", "-q"]).unwrap().trim());
+    wait_for_lock(&lab, "m1", true);
+    wait_for_lock(&lab, "m2", true);
+
+    restart(&lab, "m2");
+    assert_eq!(info(&lab, "m2", ".Swarm.LocalNodeState").unwrap(), "locked");
+    let refused = refusal(&lab, "m2", &["node", "ls"]);
+    assert!(refused.contains("Swarm is encrypted and needs to be unlocked before it can be used."), "{refused}");
+    let refused = refusal(&lab, "m2", &["swarm", "leave"]);
+    assert!(refused.contains("Swarm is encrypted and locked."), "{refused}");
+    let other = "SWMKEY-1-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+    let refused = unlock(&lab, "m2", other).unwrap_err().to_string();
+    assert!(refused.contains("swarm could not be unlocked: invalid key provided"), "{refused}");
+    assert_eq!(host::pids_of(&lab.cgroup(), "m2"), pids, "its containers go on");
+    unlock(&lab, "m2", &first).unwrap();
+    wait_for_status(&lab, "m2", "m2", MANAGES);
+
+    let second = lab.docker("m2", &["swarm", "unlock-key", "--rotate", "-q"]).unwrap().trim().to_owned();
+    assert_ne!(first, second);
+    // A promoted node is locked as well, with the key of now.
+    lab.docker("m2", &["node", "promote", "w1"]).unwrap();
+    wait_for_status(&lab, "m2", "w1", MANAGES);
+    wait_for_lock(&lab, "w1", true);
+    eventually("the new key is the one in force", || {
+        restart(&lab, "w1");
+        unlock(&lab, "w1", &second).map(drop)
+    });
+    wait_for_status(&lab, "m2", "w1", MANAGES);
+    // A demoted one is not: a worker has nothing to lock.
+    lab.docker("m2", &["node", "demote", "w1"]).unwrap();
+    wait_for_status(&lab, "m2", "w1", &["Ready="]);
+    eventually("the worker's raft folder is gone", || {
+        ensure!(!lab.root("w1").join("raft").exists());
+        Ok(())
+    });
+    restart(&lab, "w1");
+    wait_for_status(&lab, "m2", "w1", &["Ready="]);
+
+    lab.docker("m1", &["swarm", "update", "--autolock=false"]).unwrap();
+    wait_for_lock(&lab, "m1", false);
+    wait_for_lock(&lab, "m2", false);
+    restart(&lab, "m1");
+    wait_for_status(&lab, "m2", "m1", MANAGES);
+    assert_eq!(lab.running("m2", "web").len(), 3);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_manager_that_lost_the_others_goes_on_alone_and_refuses_them() {
+    let lab = Lab::up(3, 1, &[]);
+    lab.docker("m1", &["service", "create", "-d", "--name", "web", "--mode", "global", IMAGE]).unwrap();
+    lab.wait_for_running("m1", "web", 4);
+    let pids = || (host::pids_of(&lab.cgroup(), "m1"), host::pids_of(&lab.cgroup(), "w1"));
+    let before = pids();
+    lab.lab(&["kill", "m2"]).unwrap();
+    lab.lab(&["kill", "m3"]).unwrap();
+    eventually("the majority is lost", || {
+        let refused = refusal(&lab, "m1", &["node", "ls"]);
+        ensure!(refused.contains("does not have a leader"), "{refused}");
+        Ok(())
+    });
+    let said = lab.skep("m1", &["swarm", "init", "--force-new-cluster"]).unwrap();
+    let (m2, m3) = (lab.address("m2"), lab.address("m3"));
+    assert!(said.contains(&m2) && said.contains(&m3), "it does not say what is dropped: {said}");
+    wait_for_status(&lab, "m1", "m1", &["Ready=Leader"]);
+    wait_for_status(&lab, "m1", "w1", &["Ready="]);
+    let nodes = lab.docker("m1", &["node", "ls", "-q"]).unwrap();
+    assert_eq!(nodes.lines().count(), 2, "{nodes}");
+    lab.docker("m1", &["service", "update", "-d", "--label-add", "alone=1", "web"]).unwrap();
+    lab.wait_for_running("m1", "web", 2);
+    assert_eq!(pids(), before, "no container was touched");
+    assert_eq!(lab.running("w1", "web").len(), 0, "a worker does not answer for the cluster");
+
+    // One that was dropped is refused, and comes back as any other node does.
+    lab.lab(&["start", "m2"]).unwrap();
+    lab.docker("m2", &["swarm", "leave", "--force"]).unwrap();
+    let token = lab.docker("m1", &["swarm", "join-token", "-q", "manager"]).unwrap();
+    let remote = format!("{}:2377", lab.address("m1"));
+    lab.docker("m2", &["swarm", "join", "--token", token.trim(), &remote]).unwrap();
+    wait_for_status(&lab, "m1", "m2", MANAGES);
+    lab.wait_for_running("m1", "web", 3);
+    // And the next restart finds what was made.
+    restart(&lab, "m1");
+    wait_for_status(&lab, "m2", "m1", MANAGES);
+}

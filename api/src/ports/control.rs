@@ -380,6 +380,12 @@ pub enum ControlError {
         "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker swarm unlock\" to unlock it."
     )]
     Locked,
+    /// Nothing is locked here.
+    #[error("swarm is not locked")]
+    NotLocked,
+    /// The unlock key is not the one that this manager was locked with.
+    #[error("swarm could not be unlocked: invalid key provided")]
+    WrongUnlockKey,
     /// There is no leader, or this manager cannot reach it.
     #[error(
         "rpc error: code = Unknown desc = The swarm does not have a leader. It's possible that too few managers are online. Make sure more than half of the managers are online."

@@ -20,6 +20,7 @@ mod node;
 mod service;
 mod stack;
 mod swarm;
+mod swarm_settings;
 mod system;
 mod volume;
 

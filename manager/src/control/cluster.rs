@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use skep_api::ports::control::{ControlError, Rotations};
+use skep_proto::model::cluster::Unlock;
 use skep_proto::model::{Cluster, ClusterSpec, NodeRole, Version};
 
 use super::Control;
 use crate::ca;
+use crate::raft::keys::UnlockKey;
 use crate::store::Change;
 
 /// Shortest life of a certificate (swarmkit): below it nodes could not renew in time.
@@ -18,6 +20,10 @@ impl Control {
         self.read().await?.cluster().cloned().ok_or(ControlError::NotInSwarm)
     }
 
+    pub(super) async fn get_unlock_key(&self) -> Result<String, ControlError> {
+        Ok(self.get_cluster().await?.unlock.as_ref().map(|unlock| unlock.key.clone()).unwrap_or_default())
+    }
+
     pub(super) async fn change_cluster(
         &self,
         at: Version,
@@ -26,9 +32,11 @@ impl Control {
     ) -> Result<(), ControlError> {
         let mut cluster = (*self.get_cluster().await?).clone();
         check(&spec, &cluster.spec)?;
-        if rotate.unlock_key {
-            return Err(ControlError::Unsupported("rotating the unlock key".into()));
-        }
+        cluster.unlock = match (spec.autolock, cluster.unlock) {
+            (true, Some(unlock)) if !rotate.unlock_key => Some(unlock),
+            (true, _) => Some(new_unlock_key()),
+            (false, _) => None,
+        };
         for (asked, role) in [(rotate.worker_token, NodeRole::Worker), (rotate.manager_token, NodeRole::Manager)] {
             if asked {
                 let made = ca::rotate_token(&mut cluster.join_tokens, role, &cluster.root_ca, &mut rand::rng());
@@ -44,6 +52,11 @@ impl Control {
     }
 }
 
+/// A key that unlocks managers.
+pub fn new_unlock_key() -> Unlock {
+    Unlock { key: UnlockKey::random().reveal() }
+}
+
 fn check(spec: &ClusterSpec, old: &ClusterSpec) -> Result<(), ControlError> {
     if spec.annotations.name != old.annotations.name {
         return Err(ControlError::InvalidArgument(format!("swarm spec must be named {:?}", old.annotations.name)));
@@ -56,9 +69,6 @@ fn check(spec: &ClusterSpec, old: &ClusterSpec) -> Result<(), ControlError> {
 /// # Errors
 /// [`ControlError::InvalidArgument`] in swarmkit's words.
 pub fn check_settings(spec: &ClusterSpec) -> Result<(), ControlError> {
-    if spec.autolock {
-        return Err(ControlError::Unsupported("autolock".into()));
-    }
     if spec.cert_expiry < SHORTEST_EXPIRY {
         return Err(ControlError::InvalidArgument("minimum certificate expiry time is: 1h0m0s".into()));
     }

@@ -307,6 +307,7 @@ pub(crate) fn cluster() -> Cluster {
         subnet_size: 24,
         data_path_port: 4789,
         format: 1,
+        unlock: None,
     }
 }
 

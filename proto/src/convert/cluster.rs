@@ -1,11 +1,12 @@
 //! The cluster.
 
 use super::field::record;
-use crate::model::cluster::{JoinTokens, RootCa};
+use crate::model::cluster::{JoinTokens, RootCa, Unlock};
 use crate::model::{Cluster, ClusterSpec};
 use crate::wire::objects as wire;
 
-record!(Cluster { id, meta, spec, root_ca, join_tokens, address_pools, subnet_size, data_path_port, format });
+record!(Cluster { id, meta, spec, root_ca, join_tokens, address_pools, subnet_size, data_path_port, format, unlock });
+record!(Unlock { key });
 record!(ClusterSpec {
     annotations,
     task_history,

@@ -71,6 +71,21 @@ pub struct Cluster {
     pub data_path_port: u16,
     /// Lowest format level that every manager understands.
     pub format: u8,
+    /// The key that unlocks managers, while they are locked.
+    pub unlock: Option<Unlock>,
+}
+
+/// The key that unlocks managers.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Unlock {
+    /// `SWMKEY-1-…`. Sealed with the log; `Debug` prints nothing.
+    pub key: String,
+}
+
+impl fmt::Debug for Unlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Unlock(…)")
+    }
 }
 
 /// The cluster's certificate authority.

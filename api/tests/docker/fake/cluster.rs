@@ -179,6 +179,7 @@ impl World {
                 subnet_size: 24,
                 data_path_port: 4789,
                 format: 1,
+                unlock: None,
             });
         }
         let annotations = Annotations { name: "ingress".into(), ..Annotations::default() };

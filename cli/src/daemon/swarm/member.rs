@@ -12,6 +12,7 @@ use skep_agent::session::SessionStatus;
 use skep_agent::session::grpc::Grpc;
 use skep_api::ports::control::{ControlError, LocalState, SwarmStatus};
 use skep_identity::{Clock, Connector, Credentials, Disk, LiveIdentity, Renewer, Revoked, TcpDialer};
+use skep_manager::raft::keys::UnlockKey;
 use skep_manager::{Birth, Manager};
 use skep_proto::model::{NodeId, NodeRole};
 use tokio::sync::watch;
@@ -34,6 +35,8 @@ pub struct Start {
     pub birth: Option<Birth>,
     /// The node enters the cluster now: as a manager it is there only once the others have taken it in.
     pub joins: bool,
+    /// The unlock key that the operator gave.
+    pub unlock: Option<UnlockKey>,
 }
 
 /// This node in a cluster.
@@ -52,15 +55,16 @@ impl Member {
     pub async fn start(
         config: &Config,
         services: &Arc<NodeServices>,
+        disk: Disk,
         clock: Arc<dyn Clock>,
         start: Start,
     ) -> anyhow::Result<Self> {
-        let Start { saved, credentials, birth, joins } = start;
+        let Start { saved, credentials, birth, joins, unlock } = start;
         let identity = credentials.identity;
         let live = LiveIdentity::new(credentials, Revoked::default(), Arc::clone(&clock));
         let connector = Connector::new(live, Arc::new(TcpDialer));
-        let seat = Arc::new(Seat::new(&config.root, connector.clone(), Arc::clone(&clock), saved));
-        seat.resume(birth).await?;
+        let seat = Arc::new(Seat::new(&config.root, connector.clone(), disk.clone(), Arc::clone(&clock), saved));
+        seat.resume(birth, unlock).await?;
         if joins && identity.role == NodeRole::Manager {
             seat.take(&seat.saved().managers).await?;
             let manager = seat.manager().context("the manager has started")?;
@@ -73,7 +77,7 @@ impl Member {
         let agent = start_agent(config, services, &connector, clock, identity.node, &saved, stop.child_token())?;
         let session = agent.status();
         let mut parts = JoinSet::new();
-        parts.spawn(renew(connector, Disk::new(config.root.join("ca")), session.clone(), stop.clone()));
+        parts.spawn(renew(connector, disk, session.clone(), stop.clone()));
         parts.spawn(Arc::clone(&seat).keep(session.clone(), stop.clone()));
         Ok(Self {
             node: identity.node,

@@ -10,6 +10,8 @@
 //! | manager | no number | ask for one, note it, start |
 //! | manager | a number | start with it |
 //! | worker | a number | stop, forget the number, remove the Raft folder |
+//!
+//! While managers are locked, the seat also keeps the node's TLS key sealed.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -19,7 +21,8 @@ use std::time::Duration;
 use anyhow::Context;
 use arc_swap::ArcSwapOption;
 use skep_agent::session::SessionStatus;
-use skep_identity::{Clock, Connector};
+use skep_identity::{Clock, Connector, Disk, NodeSeal};
+use skep_manager::raft::keys::UnlockKey;
 use skep_manager::{Birth, Config as ManagerConfig, Manager, membership};
 use skep_proto::model::NodeRole;
 use tokio::net::TcpListener;
@@ -35,6 +38,7 @@ const SWEEP: Duration = Duration::from_secs(1);
 pub struct Seat {
     root: PathBuf,
     connector: Connector,
+    disk: Disk,
     clock: Arc<dyn Clock>,
     saved: Mutex<Saved>,
     manager: ArcSwapOption<Manager>,
@@ -42,8 +46,9 @@ pub struct Seat {
 
 impl Seat {
     /// A seat that nobody has taken yet.
-    pub fn new(root: &Path, connector: Connector, clock: Arc<dyn Clock>, saved: Saved) -> Self {
-        Self { root: root.to_owned(), connector, clock, saved: Mutex::new(saved), manager: ArcSwapOption::empty() }
+    pub fn new(root: &Path, connector: Connector, disk: Disk, clock: Arc<dyn Clock>, saved: Saved) -> Self {
+        let (saved, manager) = (Mutex::new(saved), ArcSwapOption::empty());
+        Self { root: root.to_owned(), connector, disk, clock, saved, manager }
     }
 
     /// The manager, while this node is one.
@@ -73,9 +78,9 @@ impl Seat {
 
     /// Takes a seat that this node had before, or the first one of a new cluster. One that was lost while the node was
     /// down is given up.
-    pub async fn resume(&self, birth: Option<Birth>) -> anyhow::Result<()> {
+    pub async fn resume(&self, birth: Option<Birth>, unlock: Option<UnlockKey>) -> anyhow::Result<()> {
         match (self.is_manager_by_certificate(), self.saved().raft_id) {
-            (true, Some(number)) => self.start(number, birth).await,
+            (true, Some(number)) => self.start(number, birth, unlock).await,
             (false, Some(_)) => self.give_up(&[]).await,
             (true | false, None) => Ok(()),
         }
@@ -91,7 +96,7 @@ impl Seat {
         // What an earlier seat left is of another number.
         remove_dir(&self.root.join("raft"))?;
         self.remember(|saved| saved.raft_id = Some(number))?;
-        self.start(number, None).await
+        self.start(number, None, None).await
     }
 
     async fn ask_for_number(&self, managers: &[SocketAddr]) -> anyhow::Result<u64> {
@@ -106,7 +111,7 @@ impl Seat {
         Err(refusal)
     }
 
-    async fn start(&self, number: u64, birth: Option<Birth>) -> anyhow::Result<()> {
+    async fn start(&self, number: u64, birth: Option<Birth>, unlock: Option<UnlockKey>) -> anyhow::Result<()> {
         let Saved { listen, advertise, .. } = self.saved();
         let identity = self.connector.live().identity();
         let listener = TcpListener::bind(listen).await;
@@ -117,6 +122,7 @@ impl Seat {
             raft_id: number,
             dir: self.root.join("raft"),
             advertise,
+            unlock,
         };
         let clock = Arc::clone(&self.clock);
         let manager = Manager::start(settings, listener, self.connector.clone(), clock, birth).await?;
@@ -179,6 +185,8 @@ impl Seat {
                 self.give_up(&others()).await
             }
             (true, Some(manager)) => {
+                let seal = manager.seal().map(NodeSeal::new);
+                self.disk.set_seal(seal, &self.connector.live().current())?;
                 manager.announce(own.1).await.map_err(|status| anyhow::anyhow!("{}", status.message().to_owned()))?;
                 let is_listed = session.managers.iter().any(|m| (m.node, m.address) == own);
                 if session.manager.is_none() || is_listed {
@@ -199,7 +207,8 @@ impl Seat {
     }
 }
 
-fn remove_dir(path: &Path) -> anyhow::Result<()> {
+/// Removes a folder, which need not exist.
+pub fn remove_dir(path: &Path) -> anyhow::Result<()> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("removing {}", path.display()))
