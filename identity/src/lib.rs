@@ -17,8 +17,8 @@ pub mod peer;
 pub mod pem;
 pub mod renew;
 pub mod revoked;
-pub mod token;
 pub mod seal;
+pub mod token;
 mod verify;
 
 pub use clock::{Clock, SystemClock};

@@ -25,10 +25,10 @@ use crate::ca::over_store::{StoreCa, StoreRoles, refuse_removed};
 use crate::control::{Control, Parts, Propose, ProposeError};
 use crate::dispatcher::grpc::{RelayService, SessionService, StreamService};
 use crate::dispatcher::{self, Dispatcher, Leadership, Relay, Replicated, Streams};
+use crate::lock::Lock;
 use crate::membership::{self, Membership, MembershipService};
 use crate::raft::config::Config as RaftConfig;
 use crate::raft::disk::Folder;
-use crate::lock::Lock;
 use crate::raft::keys::{DataKeys, KeyError, UnlockKey};
 use crate::raft::proposer::Limits;
 use crate::raft::types::Peer;
@@ -291,6 +291,11 @@ impl Manager {
         *self.seal.borrow()
     }
 
+    /// Whether it leads, or hears from the manager that does.
+    pub fn has_leader(&self) -> bool {
+        self.raft.leader().borrow().is_some()
+    }
+
     /// Its number in the Raft group.
     pub fn raft_id(&self) -> u64 {
         self.raft.id()
@@ -408,6 +413,7 @@ impl Leader {
         self.plan(parts, allocator::Allocator, reign);
         self.plan(parts, scheduler::Scheduler::default(), reign);
         self.plan(parts, reaper::Reaper, reign);
+        self.plan(parts, crate::ca::rotation::Rotation, reign);
         let (store, proposer) = (Arc::clone(&self.store), Arc::clone(&self.proposer));
         parts.spawn(membership::role::run(store, self.raft.clone(), proposer, reign.clone()));
     }

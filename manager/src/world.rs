@@ -63,6 +63,7 @@ impl World {
             data_path_port: 4789,
             format: 1,
             unlock: None,
+            rotation: None,
         };
         world.apply(Change::create(&cluster));
         world

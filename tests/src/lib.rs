@@ -100,6 +100,20 @@ impl Lab {
         format!("skep-lab-{}", state["id"].as_str().expect("a lab has an id"))
     }
 
+    /// Gives a node whose daemon is down another address; its daemon is told at its next start.
+    pub fn move_node(&mut self, node: &str, address: &str) {
+        let old = self.address(node);
+        self.lab(&["exec", node, "--", "ip", "address", "del", &format!("{old}/24"), "dev", "eth0"])
+            .expect("the node gives its address up");
+        self.lab(&["exec", node, "--", "ip", "address", "add", &format!("{address}/24"), "dev", "eth0"])
+            .expect("the node takes another address");
+        let file = self.dir.path().join("lab.json");
+        let text = std::fs::read_to_string(&file).expect("the lab has its file");
+        std::fs::write(&file, text.replace(&format!("\"{old}\""), &format!("\"{address}\"")))
+            .expect("the file is ours");
+        self.refresh();
+    }
+
     /// The pid of a node's daemon.
     pub fn pid(&mut self, node: &str) -> u64 {
         self.refresh();

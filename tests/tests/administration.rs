@@ -153,7 +153,8 @@ fn what_swarm_update_sets_is_in_force_at_once() {
     }
     eventually("two older snapshots stay besides the newest", || {
         let folder = std::fs::read_dir(lab.root("m1").join("raft"))?;
-        let count = folder.filter(|f| f.as_ref().is_ok_and(|f| f.path().extension() == Some("snapshot".as_ref()))).count();
+        let count =
+            folder.filter(|f| f.as_ref().is_ok_and(|f| f.path().extension() == Some("snapshot".as_ref()))).count();
         ensure!(count == 3, "{count} snapshots");
         Ok(())
     });
@@ -293,4 +294,150 @@ fn a_manager_that_lost_the_others_goes_on_alone_and_refuses_them() {
     // And the next restart finds what was made.
     restart(&lab, "m1");
     wait_for_status(&lab, "m2", "m1", MANAGES);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_new_root_reaches_every_node_also_one_that_was_down_and_nothing_is_cut() {
+    let lab = Lab::up(2, 2, &[]);
+    let create = ["service", "create", "-d", "--name", "web", "--mode", "global", "-p", "8080:80", IMAGE];
+    lab.docker("m1", &create).unwrap();
+    lab.wait_for_running("m1", "web", 4);
+    let before = lab.running("m1", "web");
+    let root = || lab.docker("m2", &["swarm", "ca"]).unwrap();
+    let token = || lab.docker("m1", &["swarm", "join-token", "-q", "worker"]).unwrap().trim().to_owned();
+    let (old_root, old_token) = (root(), token());
+
+    // The client waits until every node has followed.
+    lab.docker("m1", &["swarm", "ca", "--rotate", "--quiet"]).unwrap();
+    assert_ne!(root(), old_root);
+    assert_ne!(token(), old_token);
+    assert_eq!(lab.running("m1", "web"), before);
+
+    // A node that is down is waited for.
+    lab.lab(&["kill", "w2"]).unwrap();
+    let (second_root, second_token) = (root(), token());
+    lab.docker("m2", &["swarm", "ca", "--rotate", "--detach"]).unwrap();
+    let in_progress = || info(&lab, "m1", ".Swarm.Cluster.RootRotationInProgress").unwrap();
+    assert_eq!(in_progress(), "true");
+    wait_for_status(&lab, "m1", "w2", &["Down="]);
+    assert_eq!((in_progress().as_str(), root(), token()), ("true", second_root.clone(), second_token.clone()));
+    // Restarts in the middle of it, and a node that joins.
+    restart(&lab, "m1");
+    wait_for_status(&lab, "m2", "m1", MANAGES);
+    lab.docker("w1", &["swarm", "leave"]).unwrap();
+    let remote = format!("{}:2377", lab.address("m2"));
+    lab.docker("w1", &["swarm", "join", "--token", &second_token, &remote]).unwrap();
+    lab.lab(&["start", "w2"]).unwrap();
+    eventually("the left node is down", || {
+        lab.docker("m1", &["node", "rm", "w1"]).map(drop).or_else(|error| {
+            // Two nodes have its name: the one that left goes by its id.
+            let listed = lab.docker("m1", &["node", "ls", "--format", "{{.ID}} {{.Hostname}} {{.Status}}"])?;
+            let left = listed
+                .lines()
+                .find(|l| l.ends_with("w1 Down"))
+                .context(error)?
+                .split(' ')
+                .next()
+                .unwrap_or_default()
+                .to_owned();
+            lab.docker("m1", &["node", "rm", &left]).map(drop)
+        })
+    });
+    eventually("every node has followed", || {
+        ensure!(in_progress() == "false");
+        Ok(())
+    });
+    assert_ne!((root(), token()), (second_root, second_token));
+    lab.wait_for_running("m1", "web", 4);
+    lab.http("w2", 8080, "/health").unwrap();
+    // What was made with the new root alone holds after restarts.
+    restart(&lab, "m2");
+    restart(&lab, "w2");
+    wait_for_status(&lab, "m1", "m2", MANAGES);
+    wait_for_status(&lab, "m1", "w2", &["Ready="]);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_manager_that_changed_its_address_is_found_again() {
+    let mut lab = Lab::up(3, 1, &[]);
+    lab.docker("m1", &["service", "create", "-d", "--name", "web", "--mode", "global", IMAGE]).unwrap();
+    lab.wait_for_running("m1", "web", 4);
+    let before = lab.running("m1", "web");
+    // Each in turn, the leader among them.
+    for (n, node) in ["m1", "m2", "m3"].into_iter().enumerate() {
+        let other = if node == "m1" { "m3" } else { "m1" };
+        lab.lab(&["kill", node]).unwrap();
+        let old = lab.address(node);
+        let new = format!("{}.{}", old.rsplit_once('.').unwrap().0, 200 + n);
+        lab.move_node(node, &new);
+        lab.lab(&["start", node]).unwrap();
+        wait_for_status(&lab, other, node, MANAGES);
+        eventually("the others know the new address", || {
+            let shown = lab.docker(other, &["node", "inspect", "--format", "{{.ManagerStatus.Addr}}", node])?;
+            ensure!(shown.trim() == format!("{new}:2377"), "{shown}");
+            Ok(())
+        });
+        eventually("it answers", || lab.docker(node, &["node", "ls"]).map(drop));
+    }
+    assert_eq!(lab.running("m2", "web"), before, "no task was restarted");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn the_only_manager_may_change_its_address() {
+    let mut lab = Lab::up(1, 0, &[]);
+    lab.lab(&["kill", "m1"]).unwrap();
+    let new = format!("{}.200", lab.address("m1").rsplit_once('.').unwrap().0);
+    lab.move_node("m1", &new);
+    lab.lab(&["start", "m1"]).unwrap();
+    wait_for_status(&lab, "m1", "m1", &["Ready=Leader"]);
+    eventually("tokens are shown with the new address", || {
+        let shown = lab.docker("m1", &["swarm", "join-token", "worker"])?;
+        ensure!(shown.contains(&new), "{shown}");
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_backup_makes_the_same_cluster_on_a_fresh_root() {
+    let lab = Lab::up(1, 1, &[]);
+    lab.docker("m1", &["service", "create", "-d", "--name", "web", "--mode", "global", IMAGE]).unwrap();
+    lab.wait_for_running("m1", "web", 2);
+    let pids = host::pids_of(&lab.cgroup(), "w1");
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("passphrase"), "correct horse\n").unwrap();
+    lab.skep("m1", &["cluster", "backup", &path("backup"), "--passphrase-file", &path("passphrase")]).unwrap();
+    let cluster = info(&lab, "m1", ".Swarm.Cluster.ID").unwrap();
+    let token = lab.docker("m1", &["swarm", "join-token", "-q", "worker"]).unwrap();
+    // Unknown to the backup, but seen by the worker.
+    lab.docker("m1", &["service", "update", "-d", "--label-add", "late=1", "web"]).unwrap();
+
+    // The manager's disk is lost.
+    lab.lab(&["kill", "m1"]).unwrap();
+    for part in ["raft", "ca", "state/swarm.json", "state/agent.redb"] {
+        let gone = lab.root("m1").join(part);
+        if gone.is_dir() { std::fs::remove_dir_all(gone) } else { std::fs::remove_file(gone) }.unwrap();
+    }
+    let (address, root) = (lab.address("m1"), lab.root("m1").to_str().unwrap().to_owned());
+    std::fs::write(path("wrong"), "wrong horse\n").unwrap();
+    let restore = |passphrase: &str| {
+        let arguments = ["--passphrase-file", passphrase, "--root", &root, "--advertise-addr", &address];
+        lab.skep("m1", &[&["cluster", "restore", &path("backup")], &arguments[..]].concat())
+    };
+    assert!(restore(&path("wrong")).unwrap_err().to_string().contains("does not open"));
+    let told = restore(&path("passphrase")).unwrap();
+    assert!(told.contains(&cluster) && told.contains("m1 ("), "{told}");
+    assert!(restore(&path("passphrase")).unwrap_err().to_string().contains("belongs to a node already"));
+
+    lab.lab(&["start", "m1"]).unwrap();
+    wait_for_status(&lab, "m1", "m1", &["Ready=Leader"]);
+    wait_for_status(&lab, "m1", "w1", &["Ready="]);
+    assert_eq!(info(&lab, "m1", ".Swarm.Cluster.ID").unwrap(), cluster);
+    assert_eq!(lab.docker("m1", &["swarm", "join-token", "-q", "worker"]).unwrap(), token);
+    lab.wait_for_running("m1", "web", 2);
+    assert_eq!(host::pids_of(&lab.cgroup(), "w1"), pids, "the worker's container goes on");
 }

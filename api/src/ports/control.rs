@@ -159,6 +159,11 @@ pub trait ControlPlane: Send + Sync + 'static {
         Err(ControlError::Unsupported("the unlock key".into()))
     }
 
+    /// The cluster's whole state, with every key, for `skep cluster restore`.
+    async fn backup(&self) -> Result<Vec<u8>, ControlError> {
+        Err(ControlError::Unsupported("a backup of the cluster".into()))
+    }
+
     /// The nodes, by id.
     async fn nodes(&self) -> Result<Vec<NodeStatus>, ControlError>;
     /// One node.
@@ -245,6 +250,17 @@ pub struct NodeStatus {
     pub node: Arc<Node>,
     /// Set for managers.
     pub manager: Option<ManagerStatus>,
+    /// What its certificate rests on.
+    pub tls: NodeTls,
+}
+
+/// What a node's certificate rests on (Engine API, `TLSInfo`).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeTls {
+    /// The roots that it trusts, PEM.
+    pub trust_root: String,
+    /// The root that signed its certificate, PEM.
+    pub issuer: String,
 }
 
 /// A manager as its peers see it (Engine API, `ManagerStatus`).

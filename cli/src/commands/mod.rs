@@ -11,6 +11,8 @@ use crate::output::human::{ago, short_id};
 use crate::output::table::Table;
 
 mod apply;
+mod backup_file;
+mod cluster;
 mod connection;
 mod container;
 mod image;
@@ -45,6 +47,7 @@ enum Command {
     Service(service::ServiceCommand),
     Stack(stack::StackCommand),
     Network(network::NetworkCommand),
+    Cluster(cluster::ClusterCommand),
     Volume(volume::VolumeCommand),
     /// List images of this node
     Images(image::ImagesCommand),
@@ -79,6 +82,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Service(command) => block_on(service::run(command, &client()?))?,
         Command::Stack(command) => block_on(stack::run(command, &client()?))?,
         Command::Network(command) => block_on(network::run(command, &client()?))?,
+        Command::Cluster(command) => block_on(cluster::run(command, client))?,
         Command::Volume(command) => block_on(volume::run(command, &client()?))?,
         Command::Images(command) => block_on(image::list(command, &client()?))?,
         Command::Pull(command) => block_on(image::pull(command, &client()?))?,

@@ -104,6 +104,7 @@ impl NodeServices {
                 plugin("Volume", "local"),
             ],
             data_path: vec![data_path],
+            trust: None,
         }
     }
 

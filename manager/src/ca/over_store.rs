@@ -43,12 +43,7 @@ impl CaStore for StoreCa {
     async fn cluster(&self) -> Result<ClusterCa, CaStoreError> {
         let state = self.read().await?;
         let cluster = state.cluster().ok_or_else(|| CaStoreError::Unavailable { reason: "it is being made".into() })?;
-        Ok(ClusterCa {
-            id: cluster.id,
-            root: cluster.root_ca.clone(),
-            tokens: cluster.join_tokens.clone(),
-            cert_expiry: cluster.spec.cert_expiry,
-        })
+        Ok(ClusterCa::from(&**cluster))
     }
 
     async fn admit(&self, new: NewNode) -> Result<NodeRole, CaStoreError> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use skep_api::ports::control::{ControlError, Rotations};
-use skep_proto::model::cluster::Unlock;
+use skep_proto::model::cluster::{RootRotation, Unlock};
 use skep_proto::model::{Cluster, ClusterSpec, NodeRole, Version};
 
 use super::Control;
@@ -24,26 +24,46 @@ impl Control {
         Ok(self.get_cluster().await?.unlock.as_ref().map(|unlock| unlock.key.clone()).unwrap_or_default())
     }
 
+    pub(super) async fn write_backup(&self) -> Result<Vec<u8>, ControlError> {
+        let state = self.read().await?;
+        let write = move || {
+            let mut bytes = Vec::new();
+            state.write_to(&mut bytes).map(|()| bytes)
+        };
+        let written = tokio::task::spawn_blocking(write).await.map_err(std::io::Error::other).flatten();
+        written
+            .map_err(|source| ControlError::Internal { context: "writing the backup".into(), source: Box::new(source) })
+    }
+
     pub(super) async fn change_cluster(
         &self,
         at: Version,
         spec: ClusterSpec,
         rotate: Rotations,
     ) -> Result<(), ControlError> {
-        let mut cluster = (*self.get_cluster().await?).clone();
+        let state = self.read().await?;
+        let now = state.now();
+        let mut cluster = (**state.cluster().ok_or(ControlError::NotInSwarm)?).clone();
         check(&spec, &cluster.spec)?;
         cluster.unlock = match (spec.autolock, cluster.unlock) {
             (true, Some(unlock)) if !rotate.unlock_key => Some(unlock),
             (true, _) => Some(new_unlock_key()),
             (false, _) => None,
         };
+        let unusable =
+            |context: &str, source| ControlError::Internal { context: context.into(), source: Box::new(source) };
+        if spec.force_rotate != cluster.spec.force_rotate {
+            let made = ca::begin_rotation(cluster.id, &cluster.root_ca, now, &mut rand::rng());
+            cluster.rotation = Some(made.map_err(|source| unusable("making a root certificate", source))?);
+        }
         for (asked, role) in [(rotate.worker_token, NodeRole::Worker), (rotate.manager_token, NodeRole::Manager)] {
             if asked {
                 let made = ca::rotate_token(&mut cluster.join_tokens, role, &cluster.root_ca, &mut rand::rng());
-                made.map_err(|source| ControlError::Internal {
-                    context: "making a join token".into(),
-                    source: Box::new(source),
-                })?;
+                made.map_err(|source| unusable("making a join token", source))?;
+                if let Some(RootRotation { root, join_tokens, .. }) = &mut cluster.rotation {
+                    let made = ca::rotate_token(join_tokens, role, root, &mut rand::rng());
+                    made.map_err(|source| unusable("making a join token", source))?;
+                }
             }
         }
         cluster.meta.version = at;

@@ -134,6 +134,10 @@ impl ControlPlane for Control {
         self.get_unlock_key().await
     }
 
+    async fn backup(&self) -> Result<Vec<u8>, ControlError> {
+        self.write_backup().await
+    }
+
     async fn nodes(&self) -> Result<Vec<NodeStatus>, ControlError> {
         self.list_nodes().await
     }

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use skep_api::ports::control::{ControlError, ManagerStatus, NodeStatus};
+use skep_api::ports::control::{ControlError, ManagerStatus, NodeStatus, NodeTls};
 use skep_proto::model::{Node, NodeId, NodeRole, NodeSpec, NodeState, Version};
 
 use super::{Control, refusal};
+use crate::ca::trust;
 use crate::store::{Change, Refusal, State};
 
 impl Control {
@@ -16,7 +17,7 @@ impl Control {
         let statuses = self.parts.membership.statuses().await;
         Ok(sorted
             .into_values()
-            .map(|n| NodeStatus { node: n.clone(), manager: statuses.get(&n.id).copied() })
+            .map(|n| NodeStatus { node: n.clone(), manager: statuses.get(&n.id).copied(), tls: tls(&state, n) })
             .collect())
     }
 
@@ -24,7 +25,7 @@ impl Control {
         let state = self.read().await?;
         let node = find(&state, reference)?;
         let statuses: BTreeMap<NodeId, ManagerStatus> = self.parts.membership.statuses().await;
-        Ok(NodeStatus { manager: statuses.get(&node.id).copied(), node })
+        Ok(NodeStatus { manager: statuses.get(&node.id).copied(), tls: tls(&state, &node), node })
     }
 
     pub(super) async fn change_node(&self, id: NodeId, at: Version, spec: NodeSpec) -> Result<(), ControlError> {
@@ -67,6 +68,10 @@ impl Control {
         }
         self.change(Change::delete(&*node)).await
     }
+}
+
+fn tls(state: &State, node: &Node) -> NodeTls {
+    state.cluster().map(|cluster| trust::of_node(cluster, node)).unwrap_or_default()
 }
 
 fn not_found(reference: &str) -> ControlError {

@@ -308,6 +308,7 @@ pub(crate) fn cluster() -> Cluster {
         data_path_port: 4789,
         format: 1,
         unlock: None,
+        rotation: None,
     }
 }
 

@@ -269,6 +269,14 @@ impl Restore {
 }
 
 impl State {
+    /// Writes the state in the form of a snapshot.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn write_to(&self, out: &mut dyn Write) -> io::Result<()> {
+        write(self, out)
+    }
+
     /// Makes every index and sum from the rows and objects.
     pub(super) fn derive_again(&mut self) {
         self.nodes_index = self.index;

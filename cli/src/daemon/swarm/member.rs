@@ -14,7 +14,7 @@ use skep_api::ports::control::{ControlError, LocalState, SwarmStatus};
 use skep_identity::{Clock, Connector, Credentials, Disk, LiveIdentity, Renewer, Revoked, TcpDialer};
 use skep_manager::raft::keys::UnlockKey;
 use skep_manager::{Birth, Manager};
-use skep_proto::model::{NodeId, NodeRole};
+use skep_proto::model::{NodeDescription, NodeId, NodeRole};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -74,9 +74,16 @@ impl Member {
         services.network.enter_cluster(identity.node, saved.data_path).await?;
         saved.save(&config.root)?;
         let stop = CancellationToken::new();
-        let agent = start_agent(config, services, &connector, clock, identity.node, &saved, stop.child_token())?;
+        let told = NodeDescription {
+            trust: Some(connector.live().current().trust()),
+            ..services.description(saved.data_path)
+        };
+        let (describe, description) = watch::channel(told);
+        let agent =
+            start_agent(config, services, &connector, clock, identity.node, &saved, description, stop.child_token())?;
         let session = agent.status();
         let mut parts = JoinSet::new();
+        parts.spawn(tell_trust(connector.live().clone(), describe, stop.clone()));
         parts.spawn(renew(connector, disk, session.clone(), stop.clone()));
         parts.spawn(Arc::clone(&seat).keep(session.clone(), stop.clone()));
         Ok(Self {
@@ -183,6 +190,7 @@ fn start_agent(
     clock: Arc<dyn Clock>,
     node: NodeId,
     saved: &Saved,
+    description: watch::Receiver<NodeDescription>,
     stop: CancellationToken,
 ) -> anyhow::Result<Agent> {
     let own = saved.raft_id.is_some().then_some(saved.advertise);
@@ -191,7 +199,6 @@ fn start_agent(
         state: config.root.join("state").join("agent.redb"),
         managers: own.into_iter().chain(saved.managers.iter().copied()).collect(),
     };
-    let (_, description) = watch::channel(services.description(saved.data_path));
     let deps = AgentDeps {
         executor: services.executor(node),
         network: services.network.clone(),
@@ -202,6 +209,19 @@ fn start_agent(
         rng: StdRng::from_os_rng(),
     };
     Ok(Agent::start(settings, deps, stop)?)
+}
+
+/// Tells the managers what this node's certificate rests on, each time it is renewed.
+async fn tell_trust(live: LiveIdentity, describe: watch::Sender<NodeDescription>, stop: CancellationToken) {
+    let mut credentials = live.subscribe();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = credentials.changed() => if changed.is_err() { return },
+        }
+        let trust = credentials.borrow_and_update().trust();
+        describe.send_modify(|description| description.trust = Some(trust));
+    }
 }
 
 /// Keeps the certificate fresh, and fetches another at once when a manager says that the role changed.

@@ -4,7 +4,7 @@
 
 pub mod addresses;
 mod member;
-mod saved;
+pub mod saved;
 mod seat;
 
 use std::net::SocketAddr;
@@ -19,7 +19,8 @@ use rand::SeedableRng;
 use rustix::fs::RenameFlags;
 use skep_api::ports::control::{ControlError, ControlPlane, InitRequest, JoinRequest, LocalState, Swarm, SwarmStatus};
 use skep_identity::{
-    Clock, Credentials, Disk, JoinError, JoinRequest as IdentityRequest, JoinToken, NodeKey, NodeSeal, SystemClock, TcpDialer,
+    Clock, Credentials, Disk, JoinError, JoinRequest as IdentityRequest, JoinToken, NodeKey, NodeSeal, SystemClock,
+    TcpDialer,
 };
 use skep_manager::Birth;
 use skep_manager::lock::{self, Guard};
@@ -87,6 +88,7 @@ impl NodeSwarm {
 
     async fn try_resume(&self, unlock: Option<UnlockKey>) -> anyhow::Result<()> {
         let Some(saved) = Saved::load(&self.config.root)? else { return Ok(()) };
+        let saved = saved.moved(&self.config);
         match lock::look(&self.config.root.join("raft"), unlock.as_ref())? {
             Guard::Locked => {
                 tracing::warn!("this manager is locked until `docker swarm unlock`; its containers go on");
@@ -168,7 +170,8 @@ impl NodeSwarm {
         let birth =
             Birth { cluster: cluster_record(id, &request, &made), node: node_record(node, &request, found.advertise) };
         let saved = Saved::new(found.listen, found.advertise, found.data_path, Some(1), vec![found.advertise]);
-        self.commit(Start { saved, credentials: made.credentials, birth: Some(birth), joins: false, unlock: None }).await?;
+        self.commit(Start { saved, credentials: made.credentials, birth: Some(birth), joins: false, unlock: None })
+            .await?;
         Ok(node)
     }
 
@@ -300,6 +303,7 @@ fn cluster_record(id: ClusterId, request: &InitRequest, made: &ca::Bootstrap) ->
         subnet_size: if request.subnet_size == 0 { 24 } else { request.subnet_size },
         data_path_port: if request.data_path_port == 0 { 4789 } else { request.data_path_port },
         format: FORMAT,
+        rotation: None,
         unlock: request.spec.autolock.then(control::new_unlock_key),
     }
 }

@@ -189,11 +189,18 @@ impl Seat {
                 self.disk.set_seal(seal, &self.connector.live().current())?;
                 manager.announce(own.1).await.map_err(|status| anyhow::anyhow!("{}", status.message().to_owned()))?;
                 let is_listed = session.managers.iter().any(|m| (m.node, m.address) == own);
-                if session.manager.is_none() || is_listed {
+                let is_cut_off = session.manager.is_none() && !manager.has_leader();
+                if !is_cut_off && (session.manager.is_none() || is_listed) {
                     return Ok(());
                 }
-                // It moved, or was demoted and promoted again before it noticed. Its number tells which.
-                let number = self.ask_for_number(&others()).await?;
+                // It moved, or was demoted and promoted again before it noticed. Its number tells which. What its own log
+                // knows of the others may be newer than what its agent was told.
+                let mut asked: Vec<SocketAddr> = manager.managers().into_iter().map(|(_, address)| address).collect();
+                asked.extend(others().into_iter().filter(|address| !asked.contains(address)).collect::<Vec<_>>());
+                if asked.iter().all(|address| *address == own.1) {
+                    return Ok(());
+                }
+                let number = self.ask_for_number(&asked).await?;
                 if number == manager.raft_id() {
                     return Ok(());
                 }
