@@ -97,3 +97,23 @@ impl Lock {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_says_whether_it_is_locked_and_opens_with_its_key() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(look(dir.path(), None).unwrap(), Guard::Empty);
+        let disk = Folder::open(dir.path()).unwrap();
+        let keys = DataKeys::open(&disk, None).unwrap();
+        let open = Guard::Open(keys.node_seal());
+        assert_eq!(look(dir.path(), None).unwrap(), open);
+        let key = UnlockKey::random();
+        keys.save(&disk, Some(&key)).unwrap();
+        assert_eq!(look(dir.path(), None).unwrap(), Guard::Locked);
+        assert_eq!(look(dir.path(), Some(&key)).unwrap(), open);
+        assert!(matches!(look(dir.path(), Some(&UnlockKey::random())), Err(KeyError::WrongKey)));
+    }
+}

@@ -169,6 +169,33 @@ fn what_swarm_update_sets_is_in_force_at_once() {
         Ok(())
     });
     assert_eq!(manager_status(&lab, "m1", "w1").unwrap(), "Ready=");
+
+    // And what `swarm init` sets, in a cluster of its own.
+    lab.docker("w1", &["swarm", "leave"]).unwrap();
+    let address = lab.address("w1");
+    let settings = ["--task-history-limit", "2", "--dispatcher-heartbeat", "3s", "--cert-expiry", "5h"];
+    let network =
+        ["--default-addr-pool", "10.77.0.0/16", "--default-addr-pool-mask-length", "26", "--data-path-port", "5789"];
+    let node = ["--availability", "drain", "--autolock", "--advertise-addr", &address];
+    let said = lab.docker("w1", &[&["swarm", "init"], &settings[..], &network[..], &node[..]].concat()).unwrap();
+    assert!(key_in(&said).len() > 40, "{said}");
+    let cluster = info(&lab, "w1", "json .Swarm.Cluster").unwrap();
+    for part in [
+        r#""TaskHistoryRetentionLimit":2"#,
+        r#""HeartbeatPeriod":3000000000"#,
+        r#""NodeCertExpiry":18000000000000"#,
+        r#""AutoLockManagers":true"#,
+        r#""DefaultAddrPool":["10.77.0.0/16"],"SubnetSize":26,"DataPathPort":5789"#,
+    ] {
+        assert!(cluster.contains(part), "{part} is not in {cluster}");
+    }
+    lab.docker("w1", &["network", "create", "-d", "overlay", "own"]).unwrap();
+    let subnet =
+        lab.docker("w1", &["network", "inspect", "own", "--format", "{{(index .IPAM.Config 0).Subnet}}"]).unwrap();
+    assert!(subnet.starts_with("10.77.") && subnet.trim().ends_with("/26"), "{subnet}");
+    let availability = lab.docker("w1", &["node", "inspect", "self", "--format", "{{.Spec.Availability}}"]).unwrap();
+    assert_eq!(availability.trim(), "drain");
+    wait_for_lock(&lab, "w1", true);
 }
 
 fn key_in(text: &str) -> String {
@@ -177,8 +204,8 @@ fn key_in(text: &str) -> String {
 }
 
 fn restart(lab: &Lab, node: &str) {
-    lab.lab(&["kill", node]).unwrap();
-    lab.lab(&["start", node]).unwrap();
+    lab.lab(&["kill", node]).expect("the daemon is killed");
+    lab.lab(&["start", node]).expect("the daemon starts again");
 }
 
 /// `docker swarm unlock` reads the key from its standard input.

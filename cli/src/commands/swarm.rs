@@ -1,6 +1,7 @@
 //! `skep swarm`: making, joining and leaving a cluster.
 
 use std::io::IsTerminal;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
@@ -76,8 +77,21 @@ enum Action {
         #[arg(long)]
         rotate: bool,
     },
-    /// Show the certificate of the cluster's root
-    Ca,
+    /// Show or rotate the certificate of the cluster's root
+    Ca {
+        /// Replace the root by a new one
+        #[arg(long)]
+        rotate: bool,
+        /// Do not wait until every node has followed
+        #[arg(short, long, requires = "rotate")]
+        detach: bool,
+        /// Do not tell of the progress
+        #[arg(short, long, requires = "rotate")]
+        quiet: bool,
+        /// Life of node certificates from now on (ns|us|ms|s|m|h)
+        #[arg(long, requires = "rotate", value_parser = super::swarm_settings::duration)]
+        cert_expiry: Option<Duration>,
+    },
     /// Join a cluster as a worker or a manager, as the token says
     Join {
         /// A manager, HOST[:PORT]
@@ -169,47 +183,18 @@ pub async fn run(command: SwarmCommand, client: &Client) -> anyhow::Result<()> {
                 print_join_command(client, &role).await?;
             }
         }
-        Action::Update { autolock, settings } => {
-            let swarm: Value = client.get("/swarm").await?;
-            let mut spec = swarm["Spec"].clone();
-            let was_locked = spec["EncryptionConfig"]["AutoLockManagers"] == true;
-            if let Some(autolock) = autolock {
-                spec["EncryptionConfig"]["AutoLockManagers"] = json!(autolock);
-            }
-            settings.put_into(&mut spec)?;
-            anyhow::ensure!(spec != swarm["Spec"], "nothing to change: name a setting (see skep swarm update --help)");
-            client.post(&format!("/swarm/update?version={}", swarm["Version"]["Index"]), &spec).await?;
-            println!("Swarm updated.");
-            if autolock == Some(true) && !was_locked {
-                print_unlock_key(client, false).await?;
-            }
-        }
-        Action::Unlock => {
-            let info: Value = client.get("/info").await?;
-            match info["Swarm"]["LocalNodeState"].as_str() {
-                Some("inactive") => anyhow::bail!("this node is not part of a swarm"),
-                Some("locked") => {}
-                _ => anyhow::bail!("swarm is not locked"),
-            }
-            client.post("/swarm/unlock", &json!({"UnlockKey": read_key()?})).await?;
-        }
-        Action::UnlockKey { quiet, rotate } => {
+        Action::Update { autolock, settings } => update(client, autolock, &settings).await?,
+        Action::Unlock => unlock(client).await?,
+        Action::UnlockKey { quiet, rotate } => unlock_key(client, quiet, rotate).await?,
+        Action::Ca { rotate, detach, quiet, cert_expiry } => {
             if rotate {
-                let swarm: Value = client.get("/swarm").await?;
-                let is_locked = swarm["Spec"]["EncryptionConfig"]["AutoLockManagers"] == true;
-                anyhow::ensure!(is_locked, "cannot rotate because autolock is not turned on");
-                let path = format!("/swarm/update?version={}&rotateManagerUnlockKey=true", swarm["Version"]["Index"]);
-                client.post(&path, &swarm["Spec"]).await?;
-                if !quiet {
-                    println!("Successfully rotated manager unlock key.\n");
-                }
+                rotate_root(client, cert_expiry, detach, quiet).await?;
             }
-            print_unlock_key(client, quiet).await?;
-        }
-        Action::Ca => {
-            let swarm: Value = client.get("/swarm").await?;
-            let root = swarm["TLSInfo"]["TrustRoot"].as_str().filter(|root| !root.is_empty());
-            println!("{}", root.context("No CA information available")?.trim_end());
+            if !detach {
+                let swarm: Value = client.get("/swarm").await?;
+                let root = swarm["TLSInfo"]["TrustRoot"].as_str().filter(|root| !root.is_empty());
+                println!("{}", root.context("No CA information available")?.trim_end());
+            }
         }
         Action::Leave { force } => {
             client.post(&format!("/swarm/leave?force={force}"), &json!({})).await?;
@@ -217,6 +202,51 @@ pub async fn run(command: SwarmCommand, client: &Client) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Changes settings.
+async fn update(client: &Client, autolock: Option<bool>, settings: &SwarmSettings) -> anyhow::Result<()> {
+    let swarm: Value = client.get("/swarm").await?;
+    let mut spec = swarm["Spec"].clone();
+    let was_locked = spec["EncryptionConfig"]["AutoLockManagers"] == true;
+    if let Some(autolock) = autolock {
+        spec["EncryptionConfig"]["AutoLockManagers"] = json!(autolock);
+    }
+    settings.put_into(&mut spec)?;
+    anyhow::ensure!(spec != swarm["Spec"], "nothing to change: name a setting (see skep swarm update --help)");
+    client.post(&format!("/swarm/update?version={}", swarm["Version"]["Index"]), &spec).await?;
+    println!("Swarm updated.");
+    if autolock == Some(true) && !was_locked {
+        print_unlock_key(client, false).await?;
+    }
+    Ok(())
+}
+
+/// Unlocks this manager.
+async fn unlock(client: &Client) -> anyhow::Result<()> {
+    let info: Value = client.get("/info").await?;
+    match info["Swarm"]["LocalNodeState"].as_str() {
+        Some("inactive") => anyhow::bail!("this node is not part of a swarm"),
+        Some("locked") => {}
+        _ => anyhow::bail!("swarm is not locked"),
+    }
+    client.post("/swarm/unlock", &json!({"UnlockKey": read_key()?})).await?;
+    Ok(())
+}
+
+/// Shows the unlock key, a new one when `rotate`.
+async fn unlock_key(client: &Client, quiet: bool, rotate: bool) -> anyhow::Result<()> {
+    if rotate {
+        let swarm: Value = client.get("/swarm").await?;
+        let is_locked = swarm["Spec"]["EncryptionConfig"]["AutoLockManagers"] == true;
+        anyhow::ensure!(is_locked, "cannot rotate because autolock is not turned on");
+        let path = format!("/swarm/update?version={}&rotateManagerUnlockKey=true", swarm["Version"]["Index"]);
+        client.post(&path, &swarm["Spec"]).await?;
+        if !quiet {
+            println!("Successfully rotated manager unlock key.\n");
+        }
+    }
+    print_unlock_key(client, quiet).await
 }
 
 /// Says who is dropped by `--force-new-cluster`.
@@ -231,6 +261,40 @@ async fn print_dropped(client: &Client) -> anyhow::Result<()> {
         );
     }
     Ok(())
+}
+
+/// Asks for a new root, and waits until every node trusts it alone and has a certificate of it.
+async fn rotate_root(client: &Client, expiry: Option<Duration>, detach: bool, quiet: bool) -> anyhow::Result<()> {
+    let swarm: Value = client.get("/swarm").await?;
+    let mut spec = swarm["Spec"].clone();
+    spec["CAConfig"]["ForceRotate"] = json!(spec["CAConfig"]["ForceRotate"].as_u64().unwrap_or_default() + 1);
+    if let Some(expiry) = expiry {
+        spec["CAConfig"]["NodeCertExpiry"] = json!(u64::try_from(expiry.as_nanos())?);
+    }
+    client.post(&format!("/swarm/update?version={}", swarm["Version"]["Index"]), &spec).await?;
+    let mut told = String::new();
+    if detach {
+        return Ok(());
+    }
+    loop {
+        let swarm: Value = client.get("/swarm").await?;
+        let nodes: Vec<Value> = client.get("/nodes").await?;
+        let same = |node: &Value, key: &str| node["Description"]["TLSInfo"][key] == swarm["TLSInfo"][key];
+        let signed = nodes.iter().filter(|node| same(node, "CertIssuerPublicKey")).count();
+        let trusting = nodes.iter().filter(|node| same(node, "TrustRoot")).count();
+        let is_over = swarm["RootRotationInProgress"] == false;
+        let trusting = if is_over { trusting } else { 0 };
+        let text =
+            format!("{signed}/{0} nodes have new certificates, {trusting}/{0} trust the new root alone", nodes.len());
+        if !quiet && text != told {
+            eprintln!("{text}");
+            told = text;
+        }
+        if is_over && signed == nodes.len() && trusting == nodes.len() {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 /// The unlock key, from the terminal or the standard input.

@@ -54,7 +54,7 @@ impl SwarmSettings {
 }
 
 /// Reads a duration in the form of Go: `1h30m`, `1.5s`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no duration: write 90s, 1h30m or 500ms");
     let mut rest = text;
     let mut total = 0.0;

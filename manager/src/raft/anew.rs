@@ -71,3 +71,29 @@ pub async fn found(
     writer.flush()?;
     snapshots.keep(meta, writer.finish()?).await.map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::disk::memory::Memory;
+    use super::super::keys::DataKeys;
+    use super::*;
+    use crate::store::Replica;
+    use crate::world::World;
+
+    const CLUSTER: [u8; 16] = [7; 16];
+
+    #[tokio::test]
+    async fn a_state_that_was_founded_is_read_back_with_its_index() {
+        let world = World::new().nodes(3);
+        let mut replica = Replica::new().0;
+        replica.restore(&mut world.snapshot().as_slice()).unwrap();
+        let disk: Arc<dyn Disk> = Arc::new(Memory::default());
+        let sealer = Arc::new(DataKeys::open(&*disk, None).unwrap().sealer());
+        let me = (4, Peer { address: "10.0.0.1:2377".into(), node_id: "n".into() });
+        found(Arc::clone(&disk), CLUSTER, Arc::clone(&sealer), replica.snapshot(), 900, me).await.unwrap();
+        let (mut read, store) = Replica::new();
+        assert_eq!(read_last(&disk, CLUSTER, &sealer, &mut read).unwrap(), 900);
+        assert_eq!(store.view().digest(), world.view().digest());
+        assert!(read_last(&disk, [8; 16], &sealer, &mut Replica::new().0).is_err(), "another cluster's folder");
+    }
+}

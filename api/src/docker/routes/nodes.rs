@@ -30,7 +30,7 @@ async fn list(State(app): State<App>, Query(query): Query<ListQuery>) -> Result<
     let control = app.control()?;
     query.filters.only(&["id", "label", "membership", "name", "node.label", "role"])?;
     let nodes = control.nodes().await?;
-    Ok(axum::Json(nodes.iter().filter(|n| matches(n, &query.filters)).map(|n| node::show(n)).collect()))
+    Ok(axum::Json(nodes.iter().filter(|n| matches(n, &query.filters)).map(node::show).collect()))
 }
 
 fn matches(status: &NodeStatus, filters: &Filters) -> bool {

@@ -79,13 +79,12 @@ impl Member {
             ..services.description(saved.data_path)
         };
         let (describe, description) = watch::channel(told);
-        let agent =
-            start_agent(config, services, &connector, clock, identity.node, &saved, description, stop.child_token())?;
+        let agent = start_agent(config, services, &connector, &saved, description, stop.child_token())?;
         let session = agent.status();
         let mut parts = JoinSet::new();
         parts.spawn(tell_trust(connector.live().clone(), describe, stop.clone()));
         parts.spawn(renew(connector, disk, session.clone(), stop.clone()));
-        parts.spawn(Arc::clone(&seat).keep(session.clone(), stop.clone()));
+        parts.spawn(Arc::clone(&seat).keep(session.clone()));
         Ok(Self {
             node: identity.node,
             advertise: saved.advertise,
@@ -154,6 +153,7 @@ impl Member {
     /// Ends the parts; the node stays in the cluster, its containers go on.
     pub async fn stop(&self) {
         self.stop.cancel();
+        self.seat.end();
         let agent = self.agent.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         if let Some(agent) = agent {
             agent.stopped().await;
@@ -187,12 +187,11 @@ fn start_agent(
     config: &Config,
     services: &Arc<NodeServices>,
     connector: &Connector,
-    clock: Arc<dyn Clock>,
-    node: NodeId,
     saved: &Saved,
     description: watch::Receiver<NodeDescription>,
     stop: CancellationToken,
 ) -> anyhow::Result<Agent> {
+    let node = connector.live().identity().node;
     let own = saved.raft_id.is_some().then_some(saved.advertise);
     let settings = AgentConfig {
         node,
@@ -205,7 +204,7 @@ fn start_agent(
         transport: Arc::new(Grpc::new(Arc::new(connector.clone()))),
         streams: services.streams(),
         description,
-        clock,
+        clock: Arc::clone(connector.live().clock()),
         rng: StdRng::from_os_rng(),
     };
     Ok(Agent::start(settings, deps, stop)?)

@@ -42,13 +42,15 @@ pub struct Seat {
     clock: Arc<dyn Clock>,
     saved: Mutex<Saved>,
     manager: ArcSwapOption<Manager>,
+    /// Ends [`Self::keep`] and questions to other managers, which may take long.
+    stop: CancellationToken,
 }
 
 impl Seat {
     /// A seat that nobody has taken yet.
     pub fn new(root: &Path, connector: Connector, disk: Disk, clock: Arc<dyn Clock>, saved: Saved) -> Self {
         let (saved, manager) = (Mutex::new(saved), ArcSwapOption::empty());
-        Self { root: root.to_owned(), connector, disk, clock, saved, manager }
+        Self { root: root.to_owned(), connector, disk, clock, saved, manager, stop: CancellationToken::new() }
     }
 
     /// The manager, while this node is one.
@@ -103,7 +105,11 @@ impl Seat {
         let own = self.saved().advertise;
         let mut refusal = anyhow::anyhow!("no other manager is known");
         for manager in managers.iter().filter(|address| **address != own) {
-            match membership::ask_to_join(&self.connector, *manager, own).await {
+            let asked = tokio::select! {
+                () = self.stop.cancelled() => anyhow::bail!("the daemon stops"),
+                asked = membership::ask_to_join(&self.connector, *manager, own) => asked,
+            };
+            match asked {
                 Ok(number) => return Ok(number),
                 Err(status) => refusal = anyhow::anyhow!("{}", status.message().to_owned()),
             }
@@ -149,13 +155,21 @@ impl Seat {
         }
     }
 
-    /// Keeps the seat as the certificate and the cluster's list of managers say, until `stop`.
-    pub async fn keep(self: Arc<Self>, session: watch::Receiver<SessionStatus>, stop: CancellationToken) {
+    /// Ends [`Self::keep`] soon.
+    pub fn end(&self) {
+        self.stop.cancel();
+    }
+
+    /// Keeps the seat as the certificate and the cluster's list of managers say, until [`Self::end`]. Not to be dropped: a
+    /// manager may be starting.
+    pub async fn keep(self: Arc<Self>, session: watch::Receiver<SessionStatus>) {
         let mut credentials = self.connector.live().subscribe();
         let mut said = String::new();
-        while !stop.is_cancelled() {
+        while !self.stop.is_cancelled() {
             let status = session.borrow().clone();
-            if let Err(error) = self.follow(&status).await {
+            if let Err(error) = self.follow(&status).await
+                && !self.stop.is_cancelled()
+            {
                 let text = crate::output::chain(&error);
                 if text != said {
                     tracing::warn!(error = text, "this node does not take its part among the managers yet");
@@ -163,7 +177,7 @@ impl Seat {
                 }
             }
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = self.stop.cancelled() => return,
                 _ = credentials.changed() => {}
                 () = tokio::time::sleep(SWEEP) => {}
             }
