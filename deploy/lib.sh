@@ -78,3 +78,16 @@ find_docker_cli() {
   [ -x "$DOCKER" ] || fail 'no docker CLI: install docker-cli (Debian 13, Ubuntu: docker.io)'
   export DOCKER
 }
+
+# A program of others that the tests run as a service: Debian's nginx, unpacked and never installed, for its package would
+# start a server here.
+find_nginx() {
+  local place="${CARGO_TARGET_DIR:-$top/target}/nginx"
+  if [ ! -x "$place/usr/sbin/nginx" ]; then
+    say 'unpacking nginx'
+    mkdir -p "$place"
+    (cd "$place" && apt-get download nginx >/dev/null 2>&1 && dpkg-deb -x nginx_*.deb .) || true
+  fi
+  export NGINX="$place/usr/sbin/nginx"
+  [ -x "$NGINX" ] || fail 'the package nginx cannot be downloaded; the tests need it: apt-get download nginx'
+}

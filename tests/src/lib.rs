@@ -5,6 +5,7 @@
 
 pub mod host;
 pub mod images;
+pub mod registry;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -88,9 +89,10 @@ impl Lab {
         self.field(node, "address").as_str().expect("every node has an address").to_owned()
     }
 
-    /// The root folder of a node's daemon.
-    pub fn root(&self, node: &str) -> PathBuf {
-        self.dir.path().join(node).join("root")
+    /// Address of the host, as the nodes see it.
+    pub fn gateway(&self) -> String {
+        let address = self.address("m1");
+        format!("{}.1", address.rsplit_once('.').map_or("", |(subnet, _)| subnet))
     }
 
     /// The lab's cgroup, below the root of each hierarchy.
@@ -98,6 +100,11 @@ impl Lab {
         let text = std::fs::read(self.dir.path().join("lab.json")).expect("the lab has its file");
         let state: Value = serde_json::from_slice(&text).expect("lab.json is JSON");
         format!("skep-lab-{}", state["id"].as_str().expect("a lab has an id"))
+    }
+
+    /// The root folder of a node's daemon, `--root`.
+    pub fn daemon_root(&self, node: &str) -> PathBuf {
+        self.root(node).join("root")
     }
 
     /// Gives a node whose daemon is down another address; its daemon is told at its next start.
@@ -112,6 +119,11 @@ impl Lab {
         std::fs::write(&file, text.replace(&format!("\"{old}\""), &format!("\"{address}\"")))
             .expect("the file is ours");
         self.refresh();
+    }
+
+    /// The root directory of a node's daemon.
+    pub fn root(&self, node: &str) -> PathBuf {
+        self.dir.path().join(node)
     }
 
     /// The pid of a node's daemon.

@@ -152,7 +152,7 @@ fn what_swarm_update_sets_is_in_force_at_once() {
         }
     }
     eventually("two older snapshots stay besides the newest", || {
-        let folder = std::fs::read_dir(lab.root("m1").join("raft"))?;
+        let folder = std::fs::read_dir(lab.daemon_root("m1").join("raft"))?;
         let count =
             folder.filter(|f| f.as_ref().is_ok_and(|f| f.path().extension() == Some("snapshot".as_ref()))).count();
         ensure!(count == 3, "{count} snapshots");
@@ -214,8 +214,8 @@ fn unlock(lab: &Lab, node: &str, key: &str) -> anyhow::Result<String> {
 }
 
 fn is_locked_on_disk(lab: &Lab, node: &str) -> anyhow::Result<bool> {
-    let keys = std::fs::read_to_string(lab.root(node).join("raft").join("keys"))?;
-    let own = std::fs::read_to_string(lab.root(node).join("ca").join("node.pem"))?;
+    let keys = std::fs::read_to_string(lab.daemon_root(node).join("raft").join("keys"))?;
+    let own = std::fs::read_to_string(lab.daemon_root(node).join("ca").join("node.pem"))?;
     let (wrapped, sealed) = (!keys.contains(" plain "), !own.contains("PRIVATE KEY"));
     ensure!(wrapped == sealed, "keys wrapped: {wrapped}, node key sealed: {sealed}");
     Ok(wrapped)
@@ -269,7 +269,7 @@ fn a_locked_manager_needs_its_key_after_a_restart_and_its_containers_do_not() {
     lab.docker("m2", &["node", "demote", "w1"]).unwrap();
     wait_for_status(&lab, "m2", "w1", &["Ready="]);
     eventually("the worker's raft folder is gone", || {
-        ensure!(!lab.root("w1").join("raft").exists());
+        ensure!(!lab.daemon_root("w1").join("raft").exists());
         Ok(())
     });
     restart(&lab, "w1");
@@ -446,10 +446,10 @@ fn a_backup_makes_the_same_cluster_on_a_fresh_root() {
     // The manager's disk is lost.
     lab.lab(&["kill", "m1"]).unwrap();
     for part in ["raft", "ca", "state/swarm.json", "state/agent.redb"] {
-        let gone = lab.root("m1").join(part);
+        let gone = lab.daemon_root("m1").join(part);
         if gone.is_dir() { std::fs::remove_dir_all(gone) } else { std::fs::remove_file(gone) }.unwrap();
     }
-    let (address, root) = (lab.address("m1"), lab.root("m1").to_str().unwrap().to_owned());
+    let (address, root) = (lab.address("m1"), lab.daemon_root("m1").to_str().unwrap().to_owned());
     std::fs::write(path("wrong"), "wrong horse\n").unwrap();
     let restore = |passphrase: &str| {
         let arguments = ["--passphrase-file", passphrase, "--root", &root, "--advertise-addr", &address];

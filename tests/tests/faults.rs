@@ -1,5 +1,6 @@
 //! What is killed, each in turn, and what must not be noticed.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
@@ -142,4 +143,66 @@ fn a_cluster_whose_daemons_were_all_killed_goes_on_as_it_was() {
     assert_eq!(lab.docker("m3", &["node", "ls", "-q"]).unwrap(), nodes);
     lab.docker("m3", &["service", "scale", "-d", "web=5"]).unwrap();
     lab.wait_for_running("m2", "web", 5);
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_killed_follower_is_not_missed_and_catches_up() {
+    let lab = Lab::up(3, 0, &[]);
+    let old = leader(&lab, "m1").unwrap();
+    let others: Vec<String> = lab.nodes().into_iter().filter(|n| *n != old).collect();
+    let (follower, witness) = (&others[0], &others[1]);
+    lab.lab(&["kill", follower]).unwrap();
+    // Two of three are a majority: nobody waits for an election.
+    for i in 0..5 {
+        let name = format!("web{i}");
+        lab.docker(witness, &["service", "create", "-d", "--name", &name, "--replicas", "0", IMAGE]).unwrap();
+    }
+    assert_eq!(leader(&lab, witness).unwrap(), old);
+    lab.lab(&["start", follower]).unwrap();
+    eventually("the follower shows what was written without it", || {
+        let services = lab.docker(follower, &["service", "ls", "-q"])?;
+        ensure!(services.lines().count() == 5, "{services}");
+        Ok(())
+    });
+}
+
+#[test]
+#[ignore = "needs root"]
+fn after_a_power_failure_of_every_node_the_same_cluster_runs_the_same_services() {
+    let lab = Lab::up(3, 1, &[]);
+    lab.docker("m1", &["network", "create", "-d", "overlay", "net"]).unwrap();
+    let create =
+        ["service", "create", "-d", "--name", "web", "--replicas", "4", "--network", "net", "-p", "8080:80", IMAGE];
+    lab.docker("m1", &create).unwrap();
+    lab.wait_for_running("m1", "web", 4);
+    lab.docker("w1", &["volume", "create", "kept"]).unwrap();
+    lab.docker("w1", &["run", "-d", "--name", "always", "--restart", "always", IMAGE]).unwrap();
+    lab.docker("w1", &["run", "-d", "--name", "once", IMAGE]).unwrap();
+    let (nodes, tasks) = (lab.docker("m1", &["node", "ls", "-q"]).unwrap(), lab.running("m1", "web"));
+    for node in lab.nodes() {
+        lab.lab(&["power-off", &node]).unwrap();
+    }
+    for node in lab.nodes() {
+        lab.lab(&["start", &node]).unwrap();
+    }
+    eventually("every node is ready again", || {
+        let all = lab.docker("m2", &["node", "ls", "--format", "{{.Status}}"])?;
+        ensure!(all.lines().filter(|l| *l == "Ready").count() == 4, "{all}");
+        Ok(())
+    });
+    assert_eq!(lab.docker("m3", &["node", "ls", "-q"]).unwrap(), nodes);
+    lab.wait_for_running("m2", "web", 4);
+    assert!(lab.running("m2", "web").iter().all(|task| !tasks.contains(task)), "no task survives its node's power");
+    for node in lab.nodes() {
+        eventually(&format!("{node} answers"), || lab.http(&node, 8080, "/health").map(drop));
+    }
+    eventually("plain containers are as their restart policies say", || {
+        let states =
+            lab.docker("w1", &["ps", "-a", "--filter", "name=^(always|once)$", "--format", "{{.Names}} {{.State}}"])?;
+        let states: BTreeSet<&str> = states.lines().collect();
+        ensure!(states == BTreeSet::from(["always running", "once exited"]), "{states:?}");
+        Ok(())
+    });
+    assert!(lab.docker("w1", &["volume", "ls", "-q"]).unwrap().contains("kept"));
 }

@@ -59,8 +59,7 @@ fn a_service_is_reached_scaled_updated_drained_and_removed_from_any_manager() {
 
 fn every_node_answers_with_the_client_s_own_address(lab: &Lab) {
     // Clients on the host come from the host's end of the lab's link.
-    let address = lab.address("m1");
-    let host = format!("{}.1", address.rsplit_once('.').unwrap().0);
+    let host = lab.gateway();
     for node in lab.nodes() {
         eventually(&format!("{node} answers"), || {
             let answer = lab.http(&node, 8080, "/")?;

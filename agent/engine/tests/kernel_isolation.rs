@@ -180,3 +180,15 @@ async fn overlays_are_mounted_the_old_way_too_with_many_layers_on_long_paths() {
         assert_eq!((code, out.as_str()), (0, "59changed\n"), "{api:?} {err}");
     }
 }
+
+#[tokio::test]
+#[ignore = "needs root"]
+async fn a_container_may_have_huge_pages_though_its_daemon_does_without() {
+    let node = Node::new().await;
+    // As the daemon does for itself.
+    rustix::thread::disable_transparent_huge_pages(true).unwrap();
+    assert!(rustix::thread::transparent_huge_pages_are_disabled().unwrap());
+    // proc_pid_status(5), since Linux 5.0.
+    let (_, out, err) = node.sh("grep THP_enabled /proc/self/status").await;
+    assert_eq!(out.split_whitespace().collect::<Vec<_>>(), ["THP_enabled:", "1"], "{err}");
+}

@@ -83,9 +83,17 @@ async fn a_paused_container_stands_still_and_can_be_stopped() {
     assert_eq!(node.containers.inspect(id).unwrap().state.status, ContainerStatus::Paused);
     let exec = ExecConfig { command: vec!["true".into()], ..ExecConfig::default() };
     assert!(matches!(node.containers.exec_create(id, exec), Err(ContainerError::Conflict(_))));
-    let before = count().await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(count().await, before);
+    // What was written before the pause may still be in the shim's pipe: the count must come to a stand, and stay there.
+    let mut before = count().await;
+    let mut unchanged = 0;
+    let deadline = Instant::now() + support::PATIENCE;
+    while unchanged < 10 {
+        assert!(Instant::now() < deadline, "a paused container writes on");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let now = count().await;
+        unchanged = if now == before { unchanged + 1 } else { 0 };
+        before = now;
+    }
     node.containers.pause(id, false).await.unwrap();
     let deadline = Instant::now() + support::PATIENCE;
     while count().await == before {

@@ -9,7 +9,7 @@ pub mod held;
 mod load;
 mod write;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use redb::{Database, TableDefinition};
@@ -74,7 +74,10 @@ struct Job {
 /// Commits what the clones of a [`LocalState`] hand over, until all are gone.
 #[must_use = "nothing is written until it runs"]
 pub struct Writer {
-    database: Arc<Database>,
+    /// `None` after a failed commit: redb takes nothing more until it is opened again.
+    database: Option<Arc<Database>>,
+    /// Where it is opened again; `None` for a database in memory.
+    path: Option<PathBuf>,
     jobs: mpsc::Receiver<Job>,
     placement: Placement,
 }
@@ -94,8 +97,13 @@ pub enum Placement {
 /// [`StateError::Read`], [`StateError::Format`].
 pub fn open(path: &Path) -> Result<(LocalState, Loaded, Writer), StateError> {
     let read = |source: redb::Error| StateError::Read { path: path.display().to_string(), source: Arc::new(source) };
-    let database = Database::builder().set_cache_size(CACHE_BYTES).create(path).map_err(|error| read(error.into()))?;
-    with_database(Arc::new(database), &path.display().to_string(), Placement::Thread)
+    let database = open_file(path).map_err(|error| read(error.into()))?;
+    let (state, loaded, writer) = with_database(database, &path.display().to_string(), Placement::Thread)?;
+    Ok((state, loaded, Writer { path: Some(path.to_owned()), ..writer }))
+}
+
+fn open_file(path: &Path) -> Result<Arc<Database>, redb::DatabaseError> {
+    Database::builder().set_cache_size(CACHE_BYTES).create(path).map(Arc::new)
 }
 
 /// The state in a database that is open already; `name` stands for it in errors.
@@ -117,7 +125,7 @@ pub fn with_database(
     }
     let loaded = load::load(&database).map_err(read)?;
     let (sender, jobs) = mpsc::channel(QUEUE);
-    Ok((LocalState { jobs: sender }, loaded, Writer { database, jobs, placement }))
+    Ok((LocalState { jobs: sender }, loaded, Writer { database: Some(database), path: None, jobs, placement }))
 }
 
 impl LocalState {
@@ -161,11 +169,23 @@ impl Writer {
         }
     }
 
-    async fn commit(&self, writes: Vec<Write>) -> Result<(), redb::Error> {
+    /// A batch that failed may be on disk all the same: batches may be repeated.
+    async fn commit(&mut self, writes: Vec<Write>) -> Result<(), redb::Error> {
+        let database = match (self.database.take(), &self.path) {
+            (Some(database), _) => database,
+            (None, Some(path)) => open_file(path)?,
+            (None, None) => return Err(redb::Error::PreviousIo),
+        };
+        let result = self.commit_to(&database, writes).await;
+        self.database = result.is_ok().then_some(database);
+        result
+    }
+
+    async fn commit_to(&self, database: &Arc<Database>, writes: Vec<Write>) -> Result<(), redb::Error> {
         match self.placement {
-            Placement::Inline => write::commit(&self.database, &writes),
+            Placement::Inline => write::commit(database, &writes),
             Placement::Thread => {
-                let database = Arc::clone(&self.database);
+                let database = Arc::clone(database);
                 match tokio::task::spawn_blocking(move || write::commit(&database, &writes)).await {
                     Ok(result) => result,
                     Err(_) => Err(redb::Error::Io(std::io::Error::other("the thread that writes has died"))),

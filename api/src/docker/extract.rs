@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::request::Parts;
+use regex::{RegexSet, RegexSetBuilder};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -16,6 +17,8 @@ use super::error::ApiError;
 
 /// Largest JSON body that is read, in bytes. Secrets and configs are at most 500 KiB; specs are smaller.
 const JSON_LIMIT: usize = 4 << 20;
+/// Most memory that the regular expressions of one filter may take, in bytes.
+const PATTERN_BYTES: usize = 1 << 20;
 
 /// The API version that a request names in its path, or ours when it names none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -168,6 +171,18 @@ impl Filters {
         self.0.get(key).is_none_or(|values| values.is_empty() || values.iter().any(|v| test(v)))
     }
 
+    /// The key's values as regular expressions, of which one has to be found in a text (moby `api/types/filters`,
+    /// `Match`). Their matching takes linear time, whatever a client writes.
+    ///
+    /// # Errors
+    /// 400 for one that is no regular expression.
+    pub(crate) fn patterns(&self, key: &str) -> Result<Patterns, ApiError> {
+        let Some(values) = self.0.get(key).filter(|values| !values.is_empty()) else { return Ok(Patterns(None)) };
+        let set = RegexSetBuilder::new(values).size_limit(PATTERN_BYTES).build();
+        let set = set.map_err(|e| ApiError::bad_request(format!("invalid filter '{key}': {e}")))?;
+        Ok(Patterns(Some(set)))
+    }
+
     /// A key that is a boolean.
     ///
     /// # Errors
@@ -193,6 +208,16 @@ impl Filters {
                 None => labels.contains_key(want),
             })
         })
+    }
+}
+
+/// The values of a filter that are regular expressions.
+pub(crate) struct Patterns(Option<RegexSet>);
+
+impl Patterns {
+    /// Whether one of them is found in `text`; true when there are none.
+    pub(crate) fn fit(&self, text: &str) -> bool {
+        self.0.as_ref().is_none_or(|set| set.is_match(text))
     }
 }
 
@@ -260,6 +285,24 @@ mod tests {
             list: Vec<u8>,
         }
         assert_eq!(parse_json::<Body>(br#"{"list":null}"#).unwrap(), Body { list: vec![] });
+    }
+
+    #[test]
+    fn names_are_found_by_regular_expressions_and_bad_ones_are_refused() {
+        let fits = |pattern: &str, text: &str| {
+            Filters::parse(&serde_json::json!({ "name": [pattern] }).to_string())
+                .unwrap()
+                .patterns("name")
+                .map(|p| p.fit(text))
+        };
+        for (pattern, text, expected) in
+            [("web", "my-web-1", true), ("^web$", "web1", false), ("^(a|b)$", "b", true), ("^w.b", "wob", true)]
+        {
+            assert_eq!(fits(pattern, text), Ok(expected), "{pattern} in {text}");
+        }
+        assert!(fits("(", "x").unwrap_err().message().starts_with("invalid filter 'name'"));
+        assert!(fits("(a{1000}){1000}", "x").is_err());
+        assert!(Filters::default().patterns("name").unwrap().fit("anything"));
     }
 
     #[test]

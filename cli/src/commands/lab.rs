@@ -33,7 +33,7 @@ enum Action {
         /// Workers
         #[arg(long, default_value_t = 0)]
         workers: u16,
-        /// Registry that the nodes may speak to without TLS, HOST:PORT; may be repeated
+        /// Registry that the nodes may speak to without TLS, HOST:PORT, or subnet of such; may be repeated
         #[arg(long)]
         insecure_registry: Vec<String>,
         /// Start the daemons only; do not form a cluster
@@ -42,6 +42,13 @@ enum Action {
     },
     /// Kill the daemon of a node with SIGKILL; its containers go on
     Kill {
+        /// The node
+        node: String,
+        #[command(flatten)]
+        place: Place,
+    },
+    /// Cut the power of a node: all its processes, mounts and links are gone, its files stay. `start` boots it
+    PowerOff {
         /// The node
         node: String,
         #[command(flatten)]
@@ -107,6 +114,7 @@ pub fn run(command: LabCommand) -> anyhow::Result<ExitCode> {
             lab.print_summary();
         }
         Action::Kill { node, place } => Lab::open(&place.dir)?.kill(&node)?,
+        Action::PowerOff { node, place } => Lab::open(&place.dir)?.power_off(&node)?,
         Action::Start { node, place } => Lab::open(&place.dir)?.start(&node)?,
         Action::Cut { a, b, place } => Lab::open(&place.dir)?.set_cut(&a, b.as_deref(), true)?,
         Action::Heal { a, b, place } => Lab::open(&place.dir)?.set_cut(&a, b.as_deref(), false)?,

@@ -11,10 +11,13 @@ use crate::output::human::{ago, short_id};
 use crate::output::table::Table;
 
 mod apply;
+mod apply_files;
 mod backup_file;
 mod cluster;
 mod connection;
 mod container;
+mod file;
+mod file_reference;
 mod image;
 mod lab;
 mod network;
@@ -49,6 +52,10 @@ enum Command {
     Network(network::NetworkCommand),
     Cluster(cluster::ClusterCommand),
     Volume(volume::VolumeCommand),
+    /// Make, look at and remove secrets: content that tasks get in memory and nobody is shown
+    Secret(file::FileCommand),
+    /// Make, look at and remove configs: small files that tasks get
+    Config(file::FileCommand),
     /// List images of this node
     Images(image::ImagesCommand),
     /// Fetch an image to this node
@@ -84,6 +91,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Network(command) => block_on(network::run(command, &client()?))?,
         Command::Cluster(command) => block_on(cluster::run(command, client))?,
         Command::Volume(command) => block_on(volume::run(command, &client()?))?,
+        Command::Secret(command) => block_on(file::run(file::Kind::Secret, command, &client()?))?,
+        Command::Config(command) => block_on(file::run(file::Kind::Config, command, &client()?))?,
         Command::Images(command) => block_on(image::list(command, &client()?))?,
         Command::Pull(command) => block_on(image::pull(command, &client()?))?,
         Command::Ps(command) => block_on(container::list(command, &client()?))?,

@@ -59,7 +59,7 @@ pub struct Settings {
     /// What tasks may reserve, when not all of the machine: cpus=4,memory=8GiB
     #[arg(long, env = "SKEP_CAPACITY")]
     capacity: Option<String>,
-    /// Registry that may be spoken to without TLS, HOST:PORT; may be repeated. Loopback always may
+    /// Registry that may be spoken to without TLS, HOST:PORT, or subnet of such; may be repeated. Loopback always may
     #[arg(long, env = "SKEP_INSECURE_REGISTRY", value_delimiter = ',')]
     insecure_registry: Vec<String>,
     /// Label of the node's engine, KEY=VALUE, for constraints on engine.labels; may be repeated

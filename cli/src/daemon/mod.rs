@@ -46,6 +46,7 @@ pub fn run(flags: Flags) -> anyhow::Result<ExitCode> {
         rustix::process::geteuid().is_root(),
         "the daemon needs root: it makes namespaces, mounts and cgroups (rootless is not supported)"
     );
+    small_pages();
     // Nobody else has installed one: this is the first thing that uses TLS.
     let _ = rustls::crypto::ring::default_provider().install_default();
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config))
@@ -78,6 +79,14 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         ended.context("a server of the API")?.context("serving the API")?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Keeps the kernel from backing this process with huge pages: the allocator's sparsely used areas would each cost 2 MB,
+/// which doubles the memory of a manager and triples that of a worker. Children inherit it; the shim takes it back, so
+/// that containers get what the machine is set to.
+fn small_pages() {
+    // A kernel that cannot has no huge pages.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 
 /// Makes the daemon's directories and takes its lock: two daemons on one root would destroy each other's containers.

@@ -119,9 +119,20 @@ impl Lab {
         self.state.save(&self.dir)
     }
 
-    /// Starts a node's daemon and waits until it answers.
+    /// Cuts a node's power: every process, mount, link and namespace of it is gone, its files stay.
+    pub fn power_off(&mut self, node: &str) -> anyhow::Result<()> {
+        teardown::power_off(&self.dir, &self.state, self.state.node(node)?)?;
+        self.state.node_mut(node)?.process = None;
+        self.state.save(&self.dir)
+    }
+
+    /// Starts a node's daemon and waits until it answers. A node without power is booted first.
     pub fn start(&mut self, node: &str) -> anyhow::Result<()> {
-        ensure!(!daemons::is_running(self.state.node(node)?), "the daemon of {node} runs already");
+        let known = self.state.node(node)?;
+        ensure!(!daemons::is_running(known), "the daemon of {node} runs already");
+        if !network::is_plugged(&self.dir, known) {
+            network::plug(&self.dir, &self.state, known)?;
+        }
         daemons::spawn(&self.dir, &mut self.state, node)?;
         self.state.save(&self.dir)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

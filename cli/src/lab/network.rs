@@ -39,10 +39,8 @@ pub fn host_table(state: &LabState) -> String {
 /// Makes namespaces, links, addresses, routes and the way out.
 pub fn build(dir: &Path, state: &LabState) -> anyhow::Result<()> {
     std::fs::create_dir_all(dir.join("netns"))?;
-    for path in namespaces(dir, state) {
-        pin_namespace(&path)?;
-    }
     let bridge = namespace_path(dir, BRIDGE_NAMESPACE);
+    pin_namespace(&bridge)?;
     let host = host_link(state);
     ip(None, &format!("link add {host} type veth peer name host netns {}", bridge.display()))?;
     ip(None, &format!("addr add {}/24 dev {host}", host_address(state.subnet)))?;
@@ -51,17 +49,36 @@ pub fn build(dir: &Path, state: &LabState) -> anyhow::Result<()> {
     ip(Some(&bridge), "link set lo up")?;
     ip(Some(&bridge), "link set br0 up")?;
     ip(Some(&bridge), "link set host master br0 up")?;
-    for node in &state.nodes {
-        let namespace = namespace_path(dir, &node.name);
-        let port = node.bridge_port();
-        ip(Some(&bridge), &format!("link add {port} type veth peer name eth0 netns {}", namespace.display()))?;
-        ip(Some(&bridge), &format!("link set {port} master br0 up"))?;
-        ip(Some(&namespace), "link set lo up")?;
-        ip(Some(&namespace), &format!("addr add {}/24 dev eth0", node.address))?;
-        ip(Some(&namespace), "link set eth0 up")?;
-        ip(Some(&namespace), &format!("route add default via {}", host_address(state.subnet)))?;
-    }
+    state.nodes.iter().try_for_each(|node| plug(dir, state, node))?;
     way_out(dir, state)
+}
+
+/// Makes a node's namespace and joins it to the bridge.
+pub fn plug(dir: &Path, state: &LabState, node: &NodeState) -> anyhow::Result<()> {
+    let (bridge, namespace) = (namespace_path(dir, BRIDGE_NAMESPACE), namespace_path(dir, &node.name));
+    pin_namespace(&namespace)?;
+    let port = node.bridge_port();
+    ip(Some(&bridge), &format!("link add {port} type veth peer name eth0 netns {}", namespace.display()))?;
+    ip(Some(&bridge), &format!("link set {port} master br0 up"))?;
+    ip(Some(&namespace), "link set lo up")?;
+    ip(Some(&namespace), &format!("addr add {}/24 dev eth0", node.address))?;
+    ip(Some(&namespace), "link set eth0 up")?;
+    ip(Some(&namespace), &format!("route add default via {}", host_address(state.subnet)))
+}
+
+/// Takes a node's link away, both ends. May be run again.
+pub fn unplug(dir: &Path, node: &NodeState) -> anyhow::Result<()> {
+    let (bridge, port) = (namespace_path(dir, BRIDGE_NAMESPACE), node.bridge_port());
+    if !is_plugged(dir, node) {
+        return Ok(());
+    }
+    ip(Some(&bridge), &format!("link delete {port}"))
+}
+
+/// Whether a node has its namespace: it has none after its power was cut.
+pub fn is_plugged(dir: &Path, node: &NodeState) -> bool {
+    let bridge = namespace_path(dir, BRIDGE_NAMESPACE);
+    ip(Some(&bridge), &format!("link show {}", node.bridge_port())).is_ok()
 }
 
 /// Lets the nodes reach what the host reaches.

@@ -14,13 +14,13 @@ use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal};
 
 use super::network;
-use super::state::LabState;
+use super::state::{LabState, NodeState};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Takes the lab down. May be run again.
 pub fn run(dir: &Path, state: &LabState) -> anyhow::Result<()> {
-    kill_processes(dir, state)?;
+    Traces { dir, namespaces: network::namespaces(dir, state), cgroup: state.cgroup() }.kill_processes()?;
     unmount_below(dir)?;
     let link = network::host_link(state);
     if Path::new("/sys/class/net").join(&link).exists() {
@@ -36,50 +36,77 @@ pub fn run(dir: &Path, state: &LabState) -> anyhow::Result<()> {
     remove_files(dir, state)
 }
 
-/// Kills until nothing is left: what dies may have been starting something else.
-fn kill_processes(dir: &Path, state: &LabState) -> anyhow::Result<()> {
-    let namespaces: BTreeSet<u64> =
-        network::namespaces(dir, state).iter().filter_map(|path| fs::metadata(path).ok()).map(|m| m.st_ino()).collect();
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let found = lab_processes(dir, &namespaces, &state.cgroup());
-        if found.is_empty() {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            bail!("processes {found:?} of the lab do not die");
-        }
-        for pid in found {
-            // A process that has ended meanwhile is what we want.
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
-        }
-        std::thread::sleep(Duration::from_millis(20));
+/// Leaves of a node what a machine keeps when its power fails: its files. May be run again.
+pub fn power_off(dir: &Path, state: &LabState, node: &NodeState) -> anyhow::Result<()> {
+    let (home, namespace) = (dir.join(&node.name), network::namespace_path(dir, &node.name));
+    let cgroup = format!("{}/{}", state.cgroup(), node.name);
+    Traces { dir: &home, namespaces: vec![namespace.clone()], cgroup: cgroup.clone() }.kill_processes()?;
+    network::unplug(dir, node)?;
+    unmount_below(&home)?;
+    unmount(&namespace)?;
+    remove_cgroups(&cgroup)?;
+    // On a machine this is a tmpfs.
+    let run = home.join("run");
+    if run.exists() {
+        fs::remove_dir_all(&run).with_context(|| format!("removing {}", run.display()))?;
     }
+    Ok(())
 }
 
-fn lab_processes(dir: &Path, namespaces: &BTreeSet<u64>, cgroup: &str) -> Vec<Pid> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let own = rustix::process::getpid();
-    entries
-        .flatten()
-        .filter_map(|entry| Some((entry.file_name().to_str()?.parse::<i32>().ok()?, entry.path())))
-        .filter(|(_, path)| belongs_to_lab(path, dir, namespaces, cgroup))
-        .filter_map(|(pid, _)| Pid::from_raw(pid))
-        .filter(|pid| *pid != own)
-        .collect()
+/// By what processes of the lab, or of one of its nodes, are known.
+struct Traces<'a> {
+    /// Arguments of daemons, netd and shims lie below this directory.
+    dir: &'a Path,
+    namespaces: Vec<PathBuf>,
+    cgroup: String,
 }
 
-fn belongs_to_lab(process: &Path, dir: &Path, namespaces: &BTreeSet<u64>, cgroup: &str) -> bool {
-    if fs::read_to_string(process.join("stat"))
-        .is_ok_and(|s| s.rsplit_once(") ").is_some_and(|(_, r)| r.starts_with('Z')))
-    {
-        return false;
+impl Traces<'_> {
+    /// Kills until nothing is left: what dies may have been starting something else.
+    fn kill_processes(&self) -> anyhow::Result<()> {
+        let namespaces: BTreeSet<u64> =
+            self.namespaces.iter().filter_map(|path| fs::metadata(path).ok()).map(|m| m.st_ino()).collect();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let found = self.processes(&namespaces);
+            if found.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("processes {found:?} of the lab do not die");
+            }
+            for pid in found {
+                // A process that has ended meanwhile is what we want.
+                let _ = rustix::process::kill_process(pid, Signal::KILL);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
-    let in_namespace = fs::metadata(process.join("ns/net")).is_ok_and(|m| namespaces.contains(&m.st_ino()));
-    let marker = format!("/{cgroup}/");
-    let in_cgroup = fs::read_to_string(process.join("cgroup")).is_ok_and(|text| text.contains(&marker));
-    let names_dir = fs::read(process.join("cmdline")).is_ok_and(|bytes| is_daemon_of(&bytes, dir));
-    in_namespace || in_cgroup || names_dir
+
+    fn processes(&self, namespaces: &BTreeSet<u64>) -> Vec<Pid> {
+        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+        let own = rustix::process::getpid();
+        entries
+            .flatten()
+            .filter_map(|entry| Some((entry.file_name().to_str()?.parse::<i32>().ok()?, entry.path())))
+            .filter(|(_, path)| self.marks(path, namespaces))
+            .filter_map(|(pid, _)| Pid::from_raw(pid))
+            .filter(|pid| *pid != own)
+            .collect()
+    }
+
+    fn marks(&self, process: &Path, namespaces: &BTreeSet<u64>) -> bool {
+        if fs::read_to_string(process.join("stat"))
+            .is_ok_and(|s| s.rsplit_once(") ").is_some_and(|(_, r)| r.starts_with('Z')))
+        {
+            return false;
+        }
+        let in_namespace = fs::metadata(process.join("ns/net")).is_ok_and(|m| namespaces.contains(&m.st_ino()));
+        let marker = format!("/{}/", self.cgroup);
+        let in_cgroup = fs::read_to_string(process.join("cgroup")).is_ok_and(|text| text.contains(&marker));
+        let names_dir = fs::read(process.join("cmdline")).is_ok_and(|bytes| is_daemon_of(&bytes, self.dir));
+        in_namespace || in_cgroup || names_dir
+    }
 }
 
 /// A daemon, netd or shim whose arguments lie below the lab's directory, wherever its namespace went.
@@ -98,13 +125,15 @@ fn is_daemon_of(command_line: &[u8], dir: &Path) -> bool {
 fn unmount_below(dir: &Path) -> anyhow::Result<()> {
     let mut points = mount_points_below(dir)?;
     points.sort_by_key(|p| std::cmp::Reverse(p.as_os_str().len()));
-    for point in points {
-        match rustix::mount::unmount(&point, UnmountFlags::DETACH) {
-            Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => {}
-            Err(error) => return Err(error).with_context(|| format!("unmounting {}", point.display())),
-        }
+    points.iter().try_for_each(|point| unmount(point))
+}
+
+/// Unmounts, unless nothing is mounted there.
+fn unmount(point: &Path) -> anyhow::Result<()> {
+    match rustix::mount::unmount(point, UnmountFlags::DETACH) {
+        Ok(()) | Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("unmounting {}", point.display())),
     }
-    Ok(())
 }
 
 /// proc(5), `mountinfo`, field 5, with its octal escapes.

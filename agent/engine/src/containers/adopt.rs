@@ -70,7 +70,8 @@ impl Containers {
         let exit = entry.paths.exit_record();
         if record.state.pid != 0 {
             if record.boot == boot_id() {
-                return self.ended(entry, exit).await;
+                // What should run again is started by whoever can make its network, see `wanting_start`.
+                return self.ended(entry, exit, false).await;
             }
             // As Docker tells of containers that a reboot ended.
             entry.ended(255, false, "", (self.inner.config.clock)(), false);

@@ -14,8 +14,8 @@ use super::run::{self, Paths};
 use super::shim::{Connection, Reader, ShimError};
 use super::streams::pump;
 use super::{
-    ContainerError, Containers, EtcContents, EventKind, NewContainer, StartWith, WaitCondition, blocking, copy_up,
-    restart,
+    ContainerError, ContainerFile, Containers, EtcContents, EventKind, NewContainer, StartWith, WaitCondition,
+    blocking, copy_up, restart,
 };
 use crate::runtime::spec::{self, Netns};
 
@@ -155,25 +155,32 @@ impl Containers {
             ContainerStatus::Created | ContainerStatus::Exited | ContainerStatus::Restarting => {}
         }
         let netns = self.netns(&with.network)?;
-        turn.with = with;
+        let files = with.files;
+        turn.with = StartWith { files: Vec::new(), ..with };
         if let Err(error) = finish_cleanup(turn).await {
             tracing::warn!(container.id = %entry.id, %error, "taking away what the last run left");
         }
-        let begun = self.begin(entry, turn, netns).await;
+        let begun = self.begin(entry, turn, netns, files).await;
         if let Err(e) = &begun {
             self.start_failed(entry, turn, e);
         }
         begun.map(|()| true)
     }
 
-    async fn begin(&self, entry: &Arc<Entry>, turn: &mut Turn, netns: Netns) -> Result<(), ContainerError> {
+    async fn begin(
+        &self,
+        entry: &Arc<Entry>,
+        turn: &mut Turn,
+        netns: Netns,
+        files: Vec<ContainerFile>,
+    ) -> Result<(), ContainerError> {
         let inner = self.inner.clone();
         let (record, paths, etc) = (entry.record(), entry.paths.clone(), turn.with.etc.clone());
         blocking(move || {
             if let Some(etc) = etc {
                 write_etc(&paths, &etc).map_err(|e| ContainerError::internal("writing the container's files", e))?;
             }
-            run::begin(&inner.config, &inner.cgroups, &record, &paths, &netns)
+            run::begin(&inner.config, &inner.cgroups, &record, &paths, &netns, &files)
         })
         .await?;
         let failed = |e: ShimError| match e {
@@ -282,7 +289,7 @@ impl Containers {
             let Connection { mut reader, writer: _writer } = watch;
             let exit = containers.follow(&mut reader).await.or_else(|| entry.paths.exit_record());
             // Not in the supervisor's own task, which a following start replaces.
-            tokio::spawn(async move { containers.ended(entry, exit).await });
+            tokio::spawn(async move { containers.ended(entry, exit, true).await });
         })
     }
 
@@ -297,8 +304,9 @@ impl Containers {
         None
     }
 
-    /// The container has ended; `None`: its shim died without telling how.
-    pub(super) async fn ended(&self, entry: Arc<Entry>, exit: Option<ExitRecord>) {
+    /// The container has ended; `None`: its shim died without telling how. `restarts`: its policy is followed here, which
+    /// needs what it was started with.
+    pub(super) async fn ended(&self, entry: Arc<Entry>, exit: Option<ExitRecord>, restarts: bool) {
         let (inner, id) = (self.inner.clone(), entry.id.to_string());
         if exit.is_none() {
             // Before anything else: nobody holds the processes' streams any more.
@@ -318,7 +326,7 @@ impl Containers {
         self.clean_up(&entry, &mut turn, false);
         let record = entry.record();
         let ran = state.started_at.map_or(Duration::ZERO, |s| at.since(s));
-        let next = restart::decide(&record, code, ran, turn.failures);
+        let next = restart::decide(&record, code, ran, turn.failures).filter(|_| restarts);
         turn.failures = next.as_ref().map_or(0, |n| n.failures);
         entry.ended(code, oom, error, at, next.is_some());
         if oom {

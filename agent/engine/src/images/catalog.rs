@@ -3,7 +3,7 @@
 //! Every change is one transaction. Readers see the state before or after it, never between, and never wait for a disk.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -164,25 +164,17 @@ impl State {
 /// The kept state.
 #[derive(Debug)]
 pub struct Catalog {
-    database: Database,
+    path: PathBuf,
     state: RwLock<Arc<State>>,
-    /// One change at a time.
-    writer: Mutex<()>,
+    /// One change at a time. `None` after a failed one: redb takes nothing more until it is opened again.
+    writer: Mutex<Option<Database>>,
 }
 
 impl Catalog {
     /// Opens or makes the database at `path`.
     pub fn open(path: &Path) -> Result<Self, ImageError> {
-        let fail = |e: redb::Error| ImageError::database(format_args!("open {}", path.display()), e);
-        let mut builder = Database::builder();
-        builder.set_cache_size(CACHE_BYTES);
-        let database = builder.create(path).map_err(|e| fail(e.into()))?;
-        let format = prepare(&database).map_err(fail)?;
-        if format != CURRENT_FORMAT {
-            return Err(ImageError::Unsupported(format!("format {format} of {}", path.display())));
-        }
-        let state = load(&database, path)?;
-        Ok(Self { database, state: RwLock::new(Arc::new(state)), writer: Mutex::new(()) })
+        let (database, state) = open(path)?;
+        Ok(Self { path: path.to_owned(), state: RwLock::new(Arc::new(state)), writer: Mutex::new(Some(database)) })
     }
 
     /// All images and names now.
@@ -192,47 +184,74 @@ impl Catalog {
 
     /// Changes the state and keeps the change. Blocks on the disk. Nothing is kept when `change` fails.
     pub fn update<T>(&self, change: impl FnOnce(&mut State) -> Result<T, ImageError>) -> Result<T, ImageError> {
-        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = match writer.take() {
+            Some(database) => database,
+            None => {
+                // The change that failed may be on disk all the same.
+                let (database, state) = open(&self.path)?;
+                self.replace(state);
+                database
+            }
+        };
         let before = self.state();
         let mut after = State::clone(&before);
-        let result = change(&mut after)?;
-        if after != *before {
-            self.keep(&before, &after).map_err(|source| ImageError::Storage {
+        let result = change(&mut after);
+        if result.is_ok() && after != *before {
+            keep(&database, &before, &after).map_err(|source| ImageError::Storage {
                 context: "cannot keep the change of images and names".into(),
                 source,
             })?;
-            *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(after);
+            self.replace(after);
         }
-        Ok(result)
+        *writer = Some(database);
+        result
     }
 
-    /// Writes what differs, in one durable transaction.
-    fn keep(&self, before: &State, after: &State) -> Result<(), StorageError> {
-        let transaction = self.database.begin_write().map_err(redb::Error::from)?;
-        {
-            let mut images = transaction.open_table(IMAGES).map_err(redb::Error::from)?;
-            for id in before.images.keys().filter(|id| !after.images.contains_key(id)) {
-                images.remove(id.to_string().as_str()).map_err(redb::Error::from)?;
-            }
-            for (id, image) in &after.images {
-                if before.images.get(id).is_none_or(|old| old.record != image.record) {
-                    let record = serde_json::to_vec(&image.record)?;
-                    images.insert(id.to_string().as_str(), record.as_slice()).map_err(redb::Error::from)?;
-                }
-            }
-            let mut names = transaction.open_table(NAMES).map_err(redb::Error::from)?;
-            for name in before.names.keys().filter(|name| !after.names.contains_key(name)) {
-                names.remove(name.to_string().as_str()).map_err(redb::Error::from)?;
-            }
-            for (name, id) in &after.names {
-                if before.names.get(name) != Some(id) {
-                    names.insert(name.to_string().as_str(), id.to_string().as_str()).map_err(redb::Error::from)?;
-                }
+    fn replace(&self, state: State) {
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
+    }
+}
+
+fn open(path: &Path) -> Result<(Database, State), ImageError> {
+    let fail = |e: redb::Error| ImageError::database(format_args!("open {}", path.display()), e);
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    let database = builder.create(path).map_err(|e| fail(e.into()))?;
+    let format = prepare(&database).map_err(fail)?;
+    if format != CURRENT_FORMAT {
+        return Err(ImageError::Unsupported(format!("format {format} of {}", path.display())));
+    }
+    let state = load(&database, path)?;
+    Ok((database, state))
+}
+
+/// Writes what differs, in one durable transaction.
+fn keep(database: &Database, before: &State, after: &State) -> Result<(), StorageError> {
+    let transaction = database.begin_write().map_err(redb::Error::from)?;
+    {
+        let mut images = transaction.open_table(IMAGES).map_err(redb::Error::from)?;
+        for id in before.images.keys().filter(|id| !after.images.contains_key(id)) {
+            images.remove(id.to_string().as_str()).map_err(redb::Error::from)?;
+        }
+        for (id, image) in &after.images {
+            if before.images.get(id).is_none_or(|old| old.record != image.record) {
+                let record = serde_json::to_vec(&image.record)?;
+                images.insert(id.to_string().as_str(), record.as_slice()).map_err(redb::Error::from)?;
             }
         }
-        transaction.commit().map_err(redb::Error::from)?;
-        Ok(())
+        let mut names = transaction.open_table(NAMES).map_err(redb::Error::from)?;
+        for name in before.names.keys().filter(|name| !after.names.contains_key(name)) {
+            names.remove(name.to_string().as_str()).map_err(redb::Error::from)?;
+        }
+        for (name, id) in &after.names {
+            if before.names.get(name) != Some(id) {
+                names.insert(name.to_string().as_str(), id.to_string().as_str()).map_err(redb::Error::from)?;
+            }
+        }
     }
+    transaction.commit().map_err(redb::Error::from)?;
+    Ok(())
 }
 
 /// Makes the tables; gives the format number.

@@ -55,6 +55,8 @@ pub fn run(dir: &Path) -> io::Result<()> {
         let text = format!("{PARAMS} has format {}; this shim knows {FORMAT}", params.format);
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
+    // The daemon lives without huge pages and its children inherit that; a container gets what the machine is set to.
+    let _ = rustix::thread::disable_transparent_huge_pages(false);
     // Relative: the path may be longer than a socket's address.
     let listener = UnixListener::bind(SOCKET)?;
     listener.set_nonblocking(true)?;

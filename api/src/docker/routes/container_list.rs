@@ -100,11 +100,11 @@ fn matches(
     }
     let published: Vec<_> = container.ports.iter().filter_map(|p| Some((p.host_port?, p.protocol))).collect();
     let exposed: Vec<_> = container.exposed.iter().map(|(protocol, port)| (*port, *protocol)).collect();
+    let names = filters.patterns("name")?;
     let holds = |list: &[_], text: &str| container_config::port(text).is_ok_and(|wanted| list.contains(&wanted));
     Ok(filters.any("id", |id| config.id.to_string().starts_with(id))
-        && filters.any("name", |name| {
-            format!("/{}", config.name).contains(name.trim_start_matches('^').trim_end_matches('$'))
-        })
+        // Docker takes names with and without their slash.
+        && (names.fit(&config.name) || names.fit(&format!("/{}", config.name)))
         && filters.any("status", |status| state.status.as_str() == status)
         && filters.any("exited", |code| state.status == ContainerStatus::Exited && code.parse() == Ok(state.exit_code))
         && filters.labels("label", &container.process.labels)

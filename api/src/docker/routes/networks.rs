@@ -61,7 +61,8 @@ async fn list(
             !is_predefined(n) && used != dangling
         });
     }
-    shown.retain(|n| matches(n, &filters));
+    let names = filters.patterns("name")?;
+    shown.retain(|n| names.fit(&n.name) && matches(n, &filters));
     Ok(axum::Json(shown.into_iter().map(|n| for_version(n, version)).collect()))
 }
 
@@ -71,8 +72,7 @@ fn is_predefined(network: &json::Network) -> bool {
 
 fn matches(network: &json::Network, filters: &Filters) -> bool {
     let empty = std::collections::BTreeMap::new();
-    filters.any("name", |name| network.name.contains(name))
-        && filters.any("id", |id| network.id.starts_with(id))
+    filters.any("id", |id| network.id.starts_with(id))
         && filters.any("driver", |driver| network.driver == driver)
         && filters.any("scope", |scope| network.scope == scope)
         && filters.labels("label", network.labels.as_ref().unwrap_or(&empty))

@@ -41,8 +41,9 @@ async fn list(
     let volumes = app.engine().volumes().await?;
     let dangling = filters.flag("dangling")?;
     let containers = if dangling.is_some() { app.engine().containers(true).await? } else { Vec::new() };
+    let names = filters.patterns("name")?;
     let matching = volumes.iter().filter(|volume| {
-        filters.any("name", |name| volume.name.contains(name))
+        names.fit(&volume.name)
             && filters.any("driver", |driver| volume.driver == driver)
             && filters.labels("label", &volume.labels)
             && dangling.is_none_or(|wanted| is_used(volume, &containers) != wanted)

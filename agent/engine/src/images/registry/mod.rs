@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use oci_client::client::{ClientConfig, ClientProtocol};
 use oci_client::{Client, RegistryOperation};
 use skep_proto::model::container::RegistryAuth;
@@ -57,7 +58,8 @@ pub struct Session {
 }
 
 impl Registries {
-    /// Registries, of which `insecure` (`HOST[:PORT]`) are spoken to without TLS.
+    /// Registries, of which `insecure` are spoken to without TLS: each `HOST[:PORT]`, or a subnet that names by address
+    /// fall into.
     pub fn new(insecure: Vec<String>) -> Self {
         install_tls_provider();
         Self { insecure }
@@ -101,9 +103,11 @@ impl Registries {
             Some(rest) => rest.split_once(']').map_or(rest, |(host, _)| host),
             None => registry.rsplit_once(':').map_or(registry, |(host, _)| host),
         };
-        host == "localhost"
-            || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-            || self.insecure.iter().any(|known| known == registry)
+        let address = host.parse::<IpAddr>().ok();
+        let named = |known: &String| {
+            known == registry || address.is_some_and(|a| known.parse::<IpNet>().is_ok_and(|subnet| subnet.contains(&a)))
+        };
+        host == "localhost" || address.is_some_and(|a| a.is_loopback()) || self.insecure.iter().any(named)
     }
 }
 

@@ -270,3 +270,14 @@ async fn what_is_here_is_used_when_the_registry_is_gone() {
     let other = world.images.resolve(&format!("{reference}x"), PullPolicy::Always, None).await;
     assert!(matches!(other, Err(ImageError::Registry(_))));
 }
+
+#[test]
+fn a_registry_is_spoken_to_without_tls_when_it_is_named_or_its_address_is_in_a_named_subnet() {
+    let registries = super::Registries::new(vec!["reg.lan:5000".into(), "10.1.0.0/16".into(), "fd00::/8".into()]);
+    for plain in ["reg.lan:5000", "10.1.2.3:5000", "10.1.2.3", "[fd00::1]:5000", "127.0.0.1:1", "localhost:1"] {
+        assert!(registries.is_plain(plain), "{plain}");
+    }
+    for secure in ["reg.lan", "reg.lan:5001", "10.2.0.1:5000", "[fe80::1]:5000", "10.1.2.3.example:5000"] {
+        assert!(!registries.is_plain(secure), "{secure}");
+    }
+}
