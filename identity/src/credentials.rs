@@ -4,17 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::RootCertStore;
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::CryptoProvider;
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::CertificateDer;
 use skep_proto::model::Timestamp;
+use skep_proto::model::node::NodeTrust;
 
 use crate::clock::unix_time;
 use crate::key::{KeyError, NodeKey};
 use crate::peer::{self, Identity, PeerError};
 use crate::pem::{self, PemError};
+use crate::token::RootDigest;
 
 /// When a certificate is valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,7 +122,29 @@ impl Credentials {
 
     /// Key and certificate chain as one PEM text. Secret.
     pub fn node_pem(&self) -> String {
-        self.key.to_pem() + &pem::encode_certificates(&self.chain)
+        self.key_pem() + &self.chain_pem()
+    }
+
+    pub(crate) fn key_pem(&self) -> String {
+        self.key.to_pem()
+    }
+
+    pub(crate) fn chain_pem(&self) -> String {
+        pem::encode_certificates(&self.chain)
+    }
+
+    /// What the certificate rests on, as the node tells its managers.
+    pub fn trust(&self) -> NodeTrust {
+        let signed_by = |root: &&CertificateDer<'static>| {
+            let alone = root_store(std::slice::from_ref(root)).ok()?;
+            let leaf = ParsedCertificate::try_from(&self.chain[0]).ok()?;
+            let algorithms = provider().signature_verification_algorithms.all;
+            let at = unix_time(self.validity.not_before.after(Duration::from_secs(1)));
+            verify_server_cert_signed_by_trust_anchor(&leaf, &alone, &[], at, algorithms).ok()
+        };
+        let issuer = self.roots.iter().find(|root| signed_by(root).is_some());
+        let digest = |root: &CertificateDer<'static>| RootDigest::of(root).to_string();
+        NodeTrust { roots: self.roots.iter().map(digest).collect(), issuer: issuer.map(digest).unwrap_or_default() }
     }
 
     /// The roots as PEM.

@@ -46,7 +46,15 @@ pub(crate) fn subject(node: u128, unit: &str) -> Vec<(DnType, String)> {
 }
 
 pub(crate) fn credentials(root: &Root, node: u128) -> Credentials {
+    credentials_as(root, node, "swarm-worker")
+}
+
+pub(crate) fn manager_credentials(root: &Root, node: u128) -> Credentials {
+    credentials_as(root, node, "swarm-manager")
+}
+
+fn credentials_as(root: &Root, node: u128, unit: &str) -> Credentials {
     let key = NodeKey::generate().unwrap();
-    let certificate = root.sign(&key, &subject(node, "swarm-worker"));
+    let certificate = root.sign(&key, &subject(node, unit));
     Credentials::new(key, &certificate, &root.pem()).unwrap()
 }

@@ -17,6 +17,7 @@ pub mod peer;
 pub mod pem;
 pub mod renew;
 pub mod revoked;
+pub mod seal;
 pub mod token;
 mod verify;
 
@@ -30,6 +31,7 @@ pub use live::LiveIdentity;
 pub use peer::Identity;
 pub use renew::Renewer;
 pub use revoked::Revoked;
+pub use seal::NodeSeal;
 pub use token::{JoinToken, RootDigest};
 pub use verify::Expect;
 

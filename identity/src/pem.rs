@@ -35,6 +35,13 @@ pub fn encode_certificates(certificates: &[CertificateDer<'_>]) -> String {
     certificates.iter().map(|c| encode("CERTIFICATE", c)).collect()
 }
 
+/// The contents of the first block with that label.
+pub(crate) fn block(label: &str, text: &str) -> Option<Vec<u8>> {
+    let (_, rest) = text.split_once(&format!("-----BEGIN {label}-----"))?;
+    let (body, _) = rest.split_once("-----END")?;
+    STANDARD.decode(body.split_whitespace().collect::<String>()).ok()
+}
+
 /// One PEM block, in lines of 64 characters.
 pub fn encode(label: &str, der: &[u8]) -> String {
     let body = STANDARD.encode(der);

@@ -1,9 +1,11 @@
 //! Control plane of skep: store, raft, orchestration, scheduling, dispatch, certificates.
 
 pub mod allocator;
+pub mod anew;
 pub mod ca;
 pub mod control;
 pub mod dispatcher;
+pub mod lock;
 pub mod manager;
 pub mod membership;
 pub mod orchestrator;

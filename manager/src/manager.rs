@@ -14,7 +14,7 @@ use std::time::Duration;
 use skep_api::ports::control::ClusterCounts;
 use skep_api::ports::events::EventLog;
 use skep_identity::{Clock, Connector};
-use skep_proto::model::{Cluster, ClusterId, Node, NodeId, NodeRole};
+use skep_proto::model::{Cluster, ClusterId, Node, NodeId};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -26,10 +26,11 @@ use crate::ca::over_store::{StoreCa, StoreRoles, refuse_removed};
 use crate::control::{Control, Parts, Propose, ProposeError};
 use crate::dispatcher::grpc::{RelayService, SessionService, StreamService};
 use crate::dispatcher::{self, Dispatcher, Leadership, Relay, Replicated, Streams};
+use crate::lock::Lock;
 use crate::membership::{self, Membership, MembershipService};
 use crate::raft::config::Config as RaftConfig;
 use crate::raft::disk::Folder;
-use crate::raft::keys::{DataKeys, KeyError};
+use crate::raft::keys::{DataKeys, KeyError, UnlockKey};
 use crate::raft::proposer::Limits;
 use crate::raft::types::Peer;
 use crate::raft::{Proposer, Raft, RaftError, StartError};
@@ -59,6 +60,8 @@ pub struct Config {
     pub dir: PathBuf,
     /// Where other managers and agents reach it.
     pub advertise: SocketAddr,
+    /// The key that the operator gave to unlock it.
+    pub unlock: Option<UnlockKey>,
 }
 
 /// A manager cannot start.
@@ -78,6 +81,9 @@ pub enum ManagerError {
     /// The Raft member.
     #[error(transparent)]
     Raft(#[from] StartError),
+    /// Nothing to go on from.
+    #[error("this node holds no state of a cluster that it manages")]
+    NoState,
     /// No thread for Raft.
     #[error("cannot start the threads of raft")]
     Threads(#[source] std::io::Error),
@@ -108,6 +114,7 @@ pub struct Manager {
     control: Arc<Control>,
     membership: Arc<Membership>,
     node: NodeId,
+    seal: watch::Receiver<Option<[u8; 32]>>,
     stop: CancellationToken,
     parts: Mutex<JoinSet<()>>,
     runtime: Mutex<Option<tokio::runtime::Runtime>>,
@@ -135,7 +142,10 @@ impl Manager {
         let at = |source| ManagerError::Directory { dir: config.dir.clone(), source };
         std::fs::create_dir_all(&config.dir).map_err(at)?;
         let disk = Arc::new(Folder::open(&config.dir).map_err(at)?);
-        let sealer = DataKeys::open(&*disk, None)?.sealer();
+        let keys = DataKeys::open(&*disk, config.unlock.as_ref())?;
+        let sealer = keys.sealer();
+        let lock = Lock::new(keys, Arc::clone(&disk), config.unlock.clone());
+        let seal = lock.seal();
         let (replica, store) = Replica::new();
         let settings = RaftConfig::new(config.raft_id, config.cluster.0.to_be_bytes());
         let links = Arc::new(RaftLinks(connector.clone()));
@@ -168,15 +178,23 @@ impl Manager {
             Arc::new(Membership::new(Arc::clone(&store), raft.clone(), Arc::clone(&proposer), connector.clone()));
         let live = connector.live().clone();
         let authority = Arc::new(StoreCa::new(Arc::clone(&store), raft.clone(), Arc::clone(&proposer)));
+        // Before anybody is listened to.
+        live.revoked().replace(store.view().removed_nodes());
         let routes = Routes::new(CaService::new(authority, live.clone()).into_server())
             .add_service(SessionService(Arc::clone(&dispatcher)).into_server())
             .add_service(StreamService(streams.clone()).into_server())
             .add_service(RelayService(Arc::clone(&dispatcher)).into_server())
             .add_service(raft.service())
             .add_service(MembershipService::server(Arc::clone(&membership)));
-        let server = Server::new(routes, live.clone(), Arc::new(StoreRoles(Arc::clone(&store))));
+        let server = Server::new(
+            routes,
+            live.clone(),
+            Arc::new(StoreRoles { store: Arc::clone(&store), leader: raft.leader() }),
+        );
         parts.spawn(server.run(TcpAcceptor(listener), stop.clone()));
         parts.spawn(refuse_removed(Arc::clone(&store), live.revoked().clone(), stop.clone()));
+        parts.spawn(lock.keep(Arc::clone(&store), raft.clone(), stop.clone()));
+        parts.spawn(keep_settings(Arc::clone(&store), raft.clone(), stop.clone()));
         let leader =
             Leader { store: Arc::clone(&store), raft: raft.clone(), proposer: Arc::clone(&proposer), clock: now };
         parts.spawn(leader.run(stop.clone()));
@@ -201,6 +219,7 @@ impl Manager {
             control,
             membership,
             node,
+            seal,
             stop,
             parts: Mutex::new(parts),
             runtime: Mutex::new(Some(runtime)),
@@ -266,13 +285,37 @@ impl Manager {
         tokio::time::timeout(patience, ready).await.map_err(|_| RaftError::Timeout(patience))
     }
 
-    /// Whether this node's own record says manager: false once it was removed or demoted.
-    pub fn is_member(&self) -> bool {
-        self.store
-            .view()
-            .nodes()
-            .get(self.node)
-            .is_some_and(|n| n.manager.is_some() || n.spec.role == NodeRole::Manager)
+    /// The key that unlocks this cluster's managers, while they are locked.
+    pub fn unlock_key(&self) -> Option<UnlockKey> {
+        self.store.view().cluster()?.unlock.as_ref()?.key.parse().ok()
+    }
+
+    /// The key that seals this node's TLS key on disk, while managers are locked.
+    pub fn seal(&self) -> Option<[u8; 32]> {
+        *self.seal.borrow()
+    }
+
+    /// Whether it leads, or hears from the manager that does.
+    pub fn has_leader(&self) -> bool {
+        self.raft.leader().borrow().is_some()
+    }
+
+    /// Its number in the Raft group.
+    pub fn raft_id(&self) -> u64 {
+        self.raft.id()
+    }
+
+    /// Tells the others that this manager is reached at `address`, when it leads and its record says otherwise: one that
+    /// does not lead asks the leader ([`membership::ask_to_join`]).
+    ///
+    /// # Errors
+    /// When the change is not committed.
+    pub async fn announce(&self, address: SocketAddr) -> Result<(), tonic::Status> {
+        let known = self.store.view().nodes().get(self.node).and_then(|node| node.manager).map(|m| m.address);
+        if !self.raft.is_leader() || known.is_none_or(|known| known == address) {
+            return Ok(());
+        }
+        self.membership.announce(self.node, address).await.map(drop)
     }
 
     /// Counts for `docker info`, of what this manager has; `None` while there is no leader.
@@ -321,6 +364,23 @@ impl Drop for Manager {
     }
 }
 
+/// Gives Raft what the cluster's record says of snapshots, until `stop`.
+async fn keep_settings(store: Arc<Store>, raft: Raft, stop: CancellationToken) {
+    let (mut state, mut watch) = store.view_and_watch();
+    loop {
+        if let Some(cluster) = state.cluster() {
+            raft.retention().set(cluster.spec.snapshot_interval, cluster.spec.keep_old_snapshots);
+        }
+        state = tokio::select! {
+            () = stop.cancelled() => return,
+            next = watch.next() => match next {
+                Some((state, _)) => state,
+                None => return,
+            },
+        };
+    }
+}
+
 /// What runs only while this manager leads.
 struct Leader {
     store: Arc<Store>,
@@ -357,7 +417,9 @@ impl Leader {
         self.plan(parts, allocator::Allocator, reign);
         self.plan(parts, scheduler::Scheduler::default(), reign);
         self.plan(parts, reaper::Reaper, reign);
-        parts.spawn(membership::role::run(Arc::clone(&self.store), self.raft.clone(), reign.clone()));
+        self.plan(parts, crate::ca::rotation::Rotation, reign);
+        let (store, proposer) = (Arc::clone(&self.store), Arc::clone(&self.proposer));
+        parts.spawn(membership::role::run(store, self.raft.clone(), proposer, reign.clone()));
     }
 
     fn plan<P: Planner>(&self, parts: &mut JoinSet<()>, planner: P, reign: &CancellationToken) {

@@ -62,6 +62,8 @@ impl World {
             subnet_size: 24,
             data_path_port: 4789,
             format: 1,
+            unlock: None,
+            rotation: None,
         };
         world.apply(Change::create(&cluster));
         world

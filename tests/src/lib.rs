@@ -107,6 +107,25 @@ impl Lab {
         format!("skep-lab-{}", state["id"].as_str().expect("a lab has an id"))
     }
 
+    /// The root folder of a node's daemon, `--root`.
+    pub fn daemon_root(&self, node: &str) -> PathBuf {
+        self.root(node).join("root")
+    }
+
+    /// Gives a node whose daemon is down another address; its daemon is told at its next start.
+    pub fn move_node(&mut self, node: &str, address: &str) {
+        let old = self.address(node);
+        self.lab(&["exec", node, "--", "ip", "address", "del", &format!("{old}/24"), "dev", "eth0"])
+            .expect("the node gives its address up");
+        self.lab(&["exec", node, "--", "ip", "address", "add", &format!("{address}/24"), "dev", "eth0"])
+            .expect("the node takes another address");
+        let file = self.dir.path().join("lab.json");
+        let text = std::fs::read_to_string(&file).expect("the lab has its file");
+        std::fs::write(&file, text.replace(&format!("\"{old}\""), &format!("\"{address}\"")))
+            .expect("the file is ours");
+        self.refresh();
+    }
+
     /// The root directory of a node's daemon.
     pub fn root(&self, node: &str) -> PathBuf {
         self.dir.path().join(node)
@@ -124,6 +143,21 @@ impl Lab {
     /// What it writes to its standard error.
     pub fn docker(&self, node: &str, arguments: &[&str]) -> anyhow::Result<String> {
         run(&mut self.docker_command(node, arguments))
+    }
+
+    /// The same, with a text on its standard input.
+    ///
+    /// # Errors
+    /// What it writes to its standard error.
+    pub fn docker_with_input(&self, node: &str, arguments: &[&str], input: &str) -> anyhow::Result<String> {
+        let mut command = self.docker_command(node, arguments);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        child.stdin.take().context("the input is a pipe")?.write_all(input.as_bytes())?;
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// The same, with all that the CLI says.

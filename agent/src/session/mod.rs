@@ -199,8 +199,7 @@ impl Session {
         welcome: Welcome,
     ) -> Result<std::convert::Infallible, Ended> {
         let Link { to_manager, mut from_manager } = link;
-        let mut heartbeat = tokio::time::interval(welcome.heartbeat.clamp(HEARTBEAT.0, HEARTBEAT.1));
-        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heartbeat = beat(welcome.heartbeat);
         self.deps.status.send_modify(|status| {
             status.manager = Some(manager);
             status.welcome = Some(welcome);
@@ -209,7 +208,14 @@ impl Session {
         self.deps.desired.session_began();
         loop {
             tokio::select! {
-                message = from_manager.next() => self.handle(message.ok_or(Ended::Closed)??).await?,
+                message = from_manager.next() => match message.ok_or(Ended::Closed)?? {
+                    // The cluster has other settings now.
+                    ManagerMessage::Welcome(welcome) => {
+                        heartbeat = beat(welcome.heartbeat);
+                        self.deps.status.send_modify(|status| status.welcome = Some(welcome));
+                    }
+                    message => self.handle(message).await?,
+                },
                 reports = self.deps.reports.next() => send(&to_manager, statuses(reports)).await?,
                 _ = heartbeat.tick() => send(&to_manager, AgentMessage::Heartbeat).await?,
                 Ok(()) = self.deps.description.changed() => {
@@ -227,7 +233,7 @@ impl Session {
 
     async fn handle(&mut self, message: ManagerMessage) -> Result<(), Ended> {
         match message {
-            ManagerMessage::Welcome(_) => debug!("a second welcome is ignored"),
+            ManagerMessage::Welcome(_) => debug!("a welcome is taken where messages are read"),
             ManagerMessage::Assignments(set) => self.assign(set).await?,
             ManagerMessage::Managers(managers) => self.managers(managers),
             ManagerMessage::OpenStream(open) => self.open_stream(open),
@@ -266,6 +272,13 @@ impl Session {
         let (transport, service) = (Arc::clone(&self.deps.transport), Arc::clone(&self.deps.streams));
         self.streams.spawn(streams::serve(transport, service, open));
     }
+}
+
+/// Ticks at once, and then each `period`.
+fn beat(period: Duration) -> tokio::time::Interval {
+    let mut heartbeat = tokio::time::interval(period.clamp(HEARTBEAT.0, HEARTBEAT.1));
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    heartbeat
 }
 
 /// Resolves with `true` once the flag is set, with `false` when it never will be.

@@ -15,7 +15,7 @@ const LAST: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct Rotation {
     managers: Vec<SocketAddr>,
-    /// Addresses that the operator gave: tried when no manager is known.
+    /// Addresses that the operator gave, and this node's own where it is a manager: tried after those that are known.
     seeds: Vec<SocketAddr>,
     next: usize,
     /// Where the last manager sent this node: tried before all others, once.
@@ -25,7 +25,8 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// Begins at a random one of `managers`, so that the nodes of a new cluster spread; at `seeds` when there are none.
+    /// Begins at a random one of `managers`, so that the nodes of a new cluster spread; `seeds` follow, because all that
+    /// is known may be out of date.
     pub fn new(managers: Vec<SocketAddr>, seeds: Vec<SocketAddr>, mut rng: StdRng) -> Self {
         let next = rng.random_range(0..managers.len().max(1));
         Self { managers, seeds, next, redirect: None, failures: 0, rng }
@@ -37,11 +38,16 @@ impl Rotation {
         if let Some(manager) = self.redirect.take() {
             return (Some(manager), pause);
         }
-        let list = if self.managers.is_empty() { &self.seeds } else { &self.managers };
-        match list.get(self.next % list.len().max(1)) {
+        let addresses = self.addresses();
+        match addresses.get(self.next % addresses.len().max(1)) {
             Some(manager) => (Some(*manager), pause),
             None => (None, LAST),
         }
+    }
+
+    fn addresses(&self) -> Vec<SocketAddr> {
+        let seeds = self.seeds.iter().filter(|seed| !self.managers.contains(seed));
+        self.managers.iter().chain(seeds).copied().collect()
     }
 
     /// The manager did not answer, or its session was lost.
@@ -69,10 +75,10 @@ impl Rotation {
 
     /// No pause at first; every manager is tried once with little pause, then pauses grow.
     fn pause(&mut self) -> Duration {
-        let known = u32::try_from(self.managers.len().max(self.seeds.len()).max(1)).unwrap_or(u32::MAX);
         if self.failures == 0 {
             return Duration::ZERO;
         }
+        let known = u32::try_from(self.addresses().len().max(1)).unwrap_or(u32::MAX);
         let rounds = (self.failures - 1) / known;
         let longest = FIRST.saturating_mul(1u32.checked_shl(rounds.min(16)).unwrap_or(u32::MAX)).min(LAST);
         longest.mul_f64(self.rng.random_range(0.2..=1.0))
@@ -95,7 +101,7 @@ mod tests {
     #[test]
     fn after_a_failure_the_next_manager_is_asked() {
         let mut rotation = rotation();
-        let mut asked: Vec<_> = (0..3)
+        let mut asked: Vec<_> = (0..4)
             .map(|_| {
                 let manager = rotation.take_next().0.unwrap();
                 rotation.failed();
@@ -103,7 +109,7 @@ mod tests {
             })
             .collect();
         asked.sort();
-        assert_eq!(asked, [address(1), address(2), address(3)]);
+        assert_eq!(asked, [address(1), address(2), address(3), address(9)], "at last the operator's");
     }
 
     #[test]
@@ -114,7 +120,7 @@ mod tests {
             rotation.failed();
             let pause = rotation.take_next().1;
             assert!(pause > Duration::ZERO && pause <= LAST);
-            if failures <= 3 {
+            if failures <= 4 {
                 assert!(pause <= FIRST);
             }
         }

@@ -135,6 +135,20 @@ async fn heartbeats_come_as_often_as_the_manager_asked() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_welcome_in_the_middle_of_a_session_changes_the_heartbeat() {
+    let world = world();
+    world.eventually("session", |w| w.status().manager.is_some()).await;
+    let heartbeat = Duration::from_millis(500);
+    let welcome = Welcome { session: 1, heartbeat, index: 1, data_path_port: 4789 };
+    world.managers.change(|inner| inner.broadcast.push(ManagerMessage::Welcome(welcome.clone())));
+    world.eventually("told", |w| w.status().welcome == Some(welcome.clone())).await;
+    let before = world.managers.inner().heartbeats;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let beats = world.managers.inner().heartbeats - before;
+    assert!((39..=41).contains(&beats), "{beats}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lost_manager_is_replaced_by_the_next_one_and_tasks_go_on() {
     let world = world();
     world.managers.assign(task(1, TaskState::Running));

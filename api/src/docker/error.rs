@@ -103,9 +103,10 @@ impl From<ControlError> for ApiError {
             | ControlError::Locked
             | ControlError::NodeUnreachable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             ControlError::NotFound { .. } => StatusCode::NOT_FOUND,
-            ControlError::NameConflict(_) => StatusCode::CONFLICT,
+            ControlError::NameConflict(_) | ControlError::NotLocked => StatusCode::CONFLICT,
             ControlError::Ambiguous { .. }
             | ControlError::InvalidArgument(_)
+            | ControlError::WrongUnlockKey
             | ControlError::FailedPrecondition(_)
             | ControlError::JoinRefused(_) => StatusCode::BAD_REQUEST,
             ControlError::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,

@@ -160,6 +160,11 @@ pub trait ControlPlane: Send + Sync + 'static {
         Err(ControlError::Unsupported("the unlock key".into()))
     }
 
+    /// The cluster's whole state, with every key, for `skep cluster restore`.
+    async fn backup(&self) -> Result<Vec<u8>, ControlError> {
+        Err(ControlError::Unsupported("a backup of the cluster".into()))
+    }
+
     /// The nodes, by id.
     async fn nodes(&self) -> Result<Vec<NodeStatus>, ControlError>;
     /// One node.
@@ -257,6 +262,17 @@ pub struct NodeStatus {
     pub node: Arc<Node>,
     /// Set for managers.
     pub manager: Option<ManagerStatus>,
+    /// What its certificate rests on.
+    pub tls: NodeTls,
+}
+
+/// What a node's certificate rests on (Engine API, `TLSInfo`).
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeTls {
+    /// The roots that it trusts, PEM.
+    pub trust_root: String,
+    /// The root that signed its certificate, PEM.
+    pub issuer: String,
 }
 
 /// A manager as its peers see it (Engine API, `ManagerStatus`).
@@ -406,6 +422,12 @@ pub enum ControlError {
         "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker swarm unlock\" to unlock it."
     )]
     Locked,
+    /// Nothing is locked here.
+    #[error("swarm is not locked")]
+    NotLocked,
+    /// The unlock key is not the one that this manager was locked with.
+    #[error("swarm could not be unlocked: invalid key provided")]
+    WrongUnlockKey,
     /// There is no leader, or this manager cannot reach it.
     #[error(
         "rpc error: code = Unknown desc = The swarm does not have a leader. It's possible that too few managers are online. Make sure more than half of the managers are online."

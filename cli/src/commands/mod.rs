@@ -13,6 +13,8 @@ use crate::output::table::Table;
 
 mod apply;
 mod apply_files;
+mod backup_file;
+mod cluster;
 mod connection;
 mod container;
 mod events;
@@ -25,6 +27,7 @@ mod node;
 mod service;
 mod stack;
 mod swarm;
+mod swarm_settings;
 mod system;
 mod volume;
 
@@ -49,6 +52,7 @@ enum Command {
     Service(service::ServiceCommand),
     Stack(stack::StackCommand),
     Network(network::NetworkCommand),
+    Cluster(cluster::ClusterCommand),
     Volume(volume::VolumeCommand),
     /// Make, look at and remove secrets: content that tasks get in memory and nobody is shown
     Secret(file::FileCommand),
@@ -88,6 +92,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Service(command) => block_on(service::run(command, &client()?))?,
         Command::Stack(command) => block_on(stack::run(command, &client()?))?,
         Command::Network(command) => block_on(network::run(command, &client()?))?,
+        Command::Cluster(command) => block_on(cluster::run(command, client))?,
         Command::Volume(command) => block_on(volume::run(command, &client()?))?,
         Command::Secret(command) => block_on(file::run(file::Kind::Secret, command, &client()?))?,
         Command::Config(command) => block_on(file::run(file::Kind::Config, command, &client()?))?,

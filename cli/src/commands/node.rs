@@ -54,6 +54,9 @@ enum Action {
         /// active, pause or drain
         #[arg(long)]
         availability: Option<String>,
+        /// worker or manager
+        #[arg(long)]
+        role: Option<String>,
         /// Add or change a label, KEY=VALUE; may be repeated
         #[arg(long)]
         label_add: Vec<String>,
@@ -84,6 +87,18 @@ enum Action {
     Activate {
         /// The node
         node: String,
+    },
+    /// Make nodes managers
+    Promote {
+        /// The nodes
+        #[arg(required = true)]
+        nodes: Vec<String>,
+    },
+    /// Make managers workers
+    Demote {
+        /// The nodes
+        #[arg(required = true)]
+        nodes: Vec<String>,
     },
     /// Remove nodes from the cluster
     #[command(alias = "remove")]
@@ -121,11 +136,16 @@ pub async fn run(command: NodeCommand, client: &Client) -> anyhow::Result<()> {
             let services: Vec<Value> = client.get("/services").await?;
             task_table(&tasks, &names(&services, "Spec"), &names(&nodes, "Description"), no_trunc).print();
         }
-        Action::Update { node, availability, label_add, label_rm } => {
+        Action::Promote { nodes } => set_roles(client, &nodes, "manager").await?,
+        Action::Demote { nodes } => set_roles(client, &nodes, "worker").await?,
+        Action::Update { node, availability, role, label_add, label_rm } => {
             let found = get(client, &node).await?;
             let mut spec = found["Spec"].clone();
             if let Some(availability) = availability {
                 spec["Availability"] = json!(availability);
+            }
+            if let Some(role) = role {
+                spec["Role"] = json!(role);
             }
             let mut labels = spec["Labels"].as_object().cloned().unwrap_or_default();
             for label in &label_add {
@@ -181,6 +201,26 @@ async fn policy(client: &Client, node: &str, allow: &[String], deny: &[String]) 
         client.post(&path, &spec).await?;
     }
     println!("{}", if now.is_empty() { "nothing more is allowed".to_owned() } else { now.join(",") });
+    Ok(())
+}
+
+/// Says what becomes of each node in Docker's words.
+async fn set_roles(client: &Client, nodes: &[String], role: &str) -> anyhow::Result<()> {
+    for node in nodes {
+        let found = get(client, node).await?;
+        let mut spec = found["Spec"].clone();
+        if spec["Role"] == role {
+            println!("Node {node} is already a {role}.");
+            continue;
+        }
+        spec["Role"] = json!(role);
+        let path = format!("/nodes/{}/update?version={}", text(&found["ID"]), found["Version"]["Index"]);
+        client.post(&path, &spec).await?;
+        match role {
+            "manager" => println!("Node {node} promoted to a manager in the swarm."),
+            _ => println!("Manager {node} demoted in the swarm."),
+        }
+    }
     Ok(())
 }
 

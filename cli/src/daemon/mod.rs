@@ -6,6 +6,7 @@ pub mod net;
 mod network;
 mod node;
 mod resources;
+pub mod restore;
 mod swarm;
 mod sys;
 
@@ -30,6 +31,9 @@ use swarm::NodeSwarm;
 
 /// How long open requests may take when the daemon stops.
 const GRACE: Duration = Duration::from_secs(5);
+
+/// How long a daemon that was here before may take to be gone.
+const LOCK: Duration = Duration::from_secs(3);
 
 /// Runs the daemon until it is told to stop.
 ///
@@ -94,9 +98,19 @@ fn lock(config: &Config) -> anyhow::Result<File> {
     }
     let path = config.root.join("lock");
     let file = File::create(&path).with_context(|| format!("making {}", path.display()))?;
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)
-        .with_context(|| format!("another daemon runs on {}", config.root.display()))?;
-    Ok(file)
+    let deadline = std::time::Instant::now() + LOCK;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            // One that was killed holds its files until its last thread has ended.
+            Err(rustix::io::Errno::AGAIN) if std::time::Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("another daemon runs on {}", config.root.display()));
+            }
+        }
+    }
 }
 
 /// Where overlays would run, as far as it is known before the node is in a cluster.

@@ -106,6 +106,7 @@ impl NodeServices {
             ],
             data_path: vec![data_path],
             named_generic: self.config.generic.named.clone(),
+            trust: None,
         }
     }
 

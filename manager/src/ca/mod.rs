@@ -4,8 +4,9 @@
 //! digest of the key it joins with ([`skep_identity::key::node_of`]). [`root`] and [`admission`] are pure; [`service`]
 //! answers the calls; the store is behind [`CaStore`].
 //!
-//! A root is replaced (later) by making a new one cross-signed by the old: `RootCa::certificates` already holds several,
-//! certificate chains may carry the link, and every check reads its roots at each handshake.
+//! A root is replaced by a new one whose key the old one signs: certificates of the new root carry that link, so who trusts
+//! the old root alone accepts them. [`trust`] says what each node should trust, the dispatcher has nodes renew their
+//! certificates until they do, and [`rotation`] then drops the old root.
 
 pub mod admission;
 #[cfg(test)]
@@ -13,18 +14,20 @@ pub(crate) mod fake;
 pub mod limit;
 pub mod over_store;
 pub mod root;
+pub mod rotation;
 pub mod service;
 #[cfg(test)]
 mod tests;
+pub mod trust;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
 use skep_proto::model::cluster::{JoinTokens, RootCa};
-use skep_proto::model::{Availability, ClusterId, NodeId, NodeRole};
+use skep_proto::model::{Availability, Cluster, ClusterId, NodeId, NodeRole};
 
 pub use over_store::{StoreCa, StoreRoles, refuse_removed};
-pub use root::{Bootstrap, Signer, SignerError, bootstrap, new_tokens, rotate_token};
+pub use root::{Bootstrap, Signer, SignerError, begin_rotation, bootstrap, first_manager, new_tokens, rotate_token};
 pub use service::CaService;
 
 /// What the authority needs of the cluster's record.
@@ -32,12 +35,27 @@ pub use service::CaService;
 pub struct ClusterCa {
     /// The cluster.
     pub id: ClusterId,
-    /// Root certificates and the key that signs.
+    /// Root certificates, that of the key first, and the key that signs.
     pub root: RootCa,
+    /// What links new certificates to an older root, PEM; empty unless the root is being replaced.
+    pub link: String,
     /// Current join tokens.
     pub tokens: JoinTokens,
     /// Life of a new certificate.
     pub cert_expiry: Duration,
+}
+
+impl From<&Cluster> for ClusterCa {
+    fn from(cluster: &Cluster) -> Self {
+        let signing = cluster.rotation.as_ref().map_or(&cluster.root_ca, |rotation| &rotation.root);
+        Self {
+            id: cluster.id,
+            root: RootCa { certificates: trust::roots(cluster), key: signing.key.clone() },
+            link: cluster.rotation.as_ref().map(|r| r.cross_signed.clone()).unwrap_or_default(),
+            tokens: cluster.join_tokens.clone(),
+            cert_expiry: cluster.spec.cert_expiry,
+        }
+    }
 }
 
 /// A node that asks to join and has shown a valid token.

@@ -1,18 +1,18 @@
 //! The authority, and who is who, over the replicated store.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use skep_identity::{Identity, Revoked};
 use skep_proto::model::{Annotations, Meta, Node, NodeDescription, NodeId, NodeRole, NodeSpec, NodeState};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{CaStore, CaStoreError, ClusterCa, NewNode};
 use crate::control::Propose;
 use crate::dispatcher::derive;
-use crate::raft::Raft;
+use crate::raft::{Leader, Raft};
 use crate::rpc::Roles;
 use crate::store::{Change, Group, Outcome, Refusal, State, Store, Watch};
 
@@ -43,12 +43,7 @@ impl CaStore for StoreCa {
     async fn cluster(&self) -> Result<ClusterCa, CaStoreError> {
         let state = self.read().await?;
         let cluster = state.cluster().ok_or_else(|| CaStoreError::Unavailable { reason: "it is being made".into() })?;
-        Ok(ClusterCa {
-            id: cluster.id,
-            root: cluster.root_ca.clone(),
-            tokens: cluster.join_tokens.clone(),
-            cert_expiry: cluster.spec.cert_expiry,
-        })
+        Ok(ClusterCa::from(&**cluster))
     }
 
     async fn admit(&self, new: NewNode) -> Result<NodeRole, CaStoreError> {
@@ -60,6 +55,8 @@ impl CaStore for StoreCa {
             Outcome::Applied { .. } => Ok(new.role),
             // The same join, through another manager or a moment ago.
             Outcome::Refused(Refusal::Exists { .. }) => self.role(new.id).await,
+            // Removed before, with the key that it shows again.
+            Outcome::Refused(Refusal::NotFound { .. }) => Err(CaStoreError::NotAMember { node: new.id }),
             Outcome::Refused(refusal) => Err(unavailable(refusal)),
         }
     }
@@ -89,30 +86,39 @@ fn unavailable(error: impl std::error::Error) -> CaStoreError {
 }
 
 /// The roles that the store gives nodes. A manager that is being demoted keeps its own until it has left the Raft group.
-pub struct StoreRoles(pub Arc<Store>);
+pub struct StoreRoles {
+    /// The records.
+    pub store: Arc<Store>,
+    /// Who leads.
+    pub leader: watch::Receiver<Option<Leader>>,
+}
 
 impl Roles for StoreRoles {
     fn role(&self, certificate: &Identity) -> Option<NodeRole> {
-        self.0.view().nodes().get(certificate.node).map(|node| derive::certificate_role(node))
+        self.store.view().nodes().get(certificate.node).map(|node| derive::certificate_role(node))
+    }
+
+    fn is_current_without(&self, caller: NodeId) -> bool {
+        let leader = self.leader.borrow().as_ref().map(|leader| leader.peer.node_id.clone());
+        // A leader that this member's configuration does not name yet has no node id here.
+        leader.is_some_and(|node| !node.is_empty() && node != caller.to_string())
     }
 }
 
-/// Refuses the certificates of nodes whose records go, until `stop`. What was removed before this manager started is kept
-/// out by [`StoreRoles`]: an unknown node may call nothing that matters.
+/// Refuses the certificates of removed nodes, until `stop`: those that the state remembers, whether they went before this
+/// manager started, while it was down, or now.
 pub async fn refuse_removed(store: Arc<Store>, revoked: Revoked, stop: CancellationToken) {
-    let ids = |state: &State| -> BTreeSet<NodeId> { state.nodes().values().map(|node| node.id).collect() };
-    let (state, mut watch) = store.view_and_watch();
-    let mut known = ids(&state);
+    let (mut known, mut watch) = store.view_and_watch();
+    revoked.replace(known.removed_nodes());
     while let Some(state) = next(&mut watch, &stop).await {
-        if state.nodes().len() == known.len() && known.iter().all(|id| state.nodes().get(*id).is_some()) {
-            continue;
+        if !state.same_removed_nodes(&known) {
+            let (before, now) = (known.removed_nodes(), state.removed_nodes());
+            for gone in now.difference(&before) {
+                tracing::info!(node.id = %gone, "node was removed: its certificate is refused from now on");
+            }
+            revoked.replace(now);
         }
-        let now = ids(&state);
-        for gone in known.difference(&now) {
-            tracing::info!(node.id = %gone, "node was removed: its certificate is refused from now on");
-            revoked.insert(*gone);
-        }
-        known = now;
+        known = state;
     }
 }
 

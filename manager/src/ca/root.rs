@@ -14,8 +14,10 @@ use skep_identity::key::{KeyError, NodeKey, node_of};
 use skep_identity::peer::unit;
 use skep_identity::pem::{self, PemError};
 use skep_identity::{BACK_DATE, Credentials, JoinToken, MAX_CSR_BYTES, RootDigest};
-use skep_proto::model::cluster::{JoinTokens, RootCa};
-use skep_proto::model::{ClusterId, NodeId, NodeRole, Timestamp};
+use skep_proto::model::cluster::{JoinTokens, RootCa, RootRotation};
+use skep_proto::model::{Cluster, ClusterId, NodeId, NodeRole, Timestamp};
+
+use super::ClusterCa;
 
 /// Life of a root, as Swarm's: 20 years.
 const ROOT_LIFE: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
@@ -168,21 +170,64 @@ pub fn bootstrap(
     Ok(Bootstrap { root, tokens, credentials })
 }
 
+/// A certificate for a new manager of a cluster that exists and has no other.
+///
+/// # Errors
+/// When a key cannot be made, or the cluster's root is unusable.
+pub fn first_manager(
+    cluster: &Cluster,
+    now: Timestamp,
+    rng: &mut (impl CryptoRng + ?Sized),
+) -> Result<Credentials, SignerError> {
+    let ClusterCa { id, root, link, cert_expiry, .. } = ClusterCa::from(cluster);
+    let key = NodeKey::generate()?;
+    let request = Request::read(&key.request()?)?;
+    let node = request.node();
+    let mut serial = [0; 16];
+    rng.fill_bytes(&mut serial);
+    let leaf = Signer::new(id, &root)?.issue(request, node, NodeRole::Manager, now, cert_expiry, serial)?;
+    Ok(Credentials::new(key, &(leaf + &link), &root.certificates)?)
+}
+
 /// A new root: key and self-signed certificate.
 ///
 /// # Errors
 /// When the key cannot be made.
 pub fn create_root(cluster: ClusterId, now: Timestamp) -> Result<RootCa, SignerError> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(SignerError::Sign)?;
+    let certificate = root_params(cluster, now, BasicConstraints::Constrained(1)).self_signed(&key);
+    Ok(RootCa { certificates: certificate.map_err(SignerError::Sign)?.pem(), key: key.serialize_pem() })
+}
+
+fn root_params(cluster: ClusterId, now: Timestamp, reach: BasicConstraints) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, "swarm-ca");
     params.distinguished_name.push(DnType::OrganizationName, cluster.to_string());
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
+    params.is_ca = IsCa::Ca(reach);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     set_validity(&mut params, now, ROOT_LIFE);
-    let certificate = params.self_signed(&key).map_err(SignerError::Sign)?;
-    Ok(RootCa { certificates: certificate.pem(), key: key.serialize_pem() })
+    params
+}
+
+/// A new root to take the place of `old`, with the link between them and the tokens for it.
+///
+/// # Errors
+/// When keys cannot be made, or the old root is unusable.
+pub fn begin_rotation(
+    cluster: ClusterId,
+    old: &RootCa,
+    now: Timestamp,
+    rng: &mut (impl CryptoRng + ?Sized),
+) -> Result<RootRotation, SignerError> {
+    let root = create_root(cluster, now)?;
+    let key = KeyPair::from_pkcs8_pem_and_sign_algo(&root.key, &PKCS_ECDSA_P256_SHA256).map_err(SignerError::Root)?;
+    // It signs certificates of nodes and no further authority.
+    let mut params = root_params(cluster, now, BasicConstraints::Constrained(0));
+    params.use_authority_key_identifier_extension = true;
+    let link = params.signed_by(&key, &Signer::new(cluster, old)?.issuer).map_err(SignerError::Sign)?;
+    let join_tokens = new_tokens(&root, rng)?;
+    Ok(RootRotation { root, cross_signed: link.pem(), join_tokens })
 }
 
 /// Both join tokens for a root.

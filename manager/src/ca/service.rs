@@ -72,6 +72,7 @@ impl<S: CaStore> CaService<S> {
         let certificate = Signer::new(cluster.id, &cluster.root)
             .and_then(|signer| signer.issue(request, node, role, self.now(), cluster.cert_expiry, serial))
             .map_err(|error| signer_status(&error))?;
+        let certificate = certificate + &cluster.link;
         tracing::info!(node.id = %node, ?role, "issued a node certificate");
         Ok(Response::new(CertificateResponse { certificate, roots: cluster.root.certificates.clone() }))
     }

@@ -49,7 +49,14 @@ impl World {
         let first =
             NewNode { id: made.credentials.identity.node, role: NodeRole::Manager, availability: Availability::Active };
         let store = Arc::new(MemoryStore {
-            cluster: ClusterCa { id: cluster, root: made.root, tokens: made.tokens, cert_expiry: LIFE }.into(),
+            cluster: ClusterCa {
+                id: cluster,
+                root: made.root,
+                tokens: made.tokens,
+                link: String::new(),
+                cert_expiry: LIFE,
+            }
+            .into(),
             nodes: std::sync::Mutex::new([(first.id, first)].into()),
         });
         let manager = LiveIdentity::new(made.credentials, Revoked::default(), clock.clone());

@@ -37,6 +37,7 @@ use crate::membership::Membership;
 use crate::raft::{Raft, RaftError};
 use crate::store::{Change, Group, Outcome, State, Store};
 
+pub use cluster::{check_settings, new_unlock_key};
 pub use refusal::from_proposal;
 
 /// How long a call waits for the other managers.
@@ -132,6 +133,14 @@ impl ControlPlane for Control {
     }
     async fn update_cluster(&self, at: Version, spec: ClusterSpec, rotate: Rotations) -> Result<(), ControlError> {
         self.change_cluster(at, spec, rotate).await
+    }
+
+    async fn unlock_key(&self) -> Result<String, ControlError> {
+        self.get_unlock_key().await
+    }
+
+    async fn backup(&self) -> Result<Vec<u8>, ControlError> {
+        self.write_backup().await
     }
 
     async fn nodes(&self) -> Result<Vec<NodeStatus>, ControlError> {

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use skep_api::ports::control::{ControlError, ManagerStatus, NodeStatus};
-use skep_proto::model::{Node, NodeId, NodeSpec, NodeState, Version};
+use skep_api::ports::control::{ControlError, ManagerStatus, NodeStatus, NodeTls};
+use skep_proto::model::{Node, NodeId, NodeRole, NodeSpec, NodeState, Version};
 
-use super::Control;
-use crate::store::{Change, State};
+use super::{Control, refusal};
+use crate::ca::trust;
+use crate::store::{Change, Refusal, State};
 
 impl Control {
     pub(super) async fn list_nodes(&self) -> Result<Vec<NodeStatus>, ControlError> {
@@ -16,7 +17,7 @@ impl Control {
         let statuses = self.parts.membership.statuses().await;
         Ok(sorted
             .into_values()
-            .map(|n| NodeStatus { node: n.clone(), manager: statuses.get(&n.id).copied() })
+            .map(|n| NodeStatus { node: n.clone(), manager: statuses.get(&n.id).copied(), tls: tls(&state, n) })
             .collect())
     }
 
@@ -24,14 +25,18 @@ impl Control {
         let state = self.read().await?;
         let node = find(&state, reference)?;
         let statuses: BTreeMap<NodeId, ManagerStatus> = self.parts.membership.statuses().await;
-        Ok(NodeStatus { manager: statuses.get(&node.id).copied(), node })
+        Ok(NodeStatus { manager: statuses.get(&node.id).copied(), tls: tls(&state, &node), node })
     }
 
     pub(super) async fn change_node(&self, id: NodeId, at: Version, spec: NodeSpec) -> Result<(), ControlError> {
         let state = self.read().await?;
         let found = state.nodes().get(id).ok_or_else(|| not_found(&id.to_string()))?;
-        if spec.role != found.spec.role {
-            return Err(ControlError::Unsupported("promoting or demoting a node".into()));
+        if found.spec.role == NodeRole::Manager && spec.role == NodeRole::Worker {
+            let managers = state.nodes().values().filter(|n| n.spec.role == NodeRole::Manager).count();
+            if managers <= 1 {
+                return Err(refusal::to_control_error(Refusal::LastManager));
+            }
+            self.parts.membership.check_demotion(id).await?;
         }
         let mut node = (**found).clone();
         node.meta.version = at;
@@ -42,11 +47,18 @@ impl Control {
     pub(super) async fn delete_node(&self, reference: &str, force: bool) -> Result<(), ControlError> {
         let state = self.read().await?;
         let node = find(&state, reference)?;
+        if node.spec.role == NodeRole::Manager && node.manager.is_some() {
+            // With force too (swarmkit, `RemoveNode`): the Raft group would still count on it.
+            return Err(ControlError::FailedPrecondition(format!(
+                "node {} is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal",
+                node.id
+            )));
+        }
         if !force && node.state != NodeState::Down && node.state != NodeState::Disconnected {
             return Err(ControlError::FailedPrecondition(format!("node {} is not down and can't be removed", node.id)));
         }
         if node.manager.is_some() {
-            // Refused where the others could not go on without it.
+            // Its demotion is under way; refused where the others could not go on without it.
             self.parts.membership.remove_manager(node.id).await?;
             let state = self.read().await?;
             return match state.nodes().get(node.id) {
@@ -56,6 +68,10 @@ impl Control {
         }
         self.change(Change::delete(&*node)).await
     }
+}
+
+fn tls(state: &State, node: &Node) -> NodeTls {
+    state.cluster().map(|cluster| trust::of_node(cluster, node)).unwrap_or_default()
 }
 
 fn not_found(reference: &str) -> ControlError {

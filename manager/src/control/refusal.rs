@@ -54,6 +54,7 @@ pub fn to_control_error(refusal: Refusal) -> ControlError {
         | Refusal::Exists { .. }
         | Refusal::Invalid { .. }) => ControlError::InvalidArgument(refusal.to_string()),
         refusal @ (Refusal::TaskGone
+        | Refusal::LastManager
         | Refusal::TaskChanged { .. }
         | Refusal::SlotTaken { .. }
         | Refusal::SpecGone

@@ -23,6 +23,8 @@ pub struct Dirty {
     pub networks: BTreeSet<NetworkId>,
     /// Nodes.
     pub nodes: BTreeSet<NodeId>,
+    /// The cluster's own record.
+    pub cluster: bool,
 }
 
 impl Dirty {
@@ -150,12 +152,14 @@ impl Routes {
                 None => self.cells.values().for_each(mark),
             }
         }
-        if !(touched.services.is_empty() && touched.networks.is_empty() && touched.nodes.is_empty()) {
+        let has_objects = !(touched.services.is_empty() && touched.networks.is_empty() && touched.nodes.is_empty());
+        if has_objects || touched.cluster {
             for cell in self.cells.values() {
                 cell.mark(|dirty| {
                     dirty.services.extend(&touched.services);
                     dirty.networks.extend(&touched.networks);
                     dirty.nodes.extend(&touched.nodes);
+                    dirty.cluster |= touched.cluster;
                 });
             }
         }

@@ -98,6 +98,7 @@ impl ClusterWatch for FakeWatch {
             all.services.extend(&touched.services);
             all.networks.extend(&touched.networks);
             all.nodes.extend(&touched.nodes);
+            all.cluster |= touched.cluster;
         }
         Some(Changes::Some(all))
     }
@@ -148,6 +149,16 @@ impl FakeStore {
             let id = node.id;
             view.nodes.insert(id, Arc::new(node));
             Touched { nodes: vec![id], ..Touched::default() }
+        });
+    }
+
+    pub(crate) fn change_cluster(&self, change: impl FnOnce(&mut Cluster)) {
+        self.entry(|view| {
+            let mut cluster = view.cluster.as_deref().unwrap().clone();
+            change(&mut cluster);
+            cluster.meta.version.0 += 1;
+            view.cluster = Some(Arc::new(cluster));
+            Touched { cluster: true, ..Touched::default() }
         });
     }
 
@@ -313,6 +324,8 @@ pub(crate) fn cluster() -> Cluster {
         subnet_size: 24,
         data_path_port: 4789,
         format: 1,
+        unlock: None,
+        rotation: None,
     }
 }
 

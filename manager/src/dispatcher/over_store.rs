@@ -284,6 +284,7 @@ fn by_id(state: &State, touched: &[Arc<store::Touched>]) -> Touched {
         services: ids(Kind::Service).map(ServiceId).collect(),
         networks: ids(Kind::Network).map(NetworkId).collect(),
         nodes: ids(Kind::Node).map(NodeId).collect(),
+        cluster: ids(Kind::Cluster).next().is_some(),
     };
     for task in touched.iter().flat_map(|touched| &touched.tasks) {
         let services = task.service.map_or_else(

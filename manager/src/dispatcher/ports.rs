@@ -94,6 +94,8 @@ pub struct Touched {
     pub networks: Vec<NetworkId>,
     /// Nodes.
     pub nodes: Vec<NodeId>,
+    /// The cluster's own record.
+    pub cluster: bool,
 }
 
 /// What changed after an index.

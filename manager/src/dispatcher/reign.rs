@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use skep_proto::model::session::{OpenStream, TaskVitals};
 use skep_proto::model::{NodeId, NodeState, TaskId};
@@ -39,6 +40,8 @@ struct Session {
     end: CancellationToken,
     streams: mpsc::Sender<OpenStream>,
     vitals: HashMap<TaskId, TaskVitals>,
+    /// Between two heartbeats, as the node was told.
+    heartbeat: Duration,
 }
 
 /// A node has no session here.
@@ -89,7 +92,8 @@ impl Reign {
     pub(super) fn begin(&self, node: NodeId, id: u64) -> Registered {
         let (sender, streams) = mpsc::channel(64);
         let (cell, end) = (Arc::new(Cell::default()), self.over.child_token());
-        let session = Session { id, end: end.clone(), streams: sender, vitals: HashMap::new() };
+        let heartbeat = self.heartbeat();
+        let session = Session { id, end: end.clone(), streams: sender, vitals: HashMap::new(), heartbeat };
         if let Some(older) = lock(&self.sessions).insert(node, session) {
             older.end.cancel();
         }
@@ -114,7 +118,8 @@ impl Reign {
 
     /// The node lives.
     pub(super) fn heard_of(&self, node: NodeId) {
-        let until = Instant::now() + self.timing.patience(self.heartbeat());
+        let told = lock(&self.sessions).get(&node).map(|session| session.heartbeat);
+        let until = Instant::now() + self.timing.patience(told.unwrap_or_else(|| self.heartbeat()));
         let mut deadlines = lock(&self.deadlines);
         let is_waited_for = deadlines.next().is_some_and(|next| next <= until);
         deadlines.set(node, until);
@@ -130,8 +135,19 @@ impl Reign {
     }
 
     /// Time between two heartbeats.
-    pub(super) fn heartbeat(&self) -> std::time::Duration {
+    pub(super) fn heartbeat(&self) -> Duration {
         self.store.view().cluster().map_or(self.timing.heartbeat, |cluster| cluster.spec.heartbeat_period)
+    }
+
+    /// The node is told another time between heartbeats, and has until three of them have passed.
+    pub(super) fn set_heartbeat(&self, node: NodeId, session: u64, heartbeat: Duration) {
+        if let Some(session) = lock(&self.sessions).get_mut(&node).filter(|s| s.id == session) {
+            session.heartbeat = session.heartbeat.max(heartbeat);
+        }
+        self.heard_of(node);
+        if let Some(session) = lock(&self.sessions).get_mut(&node).filter(|s| s.id == session) {
+            session.heartbeat = heartbeat;
+        }
     }
 
     /// Takes a status in.

@@ -4,10 +4,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use skep_identity::Identity;
+use skep_proto::model::node::NodeTrust;
 use skep_proto::model::session::{
     AgentMessage, AssignmentChange, Hello, ManagerMessage, ManagerPeer, StatusReport, Welcome,
 };
-use skep_proto::model::{NodeDescription, NodeId, NodeRole, NodeState, TaskId};
+use skep_proto::model::{Cluster, Node, NodeDescription, NodeId, NodeRole, NodeState, TaskId, Version};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{sleep, timeout};
 
@@ -17,6 +18,7 @@ use super::ports::{ClusterView, Leadership, NodeChange};
 use super::reign::{Registered, Reign, lock};
 use super::transport::{Inbound, Outbound, Transport, TransportError};
 use super::{chain, derive, status};
+use crate::ca::trust;
 
 /// Data path port until the cluster says otherwise (VXLAN, RFC 7348).
 const DATA_PATH_PORT: u16 = 4789;
@@ -204,14 +206,8 @@ impl AgentSession {
         index: u16,
         recheck: &Notify,
     ) -> Ended {
-        let cluster = self.reign.store.view().cluster();
-        let welcome = Welcome {
-            session: self.id,
-            heartbeat: self.reign.heartbeat(),
-            index,
-            data_path_port: cluster.map_or(DATA_PATH_PORT, |cluster| cluster.data_path_port),
-        };
-        if let Err(ended) = send(&self.reign, outbound, ManagerMessage::Welcome(welcome)).await {
+        let welcome = self.welcome(index);
+        if let Err(ended) = send(&self.reign, outbound, ManagerMessage::Welcome(welcome.clone())).await {
             return ended;
         }
         let mut writer = Writer {
@@ -219,6 +215,8 @@ impl AgentSession {
             outlook: Outlook::new(self.peer.node),
             managers: Vec::new(),
             role: self.peer.role,
+            welcome,
+            trust: Trust::default(),
             recheck,
         };
         loop {
@@ -234,14 +232,55 @@ impl AgentSession {
     }
 }
 
+impl AgentSession {
+    fn welcome(&self, index: u16) -> Welcome {
+        let cluster = self.reign.store.view().cluster();
+        let heartbeat = self.reign.heartbeat();
+        self.reign.set_heartbeat(self.peer.node, self.id, heartbeat);
+        let data_path_port = cluster.map_or(DATA_PATH_PORT, |cluster| cluster.data_path_port);
+        Welcome { session: self.id, heartbeat, index, data_path_port }
+    }
+}
+
 /// What was told, and how the rest is.
 struct Writer<'a> {
     session: &'a AgentSession,
     outlook: Outlook,
     managers: Vec<ManagerPeer>,
     role: NodeRole,
+    welcome: Welcome,
+    trust: Trust,
     /// The node's record changed: it may say that the node is down.
     recheck: &'a Notify,
+}
+
+/// What the node's certificate should rest on.
+#[derive(Default)]
+struct Trust {
+    /// Version of the cluster's record that it was taken from.
+    of: Version,
+    wanted: Option<NodeTrust>,
+    /// The node was told to renew its certificate for this.
+    told: Option<NodeTrust>,
+}
+
+impl Trust {
+    /// Whether the node has to be told now.
+    fn is_news(&mut self, cluster: &Cluster, node: &Node) -> bool {
+        if self.of != cluster.meta.version {
+            (self.of, self.wanted) = (cluster.meta.version, trust::wanted(cluster));
+        }
+        // One that tells nothing yet has renewed nothing since the rotation began.
+        let differs = match &node.description.trust {
+            Some(own) => self.wanted.as_ref().is_some_and(|wanted| wanted != own),
+            None => cluster.rotation.is_some(),
+        };
+        if !differs || self.told == self.wanted {
+            return false;
+        }
+        self.told.clone_from(&self.wanted);
+        true
+    }
 }
 
 impl Writer<'_> {
@@ -253,9 +292,16 @@ impl Writer<'_> {
         let following = self.outlook.follow(&*reign.store.view(), &dirty);
         lock(&reign.routes).subscribe(node, &following.more, &following.fewer);
         let view = reign.store.view();
-        if dirty.all || !dirty.nodes.is_empty() {
+        if dirty.all || dirty.cluster || !dirty.nodes.is_empty() {
             self.tell_managers(outbound, &*view).await?;
             self.recheck.notify_one();
+        }
+        if dirty.cluster {
+            let welcome = self.session.welcome(self.welcome.index);
+            if welcome != self.welcome {
+                self.welcome = welcome.clone();
+                send(reign, outbound, ManagerMessage::Welcome(welcome)).await?;
+            }
         }
         if let Some(set) = self.outlook.step(&*view, &dirty, &following) {
             let gone: Vec<TaskId> = set
@@ -280,7 +326,9 @@ impl Writer<'_> {
             send(reign, outbound, ManagerMessage::Managers(managers)).await?;
         }
         let role = view.node(self.session.peer.node).map_or(self.role, |node| derive::certificate_role(&node));
-        if role != self.role {
+        let node = view.node(self.session.peer.node);
+        let is_news = view.cluster().zip(node).is_some_and(|(cluster, node)| self.trust.is_news(&cluster, &node));
+        if role != self.role || is_news {
             self.role = role;
             send(reign, outbound, ManagerMessage::RenewCertificate { role }).await?;
         }

@@ -373,6 +373,45 @@ async fn three_missed_heartbeats_make_a_node_down_and_heartbeats_cost_no_proposa
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_changed_heartbeat_is_told_and_what_was_told_is_waited_for() {
+    let w = World::new().await;
+    let mut agent = w.agent(1).await;
+    agent.set().await;
+    let period = Duration::from_secs(10);
+    w.store.change_cluster(|cluster| cluster.spec.heartbeat_period = period);
+    let told = agent.next().await;
+    assert!(matches!(&told, Some(ManagerMessage::Welcome(welcome)) if welcome.heartbeat == period), "{told:?}");
+    let silent = Instant::now();
+    while agent.next().await.is_some() {}
+    assert_eq!(silent.elapsed().as_secs(), 30);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_renews_its_certificate_once_for_each_root() {
+    use crate::ca::{begin_rotation, root::create_root, trust};
+    let w = World::new().await;
+    let mut agent = w.agent(1).await;
+    agent.set().await;
+    let old = create_root(ClusterId(1), Timestamp(0)).unwrap();
+    let rotation = begin_rotation(ClusterId(1), &old, Timestamp(0), &mut rand::rng()).unwrap();
+    w.store.change_cluster(|cluster| (cluster.root_ca, cluster.rotation) = (old, Some(rotation)));
+    let renew = Some(ManagerMessage::RenewCertificate { role: NodeRole::Worker });
+    assert_eq!(agent.next().await, renew);
+    let cluster = w.store.read().cluster.unwrap();
+    let followed = NodeDescription { trust: trust::wanted(&cluster), ..description(1) };
+    agent.send(AgentMessage::Describe(followed)).await;
+    eventually(|| w.store.read().nodes[&N1].description.trust.is_some()).await;
+    // The old root goes: the node is to trust the new one alone.
+    w.store.change_cluster(|cluster| cluster.root_ca = cluster.rotation.take().unwrap().root);
+    loop {
+        match agent.next().await {
+            Some(ManagerMessage::Assignments(_)) => {}
+            told => break assert_eq!(told, renew),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_broken_connection_alone_does_not_make_a_node_down() {
     let w = World::new().await;
     let mut agent = w.agent(1).await;

@@ -7,7 +7,7 @@
 pub mod role;
 mod service;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,6 +74,31 @@ impl Membership {
             Code::NotFound => ControlError::NotFound { kind: "node", reference: node.to_string() },
             _ => ControlError::NoLeader,
         })
+    }
+
+    /// Whether the managers can go on when `node` is demoted.
+    ///
+    /// # Errors
+    /// [`ControlError::FailedPrecondition`] in swarmkit's words when they cannot, [`ControlError::NoLeader`] when nobody
+    /// knows.
+    pub async fn check_demotion(&self, node: NodeId) -> Result<(), ControlError> {
+        let members = self.members().await.map_err(|_| ControlError::NoLeader)?;
+        let voters: BTreeSet<&str> = members.iter().filter(|m| m.voter).map(|m| m.node.as_str()).collect();
+        let reachable = members.iter().filter(|m| m.reachable).map(|m| m.node.as_str()).collect();
+        let node = node.to_string();
+        quorum::check_removal(&voters, &reachable, node.as_str()).map_err(|_| {
+            ControlError::FailedPrecondition(
+                "can't remove member from the raft: this would result in a loss of quorum".into(),
+            )
+        })
+    }
+
+    /// Notes this manager's own address, when it leads.
+    ///
+    /// # Errors
+    /// When the change is not committed.
+    pub async fn announce(&self, node: NodeId, address: SocketAddr) -> Result<u64, Status> {
+        self.join(node, address).await
     }
 
     /// Gives a node its number. On the leader only.
@@ -152,6 +177,7 @@ impl Membership {
             address: m.peer.address,
             leader: leader == Some(m.id),
             reachable: m.reachable.unwrap_or(m.id == own),
+            voter: m.voter,
         };
         self.raft.members().into_iter().map(wire_form).collect()
     }
@@ -192,7 +218,11 @@ async fn ask_one_to_join(connector: &Connector, manager: SocketAddr, own: Socket
     Ok(MembershipClient::new(channel).join(request).await?.into_inner().raft_id)
 }
 
+/// A learner is no manager yet.
 fn status(member: &wire::Member) -> Option<ManagerStatus> {
+    if !member.voter {
+        return None;
+    }
     let address = member.address.parse().ok()?;
     Some(ManagerStatus { leader: member.leader, reachable: member.reachable, address })
 }

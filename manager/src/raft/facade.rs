@@ -428,6 +428,11 @@ impl Raft {
         reached.map(drop).map_err(|_| RaftError::Stopped("it was shut down".into()))
     }
 
+    /// When snapshots are written, and how many stay.
+    pub fn retention(&self) -> &compact::Retention {
+        self.shared.snapshots.retention()
+    }
+
     /// Writes a snapshot now, whatever the size of the log. Returns before it is written.
     pub async fn snapshot(&self) -> Result<(), RaftError> {
         self.shared.raft.trigger().snapshot().await.map_err(stopped)

@@ -15,6 +15,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use sha2::{Digest, Sha256};
 
 use super::disk::Disk;
 use super::seal::{Sealer, SecretKey};
@@ -131,6 +132,24 @@ impl DataKeys {
         file.sync()?;
         disk.rename(PARTIAL, FILE)?;
         Ok(disk.sync()?)
+    }
+
+    /// Whether `disk` has keys, and whether they are wrapped.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn is_locked(disk: &dyn Disk) -> Result<bool, KeyError> {
+        let has_keys = disk.list()?.iter().any(|name| name == FILE);
+        Ok(has_keys && matches!(Self::parse(&read(disk)?, None), Err(KeyError::Locked)))
+    }
+
+    /// The key that seals this node's TLS key while managers are locked. It follows from the first data key, so one file
+    /// decides what is locked with which unlock key.
+    pub fn node_seal(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        hash.update(b"skep node key 1");
+        hash.update(self.keys.first().expect("there is a key always").1.0);
+        hash.finalize().into()
     }
 
     /// Adds a data key, which seals from the next start on. To be saved.

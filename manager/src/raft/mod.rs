@@ -10,6 +10,7 @@
 //! from a log that it cannot vouch for. What it replicates is opaque to it ([`machine::Machine`]), as is the transport
 //! ([`network::Connector`]) and the disk ([`disk::Disk`]). See README.md beside this file.
 
+pub mod anew;
 mod compact;
 pub mod config;
 pub mod disk;
@@ -29,6 +30,7 @@ pub mod seal;
 mod snapshot;
 pub mod types;
 
+pub use compact::Retention;
 pub use config::{Config, Timing};
 pub use facade::{Member, Raft, RaftError, StartError};
 pub use inspect::LogSummary;

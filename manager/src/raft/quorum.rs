@@ -10,9 +10,9 @@ use super::types::RaftId;
     "removing manager {removed} would leave {reachable} reachable of {voters} managers, and {needed} are needed to go on; \
      bring an unreachable manager back or remove one first"
 )]
-pub struct QuorumLoss {
+pub struct QuorumLoss<Id: std::fmt::Display = RaftId> {
     /// The member to be removed.
-    pub removed: RaftId,
+    pub removed: Id,
     /// Voters that would be left.
     pub voters: usize,
     /// Of these, how many answer now.
@@ -32,15 +32,15 @@ pub fn majority(voters: usize) -> usize {
 ///
 /// # Errors
 /// [`QuorumLoss`] says how many would be missing.
-pub fn check_removal(
-    voters: &BTreeSet<RaftId>,
-    reachable: &BTreeSet<RaftId>,
-    removed: RaftId,
-) -> Result<(), QuorumLoss> {
+pub fn check_removal<Id: Ord + Copy + std::fmt::Display>(
+    voters: &BTreeSet<Id>,
+    reachable: &BTreeSet<Id>,
+    removed: Id,
+) -> Result<(), QuorumLoss<Id>> {
     if !voters.contains(&removed) {
         return Ok(());
     }
-    let left: BTreeSet<RaftId> = voters.iter().copied().filter(|id| *id != removed).collect();
+    let left: BTreeSet<Id> = voters.iter().copied().filter(|id| *id != removed).collect();
     let alive = left.intersection(reachable).count();
     let needed = majority(left.len());
     if left.is_empty() || alive < needed {

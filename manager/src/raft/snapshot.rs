@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
+use super::compact::Retention;
 use super::disk::{Disk, DiskFile};
 use super::log::{Seal, Workers};
 use super::seal::OVERHEAD;
@@ -50,6 +51,7 @@ pub(crate) struct SnapshotStore {
     workers: Workers,
     current: Arc<Mutex<Option<(SnapshotMeta, SnapshotFile)>>>,
     next: Arc<AtomicU64>,
+    retention: Arc<Retention>,
 }
 
 /// A whole snapshot on disk.
@@ -63,10 +65,16 @@ pub(crate) struct SnapshotFile {
 }
 
 impl SnapshotStore {
-    /// Finds the newest snapshot, and removes older and unfinished ones. Blocks.
+    /// Finds the newest snapshot, and removes unfinished ones. Older ones stay until the next. Blocks.
     pub(crate) fn open(disk: Arc<dyn Disk>, seal: Seal, workers: Workers) -> io::Result<Self> {
-        let store =
-            Self { disk, seal, workers, current: Arc::new(Mutex::new(None)), next: Arc::new(AtomicU64::new(0)) };
+        let store = Self {
+            disk,
+            seal,
+            workers,
+            current: Arc::new(Mutex::new(None)),
+            next: Arc::new(AtomicU64::new(0)),
+            retention: Arc::default(),
+        };
         let mut names = store.disk.list()?;
         names.retain(|name| name.ends_with(SUFFIX) || name.ends_with(UNFINISHED));
         // Names begin with the index, zero-padded: text order is age.
@@ -77,12 +85,16 @@ impl SnapshotStore {
                 SnapshotFile { disk: Arc::clone(&store.disk), seal: store.seal.clone(), name: newest.clone(), length };
             let meta = file.open()?.meta;
             *store.lock() = Some((meta, file));
-            names.retain(|name| *name != newest);
         }
-        for name in &names {
+        for name in names.iter().filter(|name| name.ends_with(UNFINISHED)) {
             store.disk.remove(name)?;
         }
         Ok(store)
+    }
+
+    /// What the operator has set.
+    pub(crate) fn retention(&self) -> &Arc<Retention> {
+        &self.retention
     }
 
     pub(crate) fn workers(&self) -> Workers {
@@ -119,11 +131,21 @@ impl SnapshotStore {
             self.disk.sync()?;
             file.name.clone_from(&name);
         }
-        let old = current.replace((meta, file.clone()));
-        if let Some((_, old)) = old.filter(|(_, old)| old.name != name) {
-            self.disk.remove(&old.name)?;
-        }
+        current.replace((meta, file.clone()));
+        self.remove_older(&name)?;
         Ok(file)
+    }
+
+    /// Removes what is older than `newest`, but for as many as are to stay.
+    fn remove_older(&self, newest: &str) -> io::Result<()> {
+        let mut older = self.disk.list()?;
+        older.retain(|name| name.ends_with(SUFFIX) && name != newest);
+        older.sort_unstable();
+        let kept = self.retention.older.load(Ordering::Relaxed);
+        for name in &older[..older.len().saturating_sub(kept)] {
+            self.disk.remove(name)?;
+        }
+        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use futures_util::future::{Either, Ready, ready};
 use http::{Request, Response};
 use skep_identity::{Identity, Revoked};
-use skep_proto::model::NodeRole;
+use skep_proto::model::{NodeId, NodeRole};
 use tonic::Status;
 use tonic::body::Body;
 use tower::Service;
@@ -26,8 +26,8 @@ pub enum Access {
     Node,
     /// Managers that this manager knows.
     Manager,
-    /// Managers, also one that this manager has not heard of: a member that lags behind must still let the leader bring
-    /// it up to date. For Raft alone, which knows its members.
+    /// Managers, also one that this manager has not heard of, or knows as the worker that it was: a member that lags
+    /// behind must still let the leader bring it up to date. For Raft alone, which knows its members.
     Member,
 }
 
@@ -57,6 +57,11 @@ pub trait Roles: Send + Sync + 'static {
     /// The role of the node that `certificate` names; `None` when this manager does not know it: it has not heard of it
     /// yet, or the node was removed.
     fn role(&self, certificate: &Identity) -> Option<NodeRole>;
+
+    /// Whether this manager hears from a leader other than `caller`, or leads: then it knows better than an older
+    /// certificate. One that does not may lag behind the very change that made the caller a manager, and must take the log
+    /// from it to learn of that.
+    fn is_current_without(&self, caller: NodeId) -> bool;
 }
 
 /// Believes the certificates.
@@ -66,6 +71,10 @@ pub struct CertificateRoles;
 impl Roles for CertificateRoles {
     fn role(&self, certificate: &Identity) -> Option<NodeRole> {
         Some(certificate.role)
+    }
+
+    fn is_current_without(&self, _: NodeId) -> bool {
+        true
     }
 }
 
@@ -97,6 +106,7 @@ pub fn decide(
         Some(Access::Open | Access::Node) => {}
         Some(Access::Manager) if is_manager && known.is_some() => {}
         Some(Access::Member) if is_manager => {}
+        Some(Access::Member) if caller.role == NodeRole::Manager && !roles.is_current_without(caller.node) => {}
         Some(Access::Manager) if is_manager => {
             return Err(Status::permission_denied(format!("this manager does not know node {}", caller.node)));
         }

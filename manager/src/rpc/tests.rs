@@ -137,15 +137,19 @@ async fn each_method_lets_in_whom_its_rule_names() {
 
 #[test]
 fn a_manager_that_the_store_calls_a_worker_is_one_a_worker_never_rises_and_a_stranger_is_none() {
-    struct Fixed(Option<NodeRole>);
+    struct Fixed(Option<NodeRole>, bool);
     impl Roles for Fixed {
         fn role(&self, _: &Identity) -> Option<NodeRole> {
             self.0
         }
+        fn is_current_without(&self, _: NodeId) -> bool {
+            self.1
+        }
     }
     let rules: &[(&str, Access)] = &[("/m", Access::Manager), ("/r", Access::Member)];
     let decide = |path, now, certificate| {
-        decide(rules, path, Some(who(certificate)), &Fixed(now), &Revoked::default()).map_err(|status| status.code())
+        decide(rules, path, Some(who(certificate)), &Fixed(now, true), &Revoked::default())
+            .map_err(|status| status.code())
     };
     let (worker, manager) = (NodeRole::Worker, NodeRole::Manager);
     for path in ["/m", "/r"] {
@@ -157,6 +161,12 @@ fn a_manager_that_the_store_calls_a_worker_is_one_a_worker_never_rises_and_a_str
     // Unknown here: removed, or newer than what this manager has seen. Only Raft itself may bring it the news.
     assert_eq!(decide("/m", None, manager), Err(Code::PermissionDenied));
     assert_eq!(decide("/r", None, manager), Ok(Some(who(manager))));
+    // One that lags behind knows a new manager, perhaps its leader, as the worker that it was.
+    let lagging = |path| {
+        let caller = Some(who(manager));
+        super::authorize::decide(rules, path, caller, &Fixed(Some(worker), false), &Revoked::default()).is_ok()
+    };
+    assert_eq!((lagging("/r"), lagging("/m")), (true, false));
 }
 
 #[test]

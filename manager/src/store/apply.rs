@@ -59,6 +59,7 @@ impl State {
         self.now = self.now.max(Timestamp(entry.at_ms));
         let mut context = Context { index, at: self.now, touched };
         self.forget_requests();
+        self.forget_removed();
         entry.groups.iter().map(|group| self.group(&mut context, group)).collect()
     }
 

@@ -376,6 +376,9 @@ pub enum Refusal {
         /// Why.
         reason: String,
     },
+    /// The only manager cannot be demoted (swarmkit's words).
+    #[error("attempting to demote the last manager of the swarm")]
+    LastManager,
 }
 
 /// Why a node cannot take a task.

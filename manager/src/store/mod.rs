@@ -14,6 +14,7 @@ mod entry;
 mod propose;
 mod put;
 mod refs;
+mod removed;
 mod replica;
 mod row;
 mod rows;

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use bytes::Bytes;
 use skep_proto::model::container::ContainerSpec;
 use skep_proto::model::service::{PortConfig, Protocol, PublishMode};
-use skep_proto::model::{Cluster, Config, Meta, Network, NetworkId, Node, Secret, Service, Version};
+use skep_proto::model::{Cluster, Config, Meta, Network, NetworkId, Node, NodeId, NodeRole, Secret, Service, Version};
 
 use super::apply::Context;
 use super::derived::address_key;
@@ -105,6 +105,9 @@ impl State {
                 let object = incoming::<Cluster>(&self.clusters, id, if_version, bytes)?;
                 if self.clusters.by_raw_id(id).is_none() && !self.clusters.is_empty() {
                     return Err(Refusal::Invalid { reason: "the cluster exists already".into() });
+                }
+                if let Some(old) = self.clusters.by_raw_id(id).cloned() {
+                    self.note_certificate_life(&old, context.at);
                 }
                 self.digest ^= put_plain(&mut self.clusters, context, object);
                 Ok(())
@@ -291,6 +294,11 @@ impl State {
 
     fn put_node(&mut self, context: &mut Context<'_>, mut node: Node) -> Result<(), Refusal> {
         let old = self.nodes.get(node.id).cloned();
+        if old.is_none() && self.removed.contains_key(&node.id.0) {
+            // A join that was under way while the node was removed.
+            return Err(Refusal::NotFound { kind: Kind::Node, id: node.id.0 });
+        }
+        self.check_demotion(old.as_deref(), &node)?;
         node.index = match &old {
             Some(old) => old.index,
             None => {
@@ -306,6 +314,13 @@ impl State {
         self.digest ^= xor;
         context.touch(Kind::Node, id, reference.handle());
         Ok(())
+    }
+
+    /// One manager is left always. Checked here, so that two demotions at a time cannot each count on the other's node.
+    fn check_demotion(&self, old: Option<&Node>, new: &Node) -> Result<(), Refusal> {
+        let is_demoted = new.spec.role == NodeRole::Worker && old.is_some_and(|old| old.spec.role == NodeRole::Manager);
+        let has_another = || self.nodes.values().any(|n| n.id != new.id && n.spec.role == NodeRole::Manager);
+        if is_demoted && !has_another() { Err(Refusal::LastManager) } else { Ok(()) }
     }
 
     /// The next index behind the one given last, so that an index rests before it is given again. From 1 on.
@@ -331,6 +346,7 @@ impl State {
                 let reference = self.nodes.raw_reference(id).expect("just found");
                 self.orphan_tasks_of(context, reference);
                 self.nodes_index = context.index;
+                self.remember_removed(NodeId(id), context.at);
                 remove_plain(&mut self.nodes, id, &mut self.digest)
             }
             Kind::Cluster => return Err(Refusal::Invalid { reason: "a cluster ends with its last manager".into() }),

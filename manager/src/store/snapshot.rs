@@ -76,6 +76,15 @@ enum Record {
         request: AnsweredRequest,
     },
     End,
+    /// A node that was removed, and until when it is refused.
+    Removed {
+        node: u128,
+        until_ms: u64,
+    },
+    /// When the last certificate ends that was made before their life was set anew.
+    CertificatesUntil {
+        ms: u64,
+    },
 }
 
 /// Writes a version.
@@ -117,6 +126,10 @@ pub(super) fn write(state: &State, out: &mut dyn Write) -> io::Result<()> {
     for (id, request) in &state.requests {
         put(Record::Request { id: *id, request: (**request).clone() })?;
     }
+    for (node, until_ms) in &state.removed {
+        put(Record::Removed { node: *node, until_ms: *until_ms })?;
+    }
+    put(Record::CertificatesUntil { ms: state.certificates_until.0 })?;
     put(Record::End)?;
     out.finish()?.flush()
 }
@@ -222,6 +235,8 @@ impl Restore {
                 state.request_times.insert((request.at_ms, id));
                 state.requests.insert(id, Arc::new(request));
             }
+            Record::Removed { node, until_ms } => state.restore_removed(node, until_ms),
+            Record::CertificatesUntil { ms } => state.certificates_until = Timestamp(ms),
             Record::End => return Ok(false),
         }
         Ok(true)
@@ -254,6 +269,14 @@ impl Restore {
 }
 
 impl State {
+    /// Writes the state in the form of a snapshot.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn write_to(&self, out: &mut dyn Write) -> io::Result<()> {
+        write(self, out)
+    }
+
     /// Makes every index and sum from the rows and objects.
     pub(super) fn derive_again(&mut self) {
         self.nodes_index = self.index;
@@ -319,6 +342,7 @@ impl State {
         digest ^= self.blocked.iter().fold(0, |sum, (key, text)| sum ^ digest::of(Domain::Blocked, *key, &**text));
         digest ^= self.cursors.iter().fold(0, |sum, (n, address)| sum ^ digest::of(Domain::Cursor, *n, *address));
         digest ^= self.requests.iter().fold(0, |sum, (id, r)| sum ^ digest::of(Domain::Request, *id, r.at_ms));
+        digest ^= self.removed_digest();
         digest ^= self.clusters.hash() ^ self.nodes.hash() ^ self.services.hash();
         digest ^= self.networks.hash() ^ self.secrets.hash() ^ self.configs.hash();
         if digest == self.digest { Ok(()) } else { Err("the rolling digest differs from a recount".into()) }

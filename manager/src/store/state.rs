@@ -47,6 +47,12 @@ pub struct State {
     pub(super) node_index: u16,
     /// Index of the last change of a node's record.
     pub(super) nodes_index: u64,
+    /// Removed nodes, and until when they are remembered, in milliseconds.
+    pub(super) removed: OrdMap<u128, u64>,
+    /// The same by time.
+    pub(super) removed_until: OrdSet<(u64, u128)>,
+    /// When the last certificate ends that was made before the cluster's setting for their life changed.
+    pub(super) certificates_until: Timestamp,
     pub(super) requests: OrdMap<u128, Arc<AnsweredRequest>>,
     pub(super) request_times: OrdSet<(u64, u128)>,
     pub(super) derived: Derived,

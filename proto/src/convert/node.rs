@@ -3,7 +3,7 @@
 use super::DecodeError;
 use super::error::At;
 use super::field::{Field, choice, record};
-use crate::model::node::ManagerMembership;
+use crate::model::node::{ManagerMembership, NodeTrust};
 use crate::model::{Availability, Node, NodeDescription, NodeRole, NodeSpec, NodeState};
 use crate::wire::objects as wire;
 
@@ -23,7 +23,9 @@ record!(NodeDescription {
     plugins,
     data_path,
     named_generic,
+    trust,
 });
+record!(NodeTrust { roots, issuer });
 record!(ManagerMembership { raft_id, address });
 
 /// A plug-in: (type, name).

@@ -9,11 +9,11 @@ use bytes::Bytes;
 use ipnet::IpNet;
 use proptest::prelude::*;
 
-use crate::model::cluster::{JoinTokens, RootCa};
+use crate::model::cluster::{JoinTokens, RootCa, RootRotation, Unlock};
 use crate::model::container::*;
 use crate::model::isolation::DeviceMapping;
 use crate::model::network::{IpamConfig, Subnet};
-use crate::model::node::ManagerMembership;
+use crate::model::node::{ManagerMembership, NodeTrust};
 use crate::model::secret::SecretData;
 use crate::model::service::*;
 use crate::model::session::*;
@@ -214,17 +214,20 @@ structs! {
     NodeSpec { annotations, role, availability }
     NodeDescription {
         hostname, platform, nano_cpus, memory, generic, engine_version, engine_labels, plugins, data_path,
-        named_generic
+        named_generic, trust
     }
+    NodeTrust { roots, issuer }
     ManagerMembership { raft_id, address }
     Network { id, meta, spec, vni, subnets, pending_delete }
     NetworkSpec { annotations, driver, ipv6, internal, ingress, attachable, ipam, ipam_options }
     IpamConfig { subnet, range, gateway, reserved }
     Subnet { subnet, range, gateway }
-    Cluster { id, meta, spec, root_ca, join_tokens, address_pools, subnet_size, data_path_port, format }
+    Cluster { id, meta, spec, root_ca, join_tokens, address_pools, subnet_size, data_path_port, format, unlock, rotation }
+    Unlock { key }
+    RootRotation { root, cross_signed, join_tokens }
     ClusterSpec {
         annotations, task_history, snapshot_interval, keep_old_snapshots, log_entries_for_slow_followers,
-        heartbeat_tick, election_tick, heartbeat_period, cert_expiry, autolock
+        heartbeat_tick, election_tick, heartbeat_period, cert_expiry, autolock, force_rotate
     }
     RootCa { certificates, key }
     JoinTokens { worker, manager }

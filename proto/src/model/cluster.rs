@@ -30,6 +30,8 @@ pub struct ClusterSpec {
     pub cert_expiry: Duration,
     /// Managers need the unlock key after a restart.
     pub autolock: bool,
+    /// Grows with each request for a new root.
+    pub force_rotate: u64,
 }
 
 impl Default for ClusterSpec {
@@ -46,6 +48,7 @@ impl Default for ClusterSpec {
             heartbeat_period: Duration::from_secs(2),
             cert_expiry: Duration::from_secs(90 * 24 * 3600),
             autolock: false,
+            force_rotate: 0,
         }
     }
 }
@@ -71,6 +74,34 @@ pub struct Cluster {
     pub data_path_port: u16,
     /// Lowest format level that every manager understands.
     pub format: u8,
+    /// The key that unlocks managers, while they are locked.
+    pub unlock: Option<Unlock>,
+    /// The root that is about to take the place of the present one.
+    pub rotation: Option<RootRotation>,
+}
+
+/// A new root on its way to every node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RootRotation {
+    /// The new root and its key, which sign from the beginning.
+    pub root: RootCa,
+    /// The new root's key signed by the present root, PEM: whoever trusts the present one trusts what the new one signs.
+    pub cross_signed: String,
+    /// Tokens that are in force afterwards: they name the new root.
+    pub join_tokens: JoinTokens,
+}
+
+/// The key that unlocks managers.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Unlock {
+    /// `SWMKEY-1-…`. Sealed with the log; `Debug` prints nothing.
+    pub key: String,
+}
+
+impl fmt::Debug for Unlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Unlock(…)")
+    }
 }
 
 /// The cluster's certificate authority.

@@ -107,6 +107,17 @@ pub struct NodeDescription {
     pub data_path: Vec<IpAddr>,
     /// Named generic resources as (kind, name).
     pub named_generic: Vec<(String, String)>,
+    /// What its certificate rests on; `None` until it tells.
+    pub trust: Option<NodeTrust>,
+}
+
+/// What a node's certificate rests on: digests of root certificates, in the form of join tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NodeTrust {
+    /// The roots that it trusts, in their order.
+    pub roots: Vec<String>,
+    /// The root that signed its certificate; empty when it is none of them.
+    pub issuer: String,
 }
 
 /// A node as the store holds it.

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::docker::error::ApiError;
 use crate::docker::extract::{Filters, Flag, Json, Query, object_version};
-use crate::docker::spec::{cluster, node};
+use crate::docker::spec::node;
 use crate::docker::state::App;
 use crate::docker::types::swarm as json;
 use crate::ports::control::NodeStatus;
@@ -30,8 +30,7 @@ async fn list(State(app): State<App>, Query(query): Query<ListQuery>) -> Result<
     let control = app.control()?;
     query.filters.only(&["id", "label", "membership", "name", "node.label", "role"])?;
     let nodes = control.nodes().await?;
-    let tls = cluster::tls_info(&*control.cluster().await?);
-    Ok(axum::Json(nodes.iter().filter(|n| matches(n, &query.filters)).map(|n| node::show(n, tls.clone())).collect()))
+    Ok(axum::Json(nodes.iter().filter(|n| matches(n, &query.filters)).map(node::show).collect()))
 }
 
 fn matches(status: &NodeStatus, filters: &Filters) -> bool {
@@ -49,8 +48,7 @@ fn matches(status: &NodeStatus, filters: &Filters) -> bool {
 async fn inspect(State(app): State<App>, Path(id): Path<String>) -> Result<axum::Json<json::Node>, ApiError> {
     let control = app.control()?;
     let status = control.node(&id).await?;
-    let tls = cluster::tls_info(&*control.cluster().await?);
-    Ok(axum::Json(node::show(&status, tls)))
+    Ok(axum::Json(node::show(&status)))
 }
 
 #[derive(Deserialize)]

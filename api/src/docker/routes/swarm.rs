@@ -21,6 +21,7 @@ pub(crate) fn routes() -> Router<App> {
         .route("/swarm/update", post(update))
         .route("/swarm/unlock", post(unlock))
         .route("/swarm/unlockkey", get(unlock_key))
+        .route("/skep/cluster/backup", get(backup))
 }
 
 /// `GET /swarm` (Engine API, Swarm, "Inspect swarm").
@@ -79,6 +80,11 @@ async fn update(
         unlock_key: query.rotate_manager_unlock_key.0,
     };
     Ok(control.update_cluster(version, spec, rotate).await?)
+}
+
+/// `GET /skep/cluster/backup`, skep's own: the cluster's whole state, keys included.
+async fn backup(State(app): State<App>) -> Result<Vec<u8>, ApiError> {
+    Ok(app.control()?.backup().await?)
 }
 
 /// `POST /swarm/unlock` (Engine API, Swarm, "Unlock a locked manager").

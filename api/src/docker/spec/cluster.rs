@@ -8,7 +8,7 @@ use skep_proto::model::cluster::{Cluster, ClusterSpec};
 use skep_proto::model::node::Availability;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::{duration, is_zero, node, refuse};
+use super::{duration, node, refuse};
 use crate::docker::error::ApiError;
 use crate::docker::time::nanos;
 use crate::docker::types::swarm as json;
@@ -20,9 +20,6 @@ use crate::ports::control::{InitRequest, JoinRequest};
 /// 501 for what is not built (external CAs, root rotation, default log drivers).
 pub(crate) fn read(spec: json::SwarmSpec) -> Result<ClusterSpec, ApiError> {
     refuse("SwarmSpec", &spec.rest)?;
-    if spec.ca_config.rest.get("ForceRotate").is_some_and(|v| !is_zero(v)) {
-        return Err(ApiError::not_supported("rotation of the cluster's root certificate"));
-    }
     refuse("CAConfig", &spec.ca_config.rest)?;
     if spec.task_defaults.log_driver.is_some_and(|d| !d.name.is_empty() || !d.options.is_empty()) {
         return Err(ApiError::not_supported("TaskDefaults.LogDriver"));
@@ -43,6 +40,7 @@ pub(crate) fn read(spec: json::SwarmSpec) -> Result<ClusterSpec, ApiError> {
         heartbeat_tick: if raft.heartbeat_tick == 0 { default.heartbeat_tick } else { raft.heartbeat_tick },
         election_tick: if raft.election_tick == 0 { default.election_tick } else { raft.election_tick },
         heartbeat_period: or_span("HeartbeatPeriod", spec.dispatcher.heartbeat_period, default.heartbeat_period)?,
+        force_rotate: spec.ca_config.force_rotate,
         cert_expiry: or_span("NodeCertExpiry", spec.ca_config.node_cert_expiry, default.cert_expiry)?,
         autolock: spec.encryption_config.auto_lock_managers,
     })
@@ -62,7 +60,11 @@ pub(crate) fn show_spec(spec: &ClusterSpec) -> json::SwarmSpec {
             heartbeat_tick: spec.heartbeat_tick,
         },
         dispatcher: json::Dispatcher { heartbeat_period: nanos(spec.heartbeat_period) },
-        ca_config: json::CaConfig { node_cert_expiry: nanos(spec.cert_expiry), ..Default::default() },
+        ca_config: json::CaConfig {
+            node_cert_expiry: nanos(spec.cert_expiry),
+            force_rotate: spec.force_rotate,
+            ..Default::default()
+        },
         encryption_config: json::EncryptionConfig { auto_lock_managers: spec.autolock },
         ..Default::default()
     }
@@ -75,7 +77,7 @@ pub(crate) fn show(cluster: &Cluster, tokens: bool) -> json::Swarm {
         meta: cluster.meta.into(),
         spec: show_spec(&cluster.spec),
         tls_info: tls_info(cluster),
-        root_rotation_in_progress: false,
+        root_rotation_in_progress: cluster.rotation.is_some(),
         // dockerd shows null for the default pool.
         default_addr_pool: (cluster.address_pools != [default_pool()])
             .then(|| cluster.address_pools.iter().map(ToString::to_string).collect::<Vec<_>>())
@@ -94,10 +96,16 @@ fn default_pool() -> IpNet {
     "10.0.0.0/8".parse().expect("a constant subnet")
 }
 
-/// What nodes trust: the root, its subject and its key.
+/// What nodes should trust: the root in force, and the subject and key of the root that signs, which is already the new one
+/// while the root is being replaced.
 pub(crate) fn tls_info(cluster: &Cluster) -> json::TlsInfo {
-    let trust_root = cluster.root_ca.certificates.clone();
-    let der = x509_parser::pem::Pem::iter_from_buffer(trust_root.as_bytes()).find_map(Result::ok);
+    let signing = cluster.rotation.as_ref().map_or(&cluster.root_ca, |rotation| &rotation.root);
+    show_tls(cluster.root_ca.certificates.clone(), &signing.certificates)
+}
+
+/// Shows trusted roots and the root that signed.
+pub(crate) fn show_tls(trust_root: String, issuer: &str) -> json::TlsInfo {
+    let der = x509_parser::pem::Pem::iter_from_buffer(issuer.as_bytes()).find_map(Result::ok);
     let parsed = der.as_ref().and_then(|pem| X509Certificate::from_der(&pem.contents).ok());
     let (subject, key) = parsed.map_or_else(Default::default, |(_, certificate)| {
         (BASE64_STANDARD.encode(certificate.subject().as_raw()), BASE64_STANDARD.encode(certificate.public_key().raw))

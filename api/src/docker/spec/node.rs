@@ -3,7 +3,7 @@
 use skep_proto::model::annotations::Annotations;
 use skep_proto::model::node::{Availability, NodeDescription, NodeRole, NodeSpec, NodeState};
 
-use super::{refuse, service};
+use super::{cluster, refuse, service};
 use crate::docker::error::ApiError;
 use crate::docker::types::service::{GenericResource, NamedResource, Platform};
 use crate::docker::types::swarm as json;
@@ -41,8 +41,8 @@ pub(crate) fn read_availability(text: &str) -> Result<Option<Availability>, ApiE
     }
 }
 
-/// Shows a node. `tls` is the cluster's: every node trusts the same root.
-pub(crate) fn show(status: &NodeStatus, tls: json::TlsInfo) -> json::Node {
+/// Shows a node.
+pub(crate) fn show(status: &NodeStatus) -> json::Node {
     let node = &status.node;
     let description = &node.description;
     json::Node {
@@ -80,7 +80,7 @@ pub(crate) fn show(status: &NodeStatus, tls: json::TlsInfo) -> json::Node {
                     .map(|(kind, name)| json::PluginDescription { kind: kind.clone(), name: name.clone() })
                     .collect(),
             },
-            tls_info: tls,
+            tls_info: cluster::show_tls(status.tls.trust_root.clone(), &status.tls.issuer),
         },
         status: json::NodeStatus {
             state: match node.state {

@@ -55,6 +55,8 @@ pub(crate) struct Dispatcher {
 pub(crate) struct CaConfig {
     #[serde(skip_serializing_if = "is_default")]
     pub node_cert_expiry: i64,
+    #[serde(skip_serializing_if = "is_default")]
+    pub force_rotate: u64,
     #[serde(flatten, skip_serializing)]
     pub rest: Rest,
 }

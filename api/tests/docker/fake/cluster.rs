@@ -179,6 +179,8 @@ impl World {
                 subnet_size: 24,
                 data_path_port: 4789,
                 format: 1,
+                unlock: None,
+                rotation: None,
             });
         }
         let annotations = Annotations { name: "ingress".into(), ..Annotations::default() };
@@ -446,6 +448,7 @@ impl ControlPlane for World {
         Ok(nodes
             .into_iter()
             .map(|node| NodeStatus {
+                tls: state.cluster.as_ref().map(root_of).unwrap_or_default(),
                 manager: node.manager.map(|m| ManagerStatus {
                     leader: node.index == 0,
                     reachable: true,
@@ -779,4 +782,10 @@ impl ControlPlane for World {
         tokio::spawn(docker::serve_connection(theirs, router));
         Ok(Box::new(ours))
     }
+}
+
+/// Every node trusts the cluster's root and has a certificate of it.
+fn root_of(cluster: &Cluster) -> NodeTls {
+    let root = &cluster.root_ca.certificates;
+    NodeTls { trust_root: root.clone(), issuer: root.clone() }
 }

@@ -13,33 +13,38 @@ use skep_agent::session::SessionStatus;
 use skep_agent::session::grpc::Grpc;
 use skep_api::ports::control::{ControlError, LocalState, SwarmStatus};
 use skep_identity::{Clock, Connector, Credentials, Disk, LiveIdentity, Renewer, Revoked, TcpDialer};
-use skep_manager::{Birth, Config as ManagerConfig, Manager, membership};
-use skep_proto::model::{NodeId, NodeRole};
-use tokio::net::TcpListener;
+use skep_manager::raft::keys::UnlockKey;
+use skep_manager::{Birth, Manager};
+use skep_proto::model::{NodeDescription, NodeId, NodeRole};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::READY;
 use super::saved::Saved;
+use super::seat::Seat;
 use crate::daemon::config::Config;
 use crate::daemon::node::NodeServices;
 
 /// What a member starts from.
 pub struct Start {
-    /// Addresses, and the number in the Raft group; 0 where it must be asked for.
+    /// Addresses, and the number in the Raft group where it has one.
     pub saved: Saved,
     /// Certificate and key.
     pub credentials: Credentials,
     /// The records of a new cluster.
     pub birth: Option<Birth>,
+    /// The node enters the cluster now: as a manager it is there only once the others have taken it in.
+    pub joins: bool,
+    /// The unlock key that the operator gave.
+    pub unlock: Option<UnlockKey>,
 }
 
 /// This node in a cluster.
 pub struct Member {
     node: NodeId,
     advertise: SocketAddr,
-    manager: Option<Manager>,
+    seat: Arc<Seat>,
     agent: std::sync::Mutex<Option<Agent>>,
     session: watch::Receiver<SessionStatus>,
     stop: CancellationToken,
@@ -51,51 +56,40 @@ impl Member {
     pub async fn start(
         config: &Config,
         services: &Arc<NodeServices>,
+        disk: Disk,
         clock: Arc<dyn Clock>,
         start: Start,
     ) -> anyhow::Result<Self> {
-        let Start { mut saved, credentials, birth } = start;
+        let Start { saved, credentials, birth, joins, unlock } = start;
         let identity = credentials.identity;
         let live = LiveIdentity::new(credentials, Revoked::default(), Arc::clone(&clock));
         let connector = Connector::new(live, Arc::new(TcpDialer));
-        let manager = match saved.raft_id {
-            None => None,
-            Some(number) => {
-                let listener = TcpListener::bind(saved.listen).await;
-                let listener = listener.with_context(|| format!("listening on {} for the cluster", saved.listen))?;
-                let seed = *saved.managers.first().context("no manager is known")?;
-                let raft_id = match number {
-                    0 => membership::ask_to_join(&connector, seed, saved.advertise)
-                        .await
-                        .map_err(|s| anyhow::anyhow!("{}", s.message().to_owned()))?,
-                    known => known,
-                };
-                saved.raft_id = Some(raft_id);
-                let settings = ManagerConfig {
-                    node: identity.node,
-                    cluster: identity.cluster,
-                    raft_id,
-                    dir: config.root.join("raft"),
-                    advertise: saved.advertise,
-                };
-                let manager = Manager::start(settings, listener, connector.clone(), Arc::clone(&clock), birth).await?;
-                if number == 0 {
-                    manager.wait_until_ready(READY).await.context("the cluster did not take this manager in")?;
-                }
-                Some(manager)
-            }
-        };
+        let seat = Arc::new(Seat::new(&config.root, connector.clone(), disk.clone(), Arc::clone(&clock), saved));
+        seat.resume(birth, unlock).await?;
+        if joins && identity.role == NodeRole::Manager {
+            seat.take(&seat.saved().managers).await?;
+            let manager = seat.manager().context("the manager has started")?;
+            manager.wait_until_ready(READY).await.context("the cluster did not take this manager in")?;
+        }
+        let saved = seat.saved();
         services.network.enter_cluster(identity.node, saved.data_path).await?;
         saved.save(&config.root)?;
         let stop = CancellationToken::new();
-        let agent = start_agent(config, services, &connector, clock, identity.node, &saved, stop.child_token())?;
+        let told = NodeDescription {
+            trust: Some(connector.live().current().trust()),
+            ..services.description(saved.data_path)
+        };
+        let (describe, description) = watch::channel(told);
+        let agent = start_agent(config, services, &connector, &saved, description, stop.child_token())?;
         let session = agent.status();
         let mut parts = JoinSet::new();
-        parts.spawn(renew(connector, Disk::new(config.root.join("ca")), session.clone(), stop.clone()));
+        parts.spawn(tell_trust(connector.live().clone(), describe, stop.clone()));
+        parts.spawn(renew(connector, disk, session.clone(), stop.clone()));
+        parts.spawn(Arc::clone(&seat).keep(session.clone()));
         Ok(Self {
             node: identity.node,
             advertise: saved.advertise,
-            manager,
+            seat,
             agent: std::sync::Mutex::new(Some(agent)),
             session,
             stop,
@@ -103,16 +97,17 @@ impl Member {
         })
     }
 
-    /// The manager, when this node is one.
-    pub fn manager(&self) -> Option<&Manager> {
-        self.manager.as_ref()
+    /// The manager, while this node is one.
+    pub fn manager(&self) -> Option<Arc<Manager>> {
+        self.seat.manager()
     }
 
     /// What `docker info` shows.
     pub fn status(&self) -> SwarmStatus {
         let session = self.session.borrow();
         let address: IpAddr = self.advertise.ip();
-        let managers = match &self.manager {
+        let manager = self.manager();
+        let managers = match &manager {
             Some(manager) => manager.managers(),
             None => session.managers.iter().map(|m| (m.node, m.address)).collect(),
         };
@@ -120,27 +115,31 @@ impl Member {
             state: LocalState::Active,
             node: Some(self.node),
             address: Some(address),
-            is_manager: self.manager.is_some(),
+            is_manager: manager.is_some(),
             error: if session.manager.is_some() { String::new() } else { session.error.clone() },
             managers,
-            counts: self.manager.as_ref().and_then(Manager::counts),
+            counts: manager.as_ref().and_then(|manager| manager.counts()),
         }
     }
 
-    /// Whether the node may leave. A manager leaves the Raft group here.
+    /// Whether the node may leave. A manager leaves the Raft group here; with `force` it goes even where the others cannot
+    /// go on without it, or do not answer.
     ///
     /// # Errors
-    /// Without `force`, for every manager; with it, where the others could not go on.
+    /// Without `force`, for every manager.
     pub async fn may_leave(&self, force: bool) -> Result<(), ControlError> {
-        let Some(manager) = &self.manager else { return Ok(()) };
-        let managers = manager.managers().len();
+        let Some(manager) = self.manager() else { return Ok(()) };
         if !force {
-            return Err(ControlError::FailedPrecondition(refusal_to_leave(managers)));
+            let statuses = manager.membership().statuses().await;
+            let reachable = statuses.values().filter(|m| m.reachable).count();
+            return Err(ControlError::FailedPrecondition(refusal_to_leave(reachable, statuses.len())));
         }
-        if managers <= 1 {
-            return Ok(());
+        if manager.managers().len() > 1
+            && let Err(error) = manager.membership().remove_manager(self.node).await
+        {
+            tracing::warn!(%error, "this manager leaves, and the others still count on it");
         }
-        manager.membership().remove_manager(self.node).await
+        Ok(())
     }
 
     /// Leaves: tasks end, managers are told.
@@ -155,62 +154,77 @@ impl Member {
     /// Ends the parts; the node stays in the cluster, its containers go on.
     pub async fn stop(&self) {
         self.stop.cancel();
+        self.seat.end();
         let agent = self.agent.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         if let Some(agent) = agent {
             agent.stopped().await;
         }
-        if let Some(manager) = &self.manager {
-            manager.stop().await;
-        }
         let mut parts = std::mem::take(&mut *self.parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
         while parts.join_next().await.is_some() {}
+        self.seat.stop().await;
     }
 }
 
-/// Docker's words for a manager that wants to leave.
-fn refusal_to_leave(managers: usize) -> String {
-    let left = managers.saturating_sub(1);
-    let text = "You are attempting to leave the swarm on a node that is participating as a manager. ";
-    match left {
-        0 => format!(
-            "{text}Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. "
-        ),
-        _ => format!(
-            "{text}Removing this node leaves {left} managers out of {managers}. Without a Raft quorum your swarm will be \
-             inaccessible. The only way to restore a swarm that has lost consensus is to reinitialize it with \
-             `--force-new-cluster`. Use `--force` to suppress this message."
-        ),
+/// dockerd's words for a manager that wants to leave (daemon/cluster, `Leave`).
+fn refusal_to_leave(reachable: usize, managers: usize) -> String {
+    let mut text = "You are attempting to leave the swarm on a node that is participating as a manager. ".to_owned();
+    let left = reachable.saturating_sub(1);
+    if managers <= 1 {
+        text +=
+            "Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. ";
+        return text;
     }
+    if left <= managers / 2 {
+        text += &format!(
+            "Removing this node leaves {left} managers out of {managers}. Without a Raft quorum your swarm will be inaccessible. "
+        );
+    }
+    text += "The only way to restore a swarm that has lost consensus is to reinitialize it with \
+             `--force-new-cluster`. Use `--force` to suppress this message.";
+    text
 }
 
 fn start_agent(
     config: &Config,
     services: &Arc<NodeServices>,
     connector: &Connector,
-    clock: Arc<dyn Clock>,
-    node: NodeId,
     saved: &Saved,
+    description: watch::Receiver<NodeDescription>,
     stop: CancellationToken,
 ) -> anyhow::Result<Agent> {
+    let node = connector.live().identity().node;
     let own = saved.raft_id.is_some().then_some(saved.advertise);
     let settings = AgentConfig {
         node,
         state: config.root.join("state").join("agent.redb"),
         managers: own.into_iter().chain(saved.managers.iter().copied()).collect(),
     };
-    let facts = services.description(saved.data_path);
+    let facts = description.borrow().clone();
     let files = Files::default();
     let deps = AgentDeps {
         executor: services.executor(node, facts.clone(), files.clone()),
         network: services.network.clone(),
         transport: Arc::new(Grpc::new(Arc::new(connector.clone()))),
         streams: services.streams(),
-        description: watch::channel(facts).1,
-        clock,
+        description,
+        clock: Arc::clone(connector.live().clock()),
         rng: StdRng::from_os_rng(),
         files,
     };
     Ok(Agent::start(settings, deps, stop)?)
+}
+
+/// Tells the managers what this node's certificate rests on, each time it is renewed.
+async fn tell_trust(live: LiveIdentity, describe: watch::Sender<NodeDescription>, stop: CancellationToken) {
+    let mut credentials = live.subscribe();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = credentials.changed() => if changed.is_err() { return },
+        }
+        let trust = credentials.borrow_and_update().trust();
+        describe.send_modify(|description| description.trust = Some(trust));
+    }
 }
 
 /// Keeps the certificate fresh, and fetches another at once when a manager says that the role changed.

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use crate::daemon::config::Config;
+
 /// The newest form of the file.
 const FORMAT: u8 = 1;
 
@@ -62,6 +64,28 @@ impl Saved {
             saved.format
         );
         Ok(Some(saved))
+    }
+
+    /// The same with the address that the daemon is told to advertise, where that is another: the host was given a new one.
+    /// Ports stay.
+    #[must_use]
+    pub fn moved(mut self, config: &Config) -> Self {
+        let Some(new) = config.advertise.filter(|ip| *ip != self.advertise.ip()) else { return self };
+        tracing::info!(old = %self.advertise.ip(), %new, "this node has another address now");
+        if !self.listen.ip().is_unspecified() {
+            self.listen.set_ip(config.listen.ip());
+        }
+        self.data_path = match config.data_path {
+            Some(data_path) => data_path,
+            None if self.data_path == self.advertise.ip() => new,
+            None => self.data_path,
+        };
+        let old = self.advertise;
+        self.advertise.set_ip(new);
+        for manager in self.managers.iter_mut().filter(|address| **address == old) {
+            *manager = self.advertise;
+        }
+        self
     }
 
     /// Writes it, whole or not at all, and to the disk.

@@ -179,7 +179,7 @@ async fn a_node_whose_record_goes_is_refused_and_is_nobody() {
     let (revoked, stop) = (Revoked::default(), CancellationToken::new());
     let watching = tokio::spawn(refuse_removed(log.store.clone(), revoked.clone(), stop.clone()));
     log.commit(Change::create(&Node { spec: NodeSpec { role: NodeRole::Manager, ..node(2).spec }, ..node(2) }));
-    let roles = StoreRoles(log.store.clone());
+    let roles = StoreRoles { store: log.store.clone(), leader: tokio::sync::watch::channel(None).1 };
     let role = |node| roles.role(&Identity { node, cluster: ClusterId(1), role: NodeRole::Manager });
     assert_eq!((role(N1), role(NodeId(2)), role(NodeId(3))), (Some(NodeRole::Worker), Some(NodeRole::Manager), None));
     tokio::task::yield_now().await;

@@ -63,6 +63,14 @@ impl Workers {
     }
 }
 
+/// The entries of a log that no member uses, oldest first.
+///
+/// # Errors
+/// When it cannot be read, or is damaged.
+pub(crate) fn read_entries(disk: &dyn Disk, seal: &Seal) -> Result<Vec<Entry>, RecoverError> {
+    Ok(recover::recover(disk, seal)?.state.entries.into_iter().collect())
+}
+
 /// The log of one manager. Clones share it.
 #[derive(Clone)]
 pub struct LogStore {
