@@ -351,13 +351,18 @@ fn words(line: &str) -> Vec<String> {
     line.split_whitespace().map(str::to_owned).collect()
 }
 
-fn nano_cpus(cpus: f64) -> i64 {
+/// CPUs in nano-CPUs.
+pub fn nano_cpus(cpus: f64) -> i64 {
     #[expect(clippy::cast_possible_truncation, reason = "the daemon checks the range; the cast saturates")]
     let nano = (cpus * 1e9).round() as i64;
     nano
 }
 
-fn bytes(flag: &str, text: Option<&String>) -> anyhow::Result<Option<i64>> {
+/// A size such as `512M`.
+///
+/// # Errors
+/// When it is none.
+pub fn bytes(flag: &str, text: Option<&String>) -> anyhow::Result<Option<i64>> {
     let Some(text) = text else { return Ok(None) };
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let shift = match text[end..].to_ascii_lowercase().trim_end_matches("ib").trim_end_matches('b') {
@@ -372,7 +377,11 @@ fn bytes(flag: &str, text: Option<&String>) -> anyhow::Result<Option<i64>> {
     Ok(Some(number.checked_mul(1 << shift).with_context(|| format!("{flag} {text} is too large"))?))
 }
 
-fn nanoseconds(flag: &str, text: Option<&String>) -> anyhow::Result<Option<i64>> {
+/// A duration such as `1m30s`.
+///
+/// # Errors
+/// When it is none.
+pub fn nanoseconds(flag: &str, text: Option<&String>) -> anyhow::Result<Option<i64>> {
     let Some(text) = text else { return Ok(None) };
     let wrong = || format!("{flag} {text}: write a duration like 10s or 1m30s");
     let span: jiff::SignedDuration = text.parse().with_context(wrong)?;

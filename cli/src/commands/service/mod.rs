@@ -1,7 +1,8 @@
 //! `skep service`.
 
 mod flags;
-mod mount;
+mod logs;
+pub mod mount;
 mod progress;
 mod publish;
 
@@ -16,6 +17,7 @@ use crate::output::human::short_id;
 use crate::output::table::Table;
 use flags::{CreateFlags, UpdateFlags};
 
+pub use flags::{bytes, nano_cpus, nanoseconds};
 pub use progress::wait_until_converged;
 
 /// Make, change and look at services
@@ -67,6 +69,7 @@ enum Action {
         #[arg(short, long)]
         quiet: bool,
     },
+    Logs(logs::LogsFlags),
     /// Show services in full, as JSON
     Inspect {
         /// The services
@@ -137,6 +140,7 @@ pub async fn run(command: ServiceCommand, client: &Client) -> anyhow::Result<()>
             }
             println!("{}", serde_json::to_string_pretty(&found)?);
         }
+        Action::Logs(flags) => logs::run(flags, client).await?,
         Action::Rm { services } => {
             for service in &services {
                 client.call(Method::DELETE, &format!("/services/{service}"), None).await?;
