@@ -14,8 +14,11 @@ use crate::output::human::{ago, short_id};
 use crate::output::table::Table;
 
 mod apply;
+mod apply_files;
 mod connection;
 mod container;
+mod file;
+mod file_reference;
 mod image;
 mod inspect;
 mod lab;
@@ -50,6 +53,10 @@ enum Command {
     Stack(stack::StackCommand),
     Network(network::NetworkCommand),
     Volume(volume::VolumeCommand),
+    /// Make, look at and remove secrets: content that tasks get in memory and nobody is shown
+    Secret(file::FileCommand),
+    /// Make, look at and remove configs: small files that tasks get
+    Config(file::FileCommand),
     Container(container::ContainerCommand),
     #[command(flatten)]
     ContainerVerb(container::Verb),
@@ -90,6 +97,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Stack(command) => block_on(stack::run(command, &client()?))?,
         Command::Network(command) => block_on(network::run(command, &client()?))?,
         Command::Volume(command) => block_on(volume::run(command, &client()?))?,
+        Command::Secret(command) => block_on(file::run(file::Kind::Secret, command, &client()?))?,
+        Command::Config(command) => block_on(file::run(file::Kind::Config, command, &client()?))?,
         Command::Container(command) => return block_on(container::run(command, &client()?)),
         Command::ContainerVerb(verb) => return block_on(container::run_verb(verb, &client()?)),
         Command::Image(command) => return block_on(image::run(command, &client()?)),

@@ -5,6 +5,7 @@
 
 mod cluster;
 mod containers;
+mod files;
 mod lookup;
 mod names;
 mod networks;

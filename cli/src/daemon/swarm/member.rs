@@ -8,6 +8,7 @@ use anyhow::Context;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use skep_agent::agent::{Agent, AgentConfig, AgentDeps};
+use skep_agent::executor::files::Files;
 use skep_agent::session::SessionStatus;
 use skep_agent::session::grpc::Grpc;
 use skep_api::ports::control::{ControlError, LocalState, SwarmStatus};
@@ -197,15 +198,17 @@ fn start_agent(
         state: config.root.join("state").join("agent.redb"),
         managers: own.into_iter().chain(saved.managers.iter().copied()).collect(),
     };
-    let (_, description) = watch::channel(services.description(saved.data_path));
+    let facts = services.description(saved.data_path);
+    let files = Files::default();
     let deps = AgentDeps {
-        executor: services.executor(node),
+        executor: services.executor(node, facts.clone(), files.clone()),
         network: services.network.clone(),
         transport: Arc::new(Grpc::new(Arc::new(connector.clone()))),
         streams: services.streams(),
-        description,
+        description: watch::channel(facts).1,
         clock,
         rng: StdRng::from_os_rng(),
+        files,
     };
     Ok(Agent::start(settings, deps, stop)?)
 }
