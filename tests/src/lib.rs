@@ -6,6 +6,7 @@
 pub mod host;
 pub mod images;
 pub mod registry;
+pub mod terminal;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -182,8 +183,16 @@ impl Lab {
     /// # Errors
     /// What it writes to its standard error.
     pub fn skep(&self, node: &str, arguments: &[&str]) -> anyhow::Result<String> {
-        let socket = self.socket(node);
-        run(Command::new(skep()).arg("-H").arg(format!("unix://{socket}")).args(arguments))
+        run(&mut self.skep_command(node, arguments))
+    }
+
+    /// A command of skep's own client, not started yet.
+    pub fn skep_command(&self, node: &str, arguments: &[&str]) -> Command {
+        let socket = self.field(node, "socket").as_str().expect("every node has a socket");
+        let mut command = Command::new(skep());
+        command.arg("-H").arg(format!("unix://{socket}")).args(arguments).stdin(Stdio::null());
+        command.env("DOCKER_CONFIG", self.dir.path().join("docker-config"));
+        command
     }
 
     /// Asks a published port of a node, from the host, for a path.

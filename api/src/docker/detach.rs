@@ -1,10 +1,16 @@
 //! The keys with which a client leaves a process without ending it (moby `pkg/pools`, `term.EscapeProxy`).
 
-use super::error::ApiError;
+/// Words that name no keys.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("Invalid detach keys ({keys}) provided: Unknown character: '{key}'")]
+pub struct InvalidKeys {
+    keys: String,
+    key: String,
+}
 
 /// Watches a client's input for the keys.
 #[derive(Debug, Clone)]
-pub(crate) struct Detach {
+pub struct Detach {
     keys: Vec<u8>,
     /// How many of them have come.
     matched: usize,
@@ -17,14 +23,12 @@ impl Detach {
     /// Reads `ctrl-a,b,ctrl-[`; the default when empty.
     ///
     /// # Errors
-    /// 400 for what is no key.
-    pub(crate) fn parse(text: &str) -> Result<Self, ApiError> {
+    /// What is no key.
+    pub fn parse(text: &str) -> Result<Self, InvalidKeys> {
         if text.is_empty() {
             return Ok(Self { keys: Self::DEFAULT.to_vec(), matched: 0 });
         }
-        let invalid = |key: &str| {
-            ApiError::bad_request(format!("Invalid detach keys ({text}) provided: Unknown character: '{key}'"))
-        };
+        let invalid = |key: &str| InvalidKeys { keys: text.to_owned(), key: key.to_owned() };
         let keys = text
             .split(',')
             .map(|key| match (key.strip_prefix("ctrl-"), key.as_bytes()) {
@@ -46,13 +50,13 @@ impl Detach {
     }
 
     /// No keys: nothing detaches.
-    pub(crate) fn never() -> Self {
+    pub fn never() -> Self {
         Self { keys: Vec::new(), matched: 0 }
     }
 
     /// What of `bytes` goes on to the process, and whether the keys came. A part of the keys is held back until it is
     /// clear whether the rest follows.
-    pub(crate) fn feed(&mut self, bytes: &[u8]) -> (Vec<u8>, bool) {
+    pub fn feed(&mut self, bytes: &[u8]) -> (Vec<u8>, bool) {
         let mut out = Vec::with_capacity(bytes.len());
         if self.keys.is_empty() {
             out.extend_from_slice(bytes);

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use http::StatusCode;
 use serde::Serialize;
 
+use super::detach::InvalidKeys;
 use crate::ports::{ControlError, EngineError};
 
 /// What a client is told when its request fails.
@@ -118,6 +119,12 @@ impl From<ControlError> for ApiError {
         };
         log_chain(&error);
         Self::new(status, error.to_string())
+    }
+}
+
+impl From<InvalidKeys> for ApiError {
+    fn from(error: InvalidKeys) -> Self {
+        Self::bad_request(error.to_string())
     }
 }
 

@@ -3,7 +3,7 @@
 //! A request passes the front (version prefix, common headers), then for containers and exec sessions the proxy (which
 //! node has it?), then one handler that extracts, reads, calls one port and shows the answer.
 
-mod detach;
+pub mod detach;
 mod error;
 mod extract;
 mod front;
@@ -15,7 +15,7 @@ mod serve;
 mod signal;
 mod spec;
 mod state;
-mod stdcopy;
+pub mod stdcopy;
 mod stream;
 mod time;
 mod types;

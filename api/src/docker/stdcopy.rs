@@ -10,7 +10,7 @@ const LIMIT: usize = 1 << 20;
 
 /// What a frame carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     /// Output of the process.
     Output(OutputStream),
     /// A message of the daemon: clients stop with it as their error.
@@ -19,7 +19,7 @@ pub(crate) enum Kind {
 
 /// Bytes that are no frames.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum FrameError {
+pub enum FrameError {
     /// The first byte names no stream.
     #[error("a frame of stream {0}, which does not exist")]
     Stream(u8),
@@ -28,8 +28,8 @@ pub(crate) enum FrameError {
     Length(usize),
 }
 
-/// One frame.
-pub(crate) fn frame(kind: Kind, payload: &[u8]) -> Bytes {
+/// One frame with that payload, which its writer keeps well below the limit.
+pub fn frame(kind: Kind, payload: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(HEADER + payload.len());
     out.put_u8(match kind {
         Kind::Output(OutputStream::Stdout) => 1,
@@ -43,7 +43,10 @@ pub(crate) fn frame(kind: Kind, payload: &[u8]) -> Bytes {
 }
 
 /// Takes the first whole frame off `buffer`; `None` when it has not arrived in full.
-pub(crate) fn take(buffer: &mut BytesMut) -> Result<Option<(Kind, Bytes)>, FrameError> {
+///
+/// # Errors
+/// Bytes that are no frames: what follows cannot be read either.
+pub fn take(buffer: &mut BytesMut) -> Result<Option<(Kind, Bytes)>, FrameError> {
     let Some(header) = buffer.get(..HEADER) else { return Ok(None) };
     let kind = match header[0] {
         0 | 1 => Kind::Output(OutputStream::Stdout),

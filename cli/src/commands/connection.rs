@@ -36,5 +36,9 @@ impl Connection {
 
 /// Runs a client command to its end.
 pub fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(future);
+    // A read of standard input that nobody waits for any more must not hold the end up.
+    runtime.shutdown_background();
+    result
 }

@@ -3,8 +3,8 @@
 use clap::Args;
 use serde_json::Value;
 
-use super::{encoded, filters, text};
-use crate::client::Client;
+use super::{filters, text};
+use crate::client::{Client, encode};
 
 /// Follow what happens in the cluster and on this node
 #[derive(Debug, Args)]
@@ -28,7 +28,7 @@ pub async fn run(command: EventsCommand, client: &Client) -> anyhow::Result<()> 
     let mut path = format!("/events?filters={}", filters(&super::filter_pairs(&command.filter)?));
     for (key, moment) in [("since", &command.since), ("until", &command.until)] {
         if let Some(moment) = moment {
-            path += &format!("&{key}={}", encoded(moment));
+            path += &format!("&{key}={}", encode(moment));
         }
     }
     client.follow(&path, |event| if command.json { println!("{event}") } else { println!("{}", line(&event)) }).await

@@ -1,13 +1,15 @@
 //! The command line: one file a noun.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use crate::client::encode;
 use crate::output::human::{ago, short_id};
 use crate::output::table::Table;
 
@@ -21,9 +23,11 @@ mod events;
 mod file;
 mod file_reference;
 mod image;
+mod inspect;
 mod lab;
 mod network;
 mod node;
+mod registry;
 mod service;
 mod stack;
 mod swarm;
@@ -58,15 +62,21 @@ enum Command {
     Secret(file::FileCommand),
     /// Make, look at and remove configs: small files that tasks get
     Config(file::FileCommand),
-    /// List images of this node
-    Images(image::ImagesCommand),
-    /// Fetch an image to this node
-    Pull(image::PullCommand),
-    /// List containers of this node
-    Ps(container::PsCommand),
+    Container(container::ContainerCommand),
+    #[command(flatten)]
+    ContainerVerb(container::Verb),
     Events(events::EventsCommand),
+    Image(image::ImageCommand),
+    #[command(flatten)]
+    ImageVerb(image::Verb),
+    /// Show any object in full, as JSON
+    Inspect(inspect::InspectFlags),
+    Login(registry::LoginFlags),
+    Logout(registry::LogoutFlags),
     /// Show versions of client and daemon
-    Version,
+    Version(system::FormatFlags),
+    /// Show what the daemon and its node are
+    Info(system::FormatFlags),
     /// Run the daemon of this node
     Daemon(Box<crate::daemon::config::Flags>),
     /// Serve names of this node's containers; started by the daemon and outlives it
@@ -96,11 +106,16 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Volume(command) => block_on(volume::run(command, &client()?))?,
         Command::Secret(command) => block_on(file::run(file::Kind::Secret, command, &client()?))?,
         Command::Config(command) => block_on(file::run(file::Kind::Config, command, &client()?))?,
-        Command::Images(command) => block_on(image::list(command, &client()?))?,
-        Command::Pull(command) => block_on(image::pull(command, &client()?))?,
-        Command::Ps(command) => block_on(container::list(command, &client()?))?,
+        Command::Container(command) => return block_on(container::run(command, &client()?)),
+        Command::ContainerVerb(verb) => return block_on(container::run_verb(verb, &client()?)),
+        Command::Image(command) => return block_on(image::run(command, &client()?)),
+        Command::ImageVerb(verb) => block_on(image::run_verb(verb, &client()?))?,
+        Command::Inspect(flags) => return block_on(inspect::run(flags, &client()?)),
         Command::Events(command) => block_on(events::run(command, &client()?))?,
-        Command::Version => block_on(system::version(&client()?))?,
+        Command::Login(flags) => block_on(registry::login(flags, &client()?))?,
+        Command::Logout(flags) => registry::logout(&flags)?,
+        Command::Version(flags) => block_on(system::version(flags, &client()?))?,
+        Command::Info(flags) => block_on(system::info(flags, &client()?))?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -116,7 +131,7 @@ fn filters<K: AsRef<str>, V: AsRef<[String]>>(parts: &[(K, V)]) -> String {
     for (key, values) in parts {
         map.entry(key.as_ref()).or_default().extend(values.as_ref().iter().map(|v| (v, true)));
     }
-    encoded(&json!(map).to_string())
+    encode(&json!(map).to_string())
 }
 
 /// `KEY=VALUE` of `--filter`.
@@ -128,16 +143,33 @@ fn filter_pairs(given: &[String]) -> anyhow::Result<Vec<(String, Vec<String>)>> 
     given.iter().map(read).collect()
 }
 
-/// Text as part of a query.
-fn encoded(text: &str) -> String {
-    let mut out = String::new();
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(char::from(byte)),
-            _ => out.push_str(&format!("%{byte:02X}")),
+/// Does something to each of several objects. Those that fail do not stop the others; all are told at the end.
+async fn each(names: &[String], mut act: impl AsyncFnMut(&str) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let mut failures = Vec::new();
+    for name in names {
+        if let Err(error) = act(name).await {
+            failures.push(crate::output::chain(&error));
         }
     }
-    out
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    Ok(())
+}
+
+/// Asks before something is lost.
+fn confirm(warning: &str) -> anyhow::Result<bool> {
+    let answer = crate::terminal::ask(&format!("{warning}\nAre you sure you want to continue? [y/N] "))?;
+    Ok(["y", "yes"].contains(&answer.to_ascii_lowercase().as_str()))
+}
+
+/// Lines of files, without those that are empty or comments.
+fn text_lines(files: &[PathBuf]) -> anyhow::Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(file).with_context(|| format!("open {}", file.display()))?;
+        let wanted = text.lines().map(str::trim_start).filter(|l| !l.is_empty() && !l.starts_with('#'));
+        lines.extend(wanted.map(str::to_owned));
+    }
+    Ok(lines)
 }
 
 /// Names of objects by id: of services under `Spec`, of nodes under `Description`.
@@ -199,6 +231,12 @@ fn task_table(
 fn capitalized(word: &str) -> String {
     let mut chars = word.chars();
     chars.next().map(|c| c.to_uppercase().chain(chars).collect()).unwrap_or_default()
+}
+
+/// An object of texts as `KEY=VALUE,…`.
+fn pairs_text(object: &Value) -> String {
+    let pairs = object.as_object().into_iter().flatten().map(|(key, value)| format!("{key}={}", text(value)));
+    pairs.collect::<Vec<_>>().join(",")
 }
 
 /// Lines `KEY=VALUE` as an object; a line without `=` is a key without a value.

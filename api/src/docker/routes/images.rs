@@ -69,12 +69,20 @@ async fn list(
             && filters.labels("label", &image.config.labels)
             && filters.any("reference", |pattern| image.tags.iter().any(|tag| matches_reference(pattern, tag)))
     });
-    Ok(axum::Json(matching.map(|image| summary(image, version)).collect()))
+    let shown = matching.map(|image| {
+        let mut line = summary(image, version);
+        // Of an image's names, only those that were asked for.
+        for names in [&mut line.repo_tags, &mut line.repo_digests].into_iter().flatten() {
+            names.retain(|name| filters.any("reference", |pattern| matches_reference(pattern, name)));
+        }
+        line
+    });
+    Ok(axum::Json(shown.collect()))
 }
 
-/// `name`, `name:tag` or a pattern with `*`, against `name:tag`.
+/// `name`, `name:tag` or a pattern with `*`, against `name:tag` or `name@digest`.
 fn matches_reference(pattern: &str, tag: &str) -> bool {
-    let name = tag.rsplit_once(':').map_or(tag, |(name, _)| name);
+    let name = tag.split_once('@').or_else(|| tag.rsplit_once(':')).map_or(tag, |(name, _)| name);
     glob(pattern.as_bytes(), tag.as_bytes()) || glob(pattern.as_bytes(), name.as_bytes())
 }
 
@@ -414,6 +422,7 @@ mod tests {
         for pattern in ["bb", "bb:1", "b*", "bb:?", "*"] {
             assert!(matches_reference(pattern, "bb:1"), "{pattern}");
         }
+        assert!(matches_reference("bb", "bb@sha256:00") && !matches_reference("b", "bb@sha256:00"));
         assert!(!matches_reference("b", "bb:1") && !matches_reference("*", "a/b:1"));
     }
 

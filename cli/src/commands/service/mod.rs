@@ -2,7 +2,8 @@
 
 mod flags;
 mod lists;
-mod mount;
+mod logs;
+pub mod mount;
 mod progress;
 mod publish;
 mod rollout;
@@ -23,6 +24,7 @@ use crate::output::table::Table;
 use flags::{CreateFlags, UpdateFlags};
 
 pub use progress::wait_until_converged;
+pub use values::{bytes, nano_cpus, nanoseconds};
 
 const POLL: Duration = Duration::from_millis(200);
 
@@ -93,6 +95,7 @@ enum Action {
         #[arg(short, long)]
         quiet: bool,
     },
+    Logs(logs::LogsFlags),
     /// Show services in full, as JSON
     Inspect {
         /// The services
@@ -169,6 +172,7 @@ pub async fn run(command: ServiceCommand, client: &Client) -> anyhow::Result<()>
             }
             println!("{}", serde_json::to_string_pretty(&found)?);
         }
+        Action::Logs(flags) => logs::run(flags, client).await?,
         Action::Rm { services } => {
             for service in &services {
                 client.call(Method::DELETE, &format!("/services/{service}"), None).await?;
