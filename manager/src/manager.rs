@@ -33,6 +33,7 @@ use crate::raft::proposer::Limits;
 use crate::raft::types::Peer;
 use crate::raft::{Proposer, Raft, RaftError, StartError};
 use crate::reconcile::{self, Planner};
+use crate::rpc::AttachmentService;
 use crate::rpc::links::RaftLinks;
 use crate::rpc::server::{Server, TcpAcceptor};
 use crate::store::{Change, Codec, Group, Outcome, Proposals, Replica, Store};
@@ -167,10 +168,19 @@ impl Manager {
             Arc::new(Membership::new(Arc::clone(&store), raft.clone(), Arc::clone(&proposer), connector.clone()));
         let live = connector.live().clone();
         let authority = Arc::new(StoreCa::new(Arc::clone(&store), raft.clone(), Arc::clone(&proposer)));
+        let control = Arc::new(Control::new(Parts {
+            store: Arc::clone(&store),
+            raft: raft.clone(),
+            proposer: Arc::clone(&proposer),
+            membership: Arc::clone(&membership),
+            streams: Arc::new(streams.clone()),
+            vitals: Arc::clone(&relay) as Arc<_>,
+        }));
         let routes = Routes::new(CaService::new(authority, live.clone()).into_server())
             .add_service(SessionService(Arc::clone(&dispatcher)).into_server())
-            .add_service(StreamService(streams.clone()).into_server())
+            .add_service(StreamService(streams).into_server())
             .add_service(RelayService(Arc::clone(&dispatcher)).into_server())
+            .add_service(AttachmentService::server(Arc::clone(&control)))
             .add_service(raft.service())
             .add_service(MembershipService::server(Arc::clone(&membership)));
         let server = Server::new(routes, live.clone(), Arc::new(StoreRoles(Arc::clone(&store))));
@@ -182,14 +192,6 @@ impl Manager {
         let dispatching = (Arc::clone(&dispatcher), stop.clone());
         parts.spawn(async move { dispatching.0.run(dispatching.1).await });
 
-        let control = Arc::new(Control::new(Parts {
-            store: Arc::clone(&store),
-            raft: raft.clone(),
-            proposer: Arc::clone(&proposer),
-            membership: Arc::clone(&membership),
-            streams: Arc::new(streams),
-            vitals: relay,
-        }));
         let node = config.node;
         let manager = Self {
             store,

@@ -14,6 +14,7 @@ pub(super) enum Domain {
     Blocked,
     Request,
     Cursor,
+    Attached,
 }
 
 /// The contribution of one row.

@@ -23,6 +23,7 @@ use super::READY;
 use super::saved::Saved;
 use crate::daemon::config::Config;
 use crate::daemon::node::NodeServices;
+use crate::daemon::places::Way;
 
 /// What a member starts from.
 pub struct Start {
@@ -89,6 +90,11 @@ impl Member {
         let stop = CancellationToken::new();
         let agent = start_agent(config, services, &connector, clock, identity.node, &saved, stop.child_token())?;
         let session = agent.status();
+        services.places.set(Way::Through {
+            connector: connector.clone(),
+            seeds: seeds(&saved),
+            session: session.clone(),
+        });
         let mut parts = JoinSet::new();
         parts.spawn(renew(connector, Disk::new(config.root.join("ca")), session.clone(), stop.clone()));
         Ok(Self {
@@ -182,6 +188,12 @@ fn refusal_to_leave(managers: usize) -> String {
     }
 }
 
+/// Managers to begin with: the node's own, then those that it knew when it joined.
+fn seeds(saved: &Saved) -> Vec<SocketAddr> {
+    let own = saved.raft_id.is_some().then_some(saved.advertise);
+    own.into_iter().chain(saved.managers.iter().copied()).collect()
+}
+
 fn start_agent(
     config: &Config,
     services: &Arc<NodeServices>,
@@ -191,12 +203,7 @@ fn start_agent(
     saved: &Saved,
     stop: CancellationToken,
 ) -> anyhow::Result<Agent> {
-    let own = saved.raft_id.is_some().then_some(saved.advertise);
-    let settings = AgentConfig {
-        node,
-        state: config.root.join("state").join("agent.redb"),
-        managers: own.into_iter().chain(saved.managers.iter().copied()).collect(),
-    };
+    let settings = AgentConfig { node, state: config.root.join("state").join("agent.redb"), managers: seeds(saved) };
     let (_, description) = watch::channel(services.description(saved.data_path));
     let deps = AgentDeps {
         executor: services.executor(node),

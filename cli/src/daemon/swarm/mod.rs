@@ -27,6 +27,7 @@ use tokio::sync::Mutex;
 
 use super::config::Config;
 use super::node::NodeServices;
+use super::places::Way;
 use addresses::{Addresses, Asked};
 use member::{Member, Start};
 use saved::Saved;
@@ -74,7 +75,10 @@ impl NodeSwarm {
     }
 
     async fn try_resume(&self) -> anyhow::Result<()> {
-        let Some(saved) = Saved::load(&self.config.root)? else { return Ok(()) };
+        let Some(saved) = Saved::load(&self.config.root)? else {
+            self.services.places.set(Way::None);
+            return Ok(());
+        };
         let Some(credentials) = self.disk().load()? else {
             anyhow::bail!("the node's certificate is missing: leave the cluster with --force and join again");
         };
@@ -307,6 +311,7 @@ impl Swarm for NodeSwarm {
                 "this node cannot take part in its cluster; use --force to leave it all the same".into(),
             ));
         }
+        self.services.places.set(Way::None);
         self.error.store(None);
         self.forget().map_err(|error| internal("removing the cluster's files", error))
     }
