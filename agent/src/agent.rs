@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use crate::executor::Executor;
+use crate::executor::files::Files;
 use crate::network::Network;
 use crate::reports::Reports;
 use crate::session::streams::StreamService;
@@ -56,6 +57,8 @@ pub struct AgentDeps {
     pub clock: Arc<dyn Clock>,
     /// Draws the pauses between attempts to reach a manager.
     pub rng: StdRng,
+    /// Where secrets and configs are put for the executor, which holds the same.
+    pub files: Files,
 }
 
 /// A running agent. Containers go on when it ends.
@@ -86,10 +89,10 @@ impl Agent {
         deps: AgentDeps,
         cancel: CancellationToken,
     ) -> Self {
-        let AgentDeps { executor, network, transport, streams, description, clock, rng } = deps;
+        let AgentDeps { executor, network, transport, streams, description, clock, rng, files } = deps;
         let writer = tokio::spawn(writer.run());
         let reports = Arc::new(Reports::new(state.clone(), loaded.statuses.values().cloned()));
-        let desired = Arc::new(Desired::new(Held::from(&loaded), state, Arc::clone(&reports)));
+        let desired = Arc::new(Desired::new(Held::from(&loaded), state, Arc::clone(&reports), files));
 
         let worker_deps =
             task::worker::Deps { node, executor: Arc::clone(&executor), clock, reports: Arc::clone(&reports) };

@@ -14,6 +14,7 @@ use skep_proto::model::{ContainerId, Labels, NodeId, TaskId};
 
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod files;
 pub mod node;
 
 /// A task with what it is made from.

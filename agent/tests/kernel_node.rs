@@ -1,6 +1,7 @@
 //! Tasks as containers on a real kernel, through the executor that the agent uses.
 #![allow(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
+use skep_agent::executor::files::Files;
 use skep_agent::executor::node::sandbox::{Sandbox, SandboxError, SandboxRequest, Sandboxes};
 use skep_agent::executor::node::{NodeExecutor, NodeParts};
 use skep_agent::executor::{Containers, Executor, ExecutorError, Exit, TaskUnit};
@@ -18,10 +20,15 @@ use skep_engine::images::{Images, ImagesConfig, Import};
 use skep_engine::runtime::cgroups::Cgroups;
 use skep_engine::runtime::rootfs::OverlayApi;
 use skep_engine::volumes::Volumes;
-use skep_proto::model::container::{Mount, MountKind};
-use skep_proto::model::session::{AssignedSpec, AssignedTask, SpecKey};
+use skep_proto::model::container::{ConfigReference, FileTarget, Mount, MountKind, SecretReference};
+use skep_proto::model::engine::LogQuery;
+use skep_proto::model::secret::SecretData;
+use skep_proto::model::session::{AssignedSpec, AssignedTask, FileContent, FileId, SpecKey};
 use skep_proto::model::task::NetworkAttachmentSpec;
-use skep_proto::model::{ContainerSpec, NetworkId, NodeId, ServiceId, TaskId, TaskSpec, TaskState, Timestamp};
+use skep_proto::model::{
+    ConfigId, ContainerSpec, NetworkId, NodeDescription, NodeId, SecretId, ServiceId, TaskId, TaskSpec, TaskState,
+    Timestamp,
+};
 
 /// No registry answers there, and it says so at once.
 const IMAGE: &str = "localhost:1/box:1";
@@ -72,7 +79,7 @@ fn rootfs(dir: &Path) -> Vec<u8> {
         std::fs::create_dir_all(dir.join(folder)).unwrap();
     }
     std::fs::copy(busybox, dir.join("bin/busybox")).unwrap();
-    for applet in ["sh", "sleep", "cat", "touch"] {
+    for applet in ["sh", "sleep", "cat", "touch", "stat"] {
         std::os::unix::fs::symlink("busybox", dir.join("bin").join(applet)).unwrap();
     }
     Command::new("tar").arg("-C").arg(dir).args(["-cf", "-", "."]).output().unwrap().stdout
@@ -81,6 +88,7 @@ fn rootfs(dir: &Path) -> Vec<u8> {
 /// What one process has open.
 struct Open {
     executor: NodeExecutor,
+    files: Files,
     containers: EngineContainers,
     volumes: Volumes,
     images: Images,
@@ -128,8 +136,11 @@ impl Node {
         let images = Images::open(ImagesConfig::new(root.join("store")), Arc::new(now)).await.unwrap();
         let containers = EngineContainers::open(config.clone()).await.unwrap();
         let volumes = Volumes::open(root.join("volumes"), Arc::new(now)).await.unwrap();
+        let files = Files::default();
         let executor = NodeExecutor::new(NodeParts {
             node: NodeId(1),
+            description: NodeDescription { hostname: "n1".into(), ..NodeDescription::default() },
+            files: files.clone(),
             root: root.into(),
             images: images.clone(),
             containers: containers.clone(),
@@ -137,7 +148,7 @@ impl Node {
             sandboxes: Arc::new(NoSandboxes),
             parallel_starts: 4,
         });
-        Open { executor, containers, volumes, images }
+        Open { executor, files, containers, volumes, images }
     }
 
     async fn up(&self, unit: &TaskUnit) -> Result<u32, ExecutorError> {
@@ -303,4 +314,105 @@ async fn what_cannot_be_had_is_said_in_dockers_words() {
     for task in [missing.task.id, unmountable.task.id] {
         node.executor.remove(task).await.unwrap();
     }
+}
+
+/// Every file below `dir` on the file system of `dir` itself that holds `needle`: what would be on the disk.
+fn on_disk(dir: &Path, needle: &str) -> Vec<PathBuf> {
+    use std::os::unix::fs::MetadataExt;
+    let device = std::fs::metadata(dir).unwrap().dev();
+    let (mut found, mut open) = (Vec::new(), vec![dir.to_owned()]);
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+            let Ok(meta) = entry.path().symlink_metadata() else { continue };
+            if meta.dev() != device {
+                continue;
+            }
+            if meta.is_dir() {
+                open.push(entry.path());
+            } else if meta.is_file()
+                && std::fs::read(entry.path()).is_ok_and(|b| b.windows(needle.len()).any(|w| w == needle.as_bytes()))
+            {
+                found.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+#[tokio::test]
+#[ignore = "needs root"]
+async fn secrets_and_configs_are_files_in_memory_with_the_owner_and_mode_asked_for() {
+    let mut node = Node::new().await;
+    // Reads when it is told to: the files must outlive the daemon, and its log is on the disk.
+    let script = "cd /run/secrets; while [ ! -e /data/go ]; do sleep 0.05; done; echo x 2>/dev/null >key && echo written; \
+                  stat -c '%n %a %u %g' key /etc/app.conf; cat key /etc/app.conf";
+    let mut unit = unit(&[script]);
+    let file = |name: &str, uid: &str, gid: &str, mode| {
+        Some(FileTarget { name: name.into(), uid: uid.into(), gid: gid.into(), mode })
+    };
+    let container = &mut Arc::make_mut(&mut unit.spec).task.containers[0];
+    container.env = vec!["PORT=80".into()];
+    container.secrets =
+        vec![SecretReference { id: SecretId(1), name: "s".into(), file: file("key", "33", "34", 0o440) }];
+    container.configs =
+        vec![ConfigReference { id: ConfigId(1), name: "c".into(), file: file("/etc/app.conf", "0", "0", 0o444) }];
+    let content = |text: &str, template| Some(FileContent { data: SecretData(text.to_owned().into()), template });
+    let template = "{{.Service.Name}}.{{.Task.Slot}}@{{.Node.Hostname}}:{{env \"PORT\"}} {{secret \"key\"}}";
+    let sent: BTreeMap<_, _> = [
+        (FileId::Secret(SecretId(1)), content("hush-hush", false)),
+        (FileId::Config(ConfigId(1)), content(template, true)),
+    ]
+    .into();
+    // Preparing waits for what has not come yet.
+    {
+        let prepare = node.executor.prepare(&unit);
+        tokio::pin!(prepare);
+        assert!(futures_util::poll!(&mut prepare).is_pending());
+        node.files.set(Arc::new(sent));
+        prepare.await.unwrap();
+    }
+    node.up(&unit).await.unwrap();
+    assert_eq!(on_disk(node.dir.path(), "hush-hush"), Vec::<PathBuf>::new());
+    // Another process, which no manager has told anything.
+    node.reopen().await;
+    let container = node.containers.inspect(unit.container_id(0)).unwrap();
+    let volume = container.mounts.iter().find(|mount| mount.target == "/data").unwrap();
+    std::fs::write(volume.source.join("go"), "").unwrap();
+    assert_eq!(node.executor.wait(&unit).await.unwrap(), exit(0));
+    let mut lines = String::new();
+    let mut log = node
+        .containers
+        .logs(
+            unit.container_id(0),
+            LogQuery { stdout: true, stderr: true, follow: false, tail: None, since_nanos: None, until_nanos: None },
+        )
+        .unwrap();
+    while let Some(line) = log.next().await {
+        lines.push_str(&String::from_utf8_lossy(&line.unwrap().bytes));
+    }
+    assert_eq!(
+        lines, "key 440 33 34\n/etc/app.conf 444 0 0\nhush-hushweb.1@n1:80 hush-hush",
+        "a secret can be written, or is not what was asked for"
+    );
+    node.executor.remove(unit.task.id).await.unwrap();
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let left = mounts.lines().filter(|line| line.contains(&*node.dir.path().to_string_lossy())).count();
+    assert_eq!(left, 0, "{mounts}");
+}
+
+#[tokio::test]
+#[ignore = "needs root"]
+async fn a_task_whose_secret_is_gone_or_whose_template_fails_is_rejected_with_a_sentence() {
+    let node = Node::new().await;
+    let mut gone = unit(&["true"]);
+    Arc::make_mut(&mut gone.spec).task.containers[0].secrets =
+        vec![SecretReference { id: SecretId(1), name: "key".into(), file: None }];
+    node.files.set(Arc::new([(FileId::Secret(SecretId(1)), None)].into()));
+    let error = node.up(&gone).await.unwrap_err();
+    assert!(!error.is_temporary());
+    assert_eq!(error.to_string(), "secret key does not exist any more");
+    let bad = FileContent { data: SecretData("{{secret \"none\"}}".into()), template: true };
+    node.files.set(Arc::new([(FileId::Secret(SecretId(1)), Some(bad))].into()));
+    let error = node.up(&gone).await.unwrap_err().to_string();
+    assert_eq!(error, "expanding secret key failed: secret: secret target none not found at offset 2 of the template");
 }

@@ -102,6 +102,11 @@ impl Lab {
         format!("skep-lab-{}", state["id"].as_str().expect("a lab has an id"))
     }
 
+    /// The root directory of a node's daemon.
+    pub fn root(&self, node: &str) -> PathBuf {
+        self.dir.path().join(node)
+    }
+
     /// The pid of a node's daemon.
     pub fn pid(&mut self, node: &str) -> u64 {
         self.refresh();

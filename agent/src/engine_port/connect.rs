@@ -155,7 +155,7 @@ pub(super) fn start_with(plan: &Plan) -> Option<StartWith> {
         Plan::Shared(other) => NetworkMode::Container(*other),
         Plan::Given(path) => NetworkMode::Sandbox(path.clone()),
     };
-    Some(StartWith { network, etc: None })
+    Some(StartWith { network, ..StartWith::default() })
 }
 
 /// Adds what the engine's containers do not know of: networks, ports, and ports that were declared by being published.

@@ -107,7 +107,7 @@ impl NodeEngine {
     pub async fn start_task(&self, id: ContainerId, etc: EtcContents) -> Result<bool, EngineError> {
         let container = self.inspect(id)?;
         prepare::mount_again(&self.inner.volumes, &container.mounts).await.map_err(errors::volume)?;
-        let with = StartWith { network: container.config.network, etc: Some(etc) };
+        let with = StartWith { network: container.config.network, etc: Some(etc), files: Vec::new() };
         self.inner.containers.start(id, with).await.map_err(errors::container)
     }
 
@@ -183,7 +183,8 @@ impl NodeEngine {
                 let made = self.inner.sandboxes.ensure(request.clone()).await;
                 let sandbox = made.map_err(|error| errors::connecting(&config.name, error))?;
                 let etc = etc::of_sandbox(hostname, extra, &sandbox);
-                return Ok(StartWith { network: NetworkMode::Sandbox(sandbox.netns), etc: Some(etc) });
+                let network = NetworkMode::Sandbox(sandbox.netns);
+                return Ok(StartWith { network, etc: Some(etc), files: Vec::new() });
             }
             Plan::Host => etc::of_host(hostname, extra, &dns, &node_etc().await),
             Plan::Nothing => etc::of_nothing(hostname, extra, &dns, &node_etc().await),

@@ -2,6 +2,7 @@
 //!
 //! What is made is named after the task, so that every operation finds what an earlier one, or an earlier process, left.
 
+mod files;
 mod mounts;
 pub mod plan;
 pub mod sandbox;
@@ -13,17 +14,20 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::{join_all, select_all, try_join_all};
-use skep_engine::containers::{ContainerError, Containers as EngineContainers, EtcContents, StartWith, WaitCondition};
+use skep_engine::containers::{
+    ContainerError, ContainerFile, Containers as EngineContainers, EtcContents, StartWith, WaitCondition,
+};
 use skep_engine::images::{CollectPolicy, ImageError, ImageRef, Images, PullPolicy};
 use skep_engine::volumes::Volumes;
 use skep_proto::model::engine::{ContainerState, NetworkMode};
-use skep_proto::model::{ContainerId, NodeId, TaskId};
+use skep_proto::model::{ContainerId, ContainerSpec, NodeDescription, NodeId, TaskId};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use self::plan::Connection;
 use self::sandbox::{Sandbox, SandboxError, SandboxRequest, Sandboxes};
+use super::files::Files;
 use super::{Containers, Executor, ExecutorError, Exit, Running, TaskUnit};
 use crate::engine_port::{etc, prepare};
 
@@ -39,6 +43,10 @@ const UNUSED_FOR: Duration = Duration::from_secs(3600);
 pub struct NodeParts {
     /// This node.
     pub node: NodeId,
+    /// What it tells of itself, for templates.
+    pub description: NodeDescription,
+    /// Secrets and configs of its tasks.
+    pub files: Files,
     /// The daemon's root directory, whose disk must not fill.
     pub root: PathBuf,
     /// Images.
@@ -72,6 +80,8 @@ struct Prepared {
     /// `None` for a task that uses the node's own network, or none.
     sandbox: Option<Sandbox>,
     connection: Connection,
+    /// The task's containers with their templates expanded, and the files that each is given.
+    containers: Vec<(ContainerSpec, Vec<ContainerFile>)>,
 }
 
 impl NodeExecutor {
@@ -184,7 +194,8 @@ impl NodeExecutor {
             (_, Some(sandbox)) => NetworkMode::Sandbox(sandbox.netns.clone()),
             (_, None) => NetworkMode::None,
         };
-        let config = plan::container_config(unit, self.parts.node, index, network);
+        let spec = prepared.containers[index].0.clone();
+        let config = plan::container_config(unit, spec, self.parts.node, index, network);
         let new = prepare::new_container(&self.parts.volumes, config, image).await?;
         self.held().insert(new.config.id, image.clone());
         self.parts.containers.create(new).await.map_err(create_error)
@@ -195,14 +206,15 @@ impl NodeExecutor {
         let known = self.parts.containers.inspect(id).map_err(create_error)?;
         prepare::mount_again(&self.parts.volumes, &known.mounts).await.map_err(mounts::volume_error)?;
         let etc = prepared.sandbox.as_ref().map(|sandbox| {
-            let hostname = plan::hostname(unit, index);
+            let hostname = known.process.hostname.clone();
             EtcContents {
                 hosts: etc::hosts(&hostname, &unit.spec.task.containers[index].hosts, &sandbox.addresses),
                 hostname: format!("{hostname}\n"),
                 resolv_conf: sandbox.resolv_conf.clone(),
             }
         });
-        let with = StartWith { network: known.config.network, etc };
+        let files = prepared.containers[index].1.clone();
+        let with = StartWith { network: known.config.network, etc, files };
         // A start is asked for once: whatever went wrong, the task is over.
         let failed = |error: ContainerError| {
             ExecutorError::Permanent(format!("starting container failed: {}", crate::chain(&error)))
@@ -257,10 +269,15 @@ impl Executor for NodeExecutor {
         if wanted == 0 {
             return Err(ExecutorError::Permanent("the task has no container".into()));
         }
-        mounts::check(&unit.spec.task.containers)?;
+        let contents = self.parts.files.get(&files::ids(unit)).await.map_err(|id| files::gone(unit, id))?;
+        let context = plan::context(unit, self.parts.node, &self.parts.description);
+        let containers = files::containers(unit, &context)?
+            .into_iter()
+            .map(|spec| files::of_container(&spec, &context, &contents).map(|files| (spec, files)))
+            .collect::<Result<_, _>>()?;
         let images = try_join_all((0..wanted).map(|index| self.image(unit, index))).await?;
         let (connection, sandbox) = self.sandbox(unit).await?;
-        self.prepared().insert(unit.task.id, Prepared { images, sandbox, connection });
+        self.prepared().insert(unit.task.id, Prepared { images, sandbox, connection, containers });
         Ok(())
     }
 
@@ -278,6 +295,10 @@ impl Executor for NodeExecutor {
         let _turn = self.starts.acquire().await.map_err(|_| stopping())?;
         for index in 0..unit.spec.task.containers.len() {
             self.start_one(unit, &prepared, index).await?;
+        }
+        if let Some(prepared) = self.prepared().get_mut(&unit.task.id) {
+            // They are in the containers now. Nothing starts twice.
+            prepared.containers.iter_mut().for_each(|(_, files)| files.clear());
         }
         let first = self.parts.containers.inspect(unit.container_id(0)).map_or(0, |found| found.state.pid);
         let (mesh, host_ports) =

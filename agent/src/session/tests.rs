@@ -13,6 +13,7 @@ use super::fake::{FakeManagers, peers};
 use super::*;
 use crate::agent::{Agent, AgentDeps};
 use crate::executor::fake::FakeNode;
+use crate::executor::files::Files;
 use crate::network::{Network, NetworkError};
 use crate::session::streams::Http;
 use crate::state::{self, Placement};
@@ -69,6 +70,7 @@ impl World {
             description: self.described.clone(),
             clock: Arc::new(Noon),
             rng: StdRng::seed_from_u64(7),
+            files: Files::default(),
         };
         self.cancel = CancellationToken::new();
         self.agent = Some(Agent::start_with(NODE, vec![address(1), address(2)], state, deps, self.cancel.clone()));

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::held::{Held, RefusedSet};
 use super::{LocalState, StateError, Table, Write};
 use crate::executor::TaskUnit;
+use crate::executor::files::Files;
 use crate::reports::Reports;
 use crate::task::step::Goal;
 
@@ -30,15 +31,16 @@ pub struct Desired {
     state: LocalState,
     reports: Arc<Reports>,
     revision: watch::Sender<u64>,
+    files: Files,
 }
 
 impl Desired {
     /// The set as it was kept.
-    pub fn new(held: Held, state: LocalState, reports: Arc<Reports>) -> Self {
+    pub fn new(held: Held, state: LocalState, reports: Arc<Reports>, files: Files) -> Self {
         for (id, task) in &held.tasks {
             reports.acknowledge(*id, task.task.observed);
         }
-        Self { held: Mutex::new(held), state, reports, revision: watch::Sender::new(1) }
+        Self { held: Mutex::new(held), state, reports, revision: watch::Sender::new(1), files }
     }
 
     /// Takes a set over: on disk first, then in force.
@@ -54,7 +56,13 @@ impl Desired {
                 _ => None,
             })
             .collect();
-        let mut writes = self.held().apply(set)?;
+        let mut writes = {
+            let mut held = self.held();
+            let writes = held.apply(set)?;
+            // Not with the other parts below: they wait for the disk, which never sees these.
+            self.files.set(Arc::clone(&held.files));
+            writes
+        };
         writes.extend(observed.into_iter().filter_map(|(task, state)| self.reports.acknowledge(task, state)));
         if let Err(error) = self.state.write(writes).await {
             // The file now lacks what memory holds. A whole set writes it anew.
@@ -78,6 +86,7 @@ impl Desired {
     /// When that cannot be written; it holds for this process nevertheless.
     pub async fn abandon(&self) -> Result<(), StateError> {
         let writes = self.held().abandon();
+        self.files.set(Arc::default());
         self.revision.send_modify(|revision| *revision += 1);
         self.state.write(writes).await
     }

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use skep_proto::model::TaskId;
-use skep_proto::model::session::{AssignedSpec, AssignedTask, AssignmentChange, Assignments, SpecKey};
+use skep_proto::model::session::{
+    AssignedFile, AssignedSpec, AssignedTask, AssignmentChange, Assignments, FileContent, FileId, SpecKey,
+};
 use skep_proto::model::view::NetworkView;
 
 use super::{Loaded, Table, Write};
@@ -53,6 +55,8 @@ pub struct Held {
     pub specs: BTreeMap<SpecKey, Arc<AssignedSpec>>,
     /// The cluster's network.
     pub view: Arc<NetworkView>,
+    /// Secrets and configs. In memory only: after a restart they are asked for again.
+    pub files: Arc<BTreeMap<FileId, Option<FileContent>>>,
 }
 
 impl From<&Loaded> for Held {
@@ -66,7 +70,8 @@ impl From<&Loaded> for Held {
             .map(|(id, (task, gone))| (*id, HeldTask { task: task.clone(), gone: *gone }))
             .collect::<BTreeMap<_, _>>();
         let incomplete = loaded.incomplete || tasks.len() < loaded.tasks.len();
-        Self { index: loaded.index, incomplete, tasks, specs, view: Arc::new(loaded.view.clone()) }
+        let view = Arc::new(loaded.view.clone());
+        Self { index: loaded.index, incomplete, tasks, specs, view, files: Arc::default() }
     }
 }
 
@@ -125,6 +130,7 @@ impl Held {
             })
             .collect();
         self.view = Arc::default();
+        self.files = Arc::default();
         let view = [Table::Peers, Table::Networks, Table::Services, Table::Endpoints];
         writes.extend(view.map(Write::Clear));
         writes.push(Write::Clear(Table::Tasks));
@@ -185,6 +191,12 @@ impl Held {
             AssignmentChange::RemoveEndpoint(id) => {
                 writes.push(Write::delete(Table::Endpoints, id.0));
                 Arc::make_mut(&mut self.view).endpoints.remove(&id);
+            }
+            AssignmentChange::PutFile(AssignedFile { id, content }) => {
+                Arc::make_mut(&mut self.files).insert(id, content);
+            }
+            AssignmentChange::RemoveFile(id) => {
+                Arc::make_mut(&mut self.files).remove(&id);
             }
         }
     }

@@ -2,9 +2,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use skep_proto::model::session::{AssignmentChange, Assignments, ManagerPeer};
+use skep_proto::model::secret::SecretData;
+use skep_proto::model::session::{AssignedFile, AssignmentChange, Assignments, FileContent, FileId, ManagerPeer};
 use skep_proto::model::view::{OverlayNetwork, Peer};
-use skep_proto::model::{NetworkId, NodeId, TaskId, TaskState};
+use skep_proto::model::{NetworkId, NodeId, SecretId, TaskId, TaskState};
 
 use super::held::{Held, RefusedSet};
 use super::*;
@@ -181,4 +182,17 @@ async fn a_damaged_row_makes_the_agent_ask_for_everything() {
     write::commit(&database, &[Write::number("index", 9), damage]).unwrap();
     let loaded = load::load(&database).unwrap();
     assert_eq!((loaded.index, loaded.incomplete, loaded.tasks.len()), (9, true, 0));
+}
+
+#[test]
+fn secrets_and_configs_are_held_in_memory_and_never_written() {
+    let id = FileId::Secret(SecretId(3));
+    let content = FileContent { data: SecretData("hush".into()), template: false };
+    let put_file = AssignmentChange::PutFile(AssignedFile { id, content: Some(content.clone()) });
+    let (mut with, mut without) = (Held::default(), Held::default());
+    let plain = without.apply(set(1, true, vec![put_spec(), put(1)])).unwrap();
+    assert_eq!(with.apply(set(1, true, vec![put_spec(), put(1), put_file])).unwrap(), plain);
+    assert_eq!(*with.files, [(id, Some(content))].into());
+    with.apply(set(2, false, vec![AssignmentChange::RemoveFile(id)])).unwrap();
+    assert_eq!(with.files, without.files);
 }

@@ -9,10 +9,9 @@ use clap::Args;
 use serde_json::Value;
 use skep_api::docker::requests;
 use skep_api::manifest::compose::{self, STACK_LABEL, Stack};
-use skep_proto::model::ServiceSpec;
 
 use super::service::wait_until_converged;
-use super::{filters, text};
+use super::{apply_files, filters, text};
 use crate::client::Client;
 
 /// Make the cluster match a Compose file
@@ -31,23 +30,29 @@ pub struct ApplyCommand {
 
 /// Runs it.
 pub async fn run(command: ApplyCommand, client: &Client) -> anyhow::Result<()> {
-    let stack = read(&command)?;
+    let (stack, directory) = read(&command)?;
+    let contents = apply_files::read(&stack, &directory)?;
     check_external_networks(client, &stack).await?;
     make_networks(client, &stack).await?;
+    let files = apply_files::make(client, &stack, &contents).await?;
     let existing = services_by_name(client, &stack.name).await?;
     let mut changed = Vec::new();
     for spec in &stack.services {
-        changed.extend(apply_service(client, spec, existing.get(&spec.annotations.name)).await?);
+        let mut wanted = requests::service_spec(spec);
+        apply_files::resolve(&mut wanted, &files);
+        changed
+            .extend(apply_service(client, &spec.annotations.name, wanted, existing.get(&spec.annotations.name)).await?);
     }
     if !command.detach {
         for id in &changed {
             wait_until_converged(client, id).await?;
         }
     }
-    Ok(())
+    apply_files::remove_old(client, &stack, &files).await
 }
 
-fn read(command: &ApplyCommand) -> anyhow::Result<Stack> {
+/// The stack, and the directory that its paths are relative to.
+fn read(command: &ApplyCommand) -> anyhow::Result<(Stack, PathBuf)> {
     let from_input = command.file == Path::new("-");
     let (name, content) = if from_input {
         let mut content = String::new();
@@ -61,16 +66,16 @@ fn read(command: &ApplyCommand) -> anyhow::Result<Stack> {
     };
     let directory = if from_input { std::env::current_dir() } else { command.file.canonicalize() };
     let directory = directory.context("finding the name of the stack")?;
-    let directory = if from_input { Some(directory.as_path()) } else { directory.parent() };
-    let fallback =
-        directory.and_then(Path::file_name).map(|n| n.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
-    compose::read(&name, &content, command.stack.as_deref(), &fallback).map_err(|problems| {
+    let directory = if from_input { directory } else { directory.parent().map(Path::to_owned).unwrap_or_default() };
+    let fallback = directory.file_name().map(|n| n.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
+    let stack = compose::read(&name, &content, command.stack.as_deref(), &fallback).map_err(|problems| {
         let count = problems.all().len();
         anyhow::anyhow!(
             "{count} problem{} in {name}; nothing was changed\n{problems}",
             if count == 1 { "" } else { "s" }
         )
-    })
+    })?;
+    Ok((stack, directory))
 }
 
 async fn check_external_networks(client: &Client, stack: &Stack) -> anyhow::Result<()> {
@@ -106,11 +111,10 @@ async fn services_by_name(client: &Client, stack: &str) -> anyhow::Result<BTreeM
 /// Makes or changes one service; the id when there was something to do.
 async fn apply_service(
     client: &Client,
-    spec: &ServiceSpec,
+    name: &str,
+    wanted: Value,
     existing: Option<&Value>,
 ) -> anyhow::Result<Option<String>> {
-    let name = &spec.annotations.name;
-    let wanted = requests::service_spec(spec);
     let Some(existing) = existing else {
         let made =
             client.post("/services/create", &wanted).await.with_context(|| format!("making the service {name}"))?;

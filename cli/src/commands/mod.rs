@@ -11,8 +11,11 @@ use crate::output::human::{ago, short_id};
 use crate::output::table::Table;
 
 mod apply;
+mod apply_files;
 mod connection;
 mod container;
+mod file;
+mod file_reference;
 mod image;
 mod lab;
 mod network;
@@ -45,6 +48,10 @@ enum Command {
     Stack(stack::StackCommand),
     Network(network::NetworkCommand),
     Volume(volume::VolumeCommand),
+    /// Make, look at and remove secrets: content that tasks get in memory and nobody is shown
+    Secret(file::FileCommand),
+    /// Make, look at and remove configs: small files that tasks get
+    Config(file::FileCommand),
     /// List images of this node
     Images(image::ImagesCommand),
     /// Fetch an image to this node
@@ -79,6 +86,8 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Stack(command) => block_on(stack::run(command, &client()?))?,
         Command::Network(command) => block_on(network::run(command, &client()?))?,
         Command::Volume(command) => block_on(volume::run(command, &client()?))?,
+        Command::Secret(command) => block_on(file::run(file::Kind::Secret, command, &client()?))?,
+        Command::Config(command) => block_on(file::run(file::Kind::Config, command, &client()?))?,
         Command::Images(command) => block_on(image::list(command, &client()?))?,
         Command::Pull(command) => block_on(image::pull(command, &client()?))?,
         Command::Ps(command) => block_on(container::list(command, &client()?))?,

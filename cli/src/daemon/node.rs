@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use skep_agent::engine_port::{NodeEngine, NodeFacts, Parts};
 use skep_agent::executor::Executor;
+use skep_agent::executor::files::Files;
 use skep_agent::executor::node::{NodeExecutor, NodeParts};
 use skep_agent::session::streams::{Http, StreamService};
 use skep_api::docker;
@@ -113,9 +114,11 @@ impl NodeServices {
     }
 
     /// Runs tasks of the cluster on this node.
-    pub fn executor(&self, node: NodeId) -> Arc<dyn Executor> {
+    pub fn executor(&self, node: NodeId, description: NodeDescription, files: Files) -> Arc<dyn Executor> {
         Arc::new(NodeExecutor::new(NodeParts {
             node,
+            description,
+            files,
             root: self.config.root.clone(),
             images: self.images.clone(),
             containers: self.containers.clone(),

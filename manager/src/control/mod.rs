@@ -6,6 +6,7 @@
 mod attachments;
 mod cluster;
 mod containers;
+mod files;
 mod lookup;
 mod names;
 mod networks;

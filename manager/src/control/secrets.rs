@@ -4,23 +4,45 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use skep_api::ports::control::{ControlError, ObjectFilter};
-use skep_proto::model::secret::SecretData;
+use skep_proto::model::container::Driver;
+use skep_proto::model::secret::{SecretData, TEMPLATE_DRIVER};
 use skep_proto::model::{Annotations, Config, ConfigId, ConfigSpec, Meta, Secret, SecretId, SecretSpec, Version};
+use skep_proto::template;
 
 use super::{Control, lookup, names};
 use crate::store::Change;
 
-/// Bytes of a secret or config at most (swarmkit: 500 KiB). It bounds what one log entry carries.
-const MOST_BYTES: usize = 500 * 1024;
+/// Content of a secret must stay below this many bytes (swarmkit `api/validation/secrets.go`).
+const SECRET_BYTES: usize = 500 * 1024;
+/// Content of a config must stay below this many bytes (swarmkit `manager/controlapi/config.go`).
+const CONFIG_BYTES: usize = 1000 * 1024;
 
 /// Checks what is common to both kinds.
-fn check(kind: &'static str, annotations: &Annotations, bytes: usize) -> Result<(), ControlError> {
+fn check(
+    kind: &'static str,
+    annotations: &Annotations,
+    data: &[u8],
+    limit: usize,
+    templating: Option<&Driver>,
+) -> Result<(), ControlError> {
+    let invalid = |text| Err(ControlError::InvalidArgument(text));
     names::check_file_name(kind, &annotations.name)?;
-    if bytes == 0 || bytes > MOST_BYTES {
-        let text = format!("{kind} data must be larger than 0 and less than {MOST_BYTES} bytes");
-        return Err(ControlError::InvalidArgument(text));
+    if data.is_empty() || data.len() >= limit {
+        return invalid(format!("{kind} data must be larger than 0 and less than {limit} bytes"));
     }
-    Ok(())
+    match templating {
+        None => Ok(()),
+        Some(driver) if driver.name == TEMPLATE_DRIVER => match std::str::from_utf8(data) {
+            Err(_) => invalid(format!("the {kind} {} is a template and must be text in UTF-8", annotations.name)),
+            Ok(text) => template::parse(text).map(drop).or_else(|error| {
+                invalid(format!("the {kind} {} cannot be used as a template: {error}", annotations.name))
+            }),
+        },
+        Some(driver) => invalid(format!(
+            "template driver {:?} of the {kind} {} is not known: only {TEMPLATE_DRIVER} is",
+            driver.name, annotations.name
+        )),
+    }
 }
 
 /// Docker allows labels to change, and nothing else.
@@ -52,10 +74,7 @@ impl Control {
         if spec.driver.is_some() {
             return Err(ControlError::Unsupported("a secret driver".into()));
         }
-        if spec.templating.is_some() {
-            return Err(ControlError::Unsupported("templating of secrets".into()));
-        }
-        check("secret", &spec.annotations, spec.data.0.len())?;
+        check("secret", &spec.annotations, &spec.data.0, SECRET_BYTES, spec.templating.as_ref())?;
         let id = SecretId::random(&mut rand::rng());
         self.change(Change::create(&Secret { id, meta: Meta::default(), spec })).await?;
         Ok(id)
@@ -95,10 +114,7 @@ impl Control {
     }
 
     pub(super) async fn make_config(&self, spec: ConfigSpec) -> Result<ConfigId, ControlError> {
-        if spec.templating.is_some() {
-            return Err(ControlError::Unsupported("templating of configs".into()));
-        }
-        check("config", &spec.annotations, spec.data.len())?;
+        check("config", &spec.annotations, &spec.data, CONFIG_BYTES, spec.templating.as_ref())?;
         let id = ConfigId::random(&mut rand::rng());
         self.change(Change::create(&Config { id, meta: Meta::default(), spec })).await?;
         Ok(id)

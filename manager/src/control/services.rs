@@ -7,7 +7,7 @@ use skep_api::ports::control::{ControlError, ObjectFilter, ServiceStatus, Servic
 use skep_proto::model::service::{Endpoint, EndpointMode, PreviousSpec, UpdateState, UpdateStatus};
 use skep_proto::model::{Meta, Service, ServiceId, ServiceMode, ServiceSpec};
 
-use super::{Control, lookup, names, networks};
+use super::{Control, files, lookup, names, networks};
 use crate::scheduler::constraint;
 use crate::store::{Change, State};
 
@@ -33,6 +33,7 @@ impl Control {
         let state = self.read().await?;
         check(&spec)?;
         resolve_networks(&mut spec, &state)?;
+        files::check(&spec, &state)?;
         let id = ServiceId::random(&mut rand::rng());
         let service = Service {
             id,
@@ -93,6 +94,7 @@ fn changed(old: &Service, update: ServiceUpdate, state: &State) -> Result<Servic
         return Err(ControlError::InvalidArgument("service mode change is not allowed".into()));
     }
     resolve_networks(&mut spec, state)?;
+    files::check(&spec, state)?;
     keep_registry_auth(&mut spec, old, update.auth_from_previous);
     service.update_status = update.rollback.then(|| UpdateStatus {
         state: UpdateState::RollbackStarted,
@@ -192,18 +194,10 @@ fn check_containers(spec: &ServiceSpec) -> Result<(), ControlError> {
     if container.image.is_empty() {
         return Err(ControlError::InvalidArgument("ContainerSpec: image reference must be provided".into()));
     }
-    let unsupported = [
-        (!container.secrets.is_empty(), "a service with secrets"),
-        (!container.configs.is_empty(), "a service with configs"),
-        (
-            container.healthcheck.as_ref().is_some_and(|h| h.test.first().is_some_and(|t| t != "NONE")),
-            "a health check of a service",
-        ),
-        (
-            !container.cap_add.is_empty() || !container.cap_drop.is_empty(),
-            "adding or dropping capabilities in a service",
-        ),
-    ];
+    let unsupported = [(
+        container.healthcheck.as_ref().is_some_and(|h| h.test.first().is_some_and(|t| t != "NONE")),
+        "a health check of a service",
+    )];
     if let Some((_, what)) = unsupported.iter().find(|(asked, _)| *asked) {
         return Err(ControlError::Unsupported((*what).to_owned()));
     }

@@ -31,6 +31,11 @@ pub fn assigned(task: &TaskFacts, node: NodeId) -> Option<AssignedTask> {
     })
 }
 
+/// Whether the task has not ended and is not meant to: only then its node needs what is secret of it.
+pub fn is_live(task: &AssignedTask) -> bool {
+    task.desired <= TaskState::Running && !task.observed.is_terminal()
+}
+
 /// Networks that a task needs on its node.
 pub fn networks_used(task: &TaskFacts, node: NodeId) -> impl Iterator<Item = NetworkId> + '_ {
     let uses = task.node == Some(node) && task.state >= TaskState::Assigned && !task.state.is_terminal();

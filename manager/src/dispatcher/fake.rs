@@ -11,7 +11,9 @@ use ipnet::IpNet;
 use skep_proto::model::cluster::{JoinTokens, RootCa};
 use skep_proto::model::network::NetworkSpec;
 use skep_proto::model::service::{Endpoint, EndpointMode, EndpointSpec, PortConfig, Protocol, PublishMode, VirtualIp};
-use skep_proto::model::session::{AgentMessage, AssignedSpec, Assignments, ManagerMessage, SpecKey};
+use skep_proto::model::session::{
+    AgentMessage, AssignedSpec, Assignments, FileContent, FileId, ManagerMessage, SpecKey,
+};
 use skep_proto::model::task::NetworkAttachment;
 use skep_proto::model::*;
 use tokio::sync::{mpsc, watch};
@@ -28,6 +30,7 @@ pub(crate) struct FakeView {
     pub(crate) networks: BTreeMap<NetworkId, Arc<Network>>,
     pub(crate) tasks: BTreeMap<u32, TaskFacts>,
     pub(crate) specs: HashMap<SpecKey, Arc<AssignedSpec>>,
+    pub(crate) files: BTreeMap<FileId, FileContent>,
 }
 
 impl ClusterView for FakeView {
@@ -69,6 +72,9 @@ impl ClusterView for FakeView {
     }
     fn spec(&self, key: SpecKey) -> Option<Arc<AssignedSpec>> {
         self.specs.get(&key).cloned()
+    }
+    fn file(&self, id: FileId) -> Option<FileContent> {
+        self.files.get(&id).cloned()
     }
 }
 

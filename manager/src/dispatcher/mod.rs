@@ -16,6 +16,7 @@ pub mod derive;
 pub mod dirty;
 #[cfg(test)]
 pub(crate) mod fake;
+mod files;
 pub mod grpc;
 pub mod leader;
 pub mod liveness;

@@ -11,6 +11,7 @@ use skep_proto::wire::session as wire;
 
 use super::derive;
 use super::dirty::Dirty;
+use super::files::{self, Files, FilesTold};
 use super::ports::{ClusterView, TaskFacts};
 
 /// One session's memory: a digest for each key that was sent, so that only differences go out.
@@ -22,7 +23,8 @@ pub struct Outlook {
     index: u64,
     /// Own tasks by position.
     tasks: BTreeMap<u32, (TaskId, u64)>,
-    specs: HashSet<SpecKey>,
+    /// Specs that were sent, with the secrets and configs that they refer to.
+    specs: HashMap<SpecKey, Files>,
     networks: BTreeMap<NetworkId, u64>,
     services: BTreeMap<ServiceId, u64>,
     /// Services whose tasks are looked at: those sent, and those that go while their tasks still drain.
@@ -32,6 +34,7 @@ pub struct Outlook {
     peers: BTreeMap<NodeId, u64>,
     /// Networks that each own task uses.
     used: HashMap<u32, Vec<NetworkId>>,
+    files: FilesTold,
 }
 
 /// Services that a session starts or ceases to follow.
@@ -54,13 +57,14 @@ impl Outlook {
             begun: false,
             index: 0,
             tasks: BTreeMap::new(),
-            specs: HashSet::new(),
+            specs: HashMap::new(),
             networks: BTreeMap::new(),
             services: BTreeMap::new(),
             followed: BTreeSet::new(),
             endpoints: BTreeMap::new(),
             peers: BTreeMap::new(),
             used: HashMap::new(),
+            files: FilesTold::default(),
         }
     }
 
@@ -105,6 +109,7 @@ impl Outlook {
         let services = self.step_services(view, dirty, following, &networks, &mut out);
         self.step_endpoints(view, dirty, following, &networks, &services, &mut out);
         self.step_tasks(view, dirty, &networks, &mut out);
+        self.files.step(view, &mut out);
 
         let complete = !self.begun;
         if out.is_empty() && !complete {
@@ -113,6 +118,13 @@ impl Outlook {
         self.begun = true;
         self.index = self.index.max(view.index());
         Some(Assignments { index: self.index, complete, changes: out })
+    }
+
+    /// Secrets and configs that did not fit into the step before. `None` when the node has all.
+    pub fn more_files(&mut self, view: &dyn ClusterView) -> Option<Assignments> {
+        let mut out = Vec::new();
+        self.files.step(view, &mut out);
+        (!out.is_empty()).then_some(Assignments { index: self.index, complete: false, changes: out })
     }
 
     /// Networks of the node's own tasks.
@@ -264,17 +276,19 @@ impl Outlook {
             }
             let mut put = task.and_then(|task| derive::assigned(&task, self.node));
             if let Some(key) = put.as_ref().map(|task| task.spec)
-                && !self.specs.contains(&key)
+                && !self.specs.contains_key(&key)
             {
                 match view.spec(key) {
                     Some(spec) => {
-                        self.specs.insert(key);
+                        self.specs.insert(key, files::referred(&spec));
                         out.push(AssignmentChange::PutSpec(spec));
                     }
                     // Without its spec a task cannot be told; the store keeps a spec as long as its tasks.
                     None => put = None,
                 }
             }
+            let files = put.as_ref().filter(|task| derive::is_live(task)).and_then(|task| self.specs.get(&task.spec));
+            self.files.used_by(handle, files);
             let put = put.map(|task| (task.id, AssignmentChange::PutTask(task)));
             send_at(&self.hasher, &mut self.tasks, handle, put, AssignmentChange::RemoveTask, out);
         }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use skep_api::ports::BoxDuplex;
 use skep_api::ports::control::ControlError;
-use skep_proto::model::session::{AssignedSpec, SpecKey, TaskVitals};
+use skep_proto::model::secret::SecretData;
+use skep_proto::model::session::{AssignedSpec, FileContent, FileId, SpecKey, TaskVitals};
 use skep_proto::model::{Cluster, Network, NetworkId, Node, NodeId, Service, ServiceId, TaskId, TaskStatus};
 
 use super::ports::{
@@ -92,6 +93,20 @@ impl ClusterView for State {
             task: (*shared.task).clone(),
             ports: current.endpoint.ports.clone(),
         }))
+    }
+
+    fn file(&self, id: FileId) -> Option<FileContent> {
+        let (data, templating) = match id {
+            FileId::Secret(id) => {
+                let spec = &self.secrets().get(id)?.spec;
+                (spec.data.clone(), &spec.templating)
+            }
+            FileId::Config(id) => {
+                let spec = &self.configs().get(id)?.spec;
+                (SecretData(spec.data.clone()), &spec.templating)
+            }
+        };
+        Some(FileContent { data, template: templating.is_some() })
     }
 }
 

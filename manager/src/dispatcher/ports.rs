@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use skep_proto::model::session::{AssignedSpec, SpecKey};
+use skep_proto::model::session::{AssignedSpec, FileContent, FileId, SpecKey};
 use skep_proto::model::task::NetworkAttachment;
 use skep_proto::model::{
     Cluster, Network, NetworkId, Node, NodeDescription, NodeId, NodeState, Service, ServiceId, TaskId, TaskState,
@@ -66,6 +66,8 @@ pub trait ClusterView: Send + Sync {
     fn tasks_without_service(&self) -> Vec<TaskFacts>;
     /// The spec that tasks of that name are made from.
     fn spec(&self, key: SpecKey) -> Option<Arc<AssignedSpec>>;
+    /// What is in a secret or config; `None` when it is gone.
+    fn file(&self, id: FileId) -> Option<FileContent>;
 }
 
 /// A task that changed.

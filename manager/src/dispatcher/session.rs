@@ -265,6 +265,9 @@ impl Writer<'_> {
                 .collect();
             reign.drop_vitals(node, self.session.id, &gone);
             send(reign, outbound, ManagerMessage::Assignments(set)).await?;
+            while let Some(files) = self.outlook.more_files(&*view) {
+                send(reign, outbound, ManagerMessage::Assignments(files)).await?;
+            }
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ use super::fake::*;
 use super::ports::TaskFacts;
 use super::*;
 
+mod files;
 mod over_grpc;
 mod over_store;
 mod properties;
@@ -104,6 +105,7 @@ struct Held {
     tasks: BTreeMap<TaskId, AssignedTask>,
     specs: BTreeMap<SpecKey, Arc<AssignedSpec>>,
     view: NetworkView,
+    files: BTreeMap<FileId, Option<FileContent>>,
 }
 
 impl Held {
@@ -127,6 +129,8 @@ impl Held {
                 AssignmentChange::RemoveService(id) => assert!(self.view.services.remove(&id).is_some()),
                 AssignmentChange::PutEndpoint(end) => drop(self.view.endpoints.insert(end.task, end)),
                 AssignmentChange::RemoveEndpoint(id) => assert!(self.view.endpoints.remove(&id).is_some()),
+                AssignmentChange::PutFile(file) => drop(self.files.insert(file.id, file.content)),
+                AssignmentChange::RemoveFile(id) => assert!(self.files.remove(&id).is_some()),
             }
         }
     }

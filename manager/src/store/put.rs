@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 
 use bytes::Bytes;
+use skep_proto::model::container::ContainerSpec;
 use skep_proto::model::service::{PortConfig, Protocol, PublishMode};
 use skep_proto::model::{Cluster, Config, Meta, Network, NetworkId, Node, Secret, Service, Version};
 
@@ -124,6 +125,7 @@ impl State {
     fn put_service(&mut self, context: &mut Context<'_>, mut service: Service) -> Result<(), Refusal> {
         let old = self.services.get(service.id).cloned();
         self.check_mesh_ports(&service)?;
+        self.check_files(old.as_deref(), &service)?;
         let mut virtual_ips = Vec::new();
         for vip in &service.endpoint.virtual_ips {
             let network = self.networks.reference(vip.network);
@@ -163,6 +165,24 @@ impl State {
         self.specs.entry((reference.handle(), version)).or_insert_with(|| SharedSpec::of(&object));
         self.forget_specs(reference.handle());
         context.touch(Kind::Service, id.0, reference.handle());
+        Ok(())
+    }
+
+    /// A secret or config may have been removed since the service was checked. One that goes needs nothing,
+    /// and one that goes back to what it was may find it gone: its tasks then say so.
+    fn check_files(&self, old: Option<&Service>, service: &Service) -> Result<(), Refusal> {
+        let specs = old.into_iter().flat_map(|old| [Some(&old.spec), old.previous.as_ref().map(|p| &p.spec)]);
+        let known: Vec<&ContainerSpec> = specs.flatten().flat_map(|spec| &spec.task.containers).collect();
+        for container in service.spec.task.containers.iter().filter(|_| !service.pending_delete) {
+            let new = container.secrets.iter().map(|reference| reference.id);
+            for id in new.filter(|id| !known.iter().any(|c| c.secrets.iter().any(|known| known.id == *id))) {
+                self.secrets.get(id).ok_or(Refusal::NotFound { kind: Kind::Secret, id: id.0 })?;
+            }
+            let new = container.configs.iter().map(|reference| reference.id);
+            for id in new.filter(|id| !known.iter().any(|c| c.configs.iter().any(|known| known.id == *id))) {
+                self.configs.get(id).ok_or(Refusal::NotFound { kind: Kind::Config, id: id.0 })?;
+            }
+        }
         Ok(())
     }
 

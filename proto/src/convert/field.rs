@@ -20,7 +20,7 @@ pub(super) const MAX_TEXT: usize = 256 * 1024;
 /// Elements of one list or map at most. The longest is the list of changes in a part of an assignment.
 pub(super) const MAX_ITEMS: usize = 65_536;
 /// Bytes of a secret or config at most, as Docker allows.
-pub(super) const MAX_DATA: usize = 500 * 1024;
+pub(super) const MAX_DATA: usize = 1000 * 1024;
 
 /// A model value that crosses as a field of type `W`.
 pub(super) trait Field<W>: Sized {

@@ -83,7 +83,7 @@ wire_form! {
     Network as objects, "network", MIB;
     Cluster as objects, "cluster", MIB;
     Secret as objects, "secret", MIB;
-    Config as objects, "config", MIB;
+    Config as objects, "config", 2 * MIB;
     AgentMessage as session_wire, "message of an agent", 4 * MIB;
     AssignedSpec as session_wire, "assigned spec", 2 * MIB;
     AssignedTask as session_wire, "assigned task", MIB;

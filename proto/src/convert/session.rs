@@ -9,8 +9,8 @@ use super::error::{At, FieldError};
 use super::field::{Field, MAX_ITEMS, at_most, message, record, required};
 use crate::model::NodeRole;
 use crate::model::session::{
-    AgentMessage, AssignedSpec, AssignedTask, AssignmentChange, Assignments, Hello, ManagerMessage, ManagerPeer,
-    OpenStream, SpecKey, StatusReport, TaskVitals, Welcome,
+    AgentMessage, AssignedFile, AssignedSpec, AssignedTask, AssignmentChange, Assignments, FileContent, FileId, Hello,
+    ManagerMessage, ManagerPeer, OpenStream, SpecKey, StatusReport, TaskVitals, Welcome,
 };
 use crate::wire::session as wire;
 use crate::wire::session::agent_message::Message as FromAgent;
@@ -31,6 +31,8 @@ record!(ManagerPeer { node, address });
 record!(OpenStream { manager, nonce });
 record!(SpecKey { service, version });
 record!(AssignedSpec { key, service_name, service_labels, task, ports });
+record!(AssignedFile { id, content });
+record!(FileContent { data, template });
 record!(AssignedTask { id, spec, slot, desired, observed, attachments });
 
 impl From<&AgentMessage> for wire::AgentMessage {
@@ -73,6 +75,8 @@ impl From<&AssignmentChange> for wire::AssignmentChange {
             AssignmentChange::RemoveService(id) => Change::RemoveService(id.to_wire()),
             AssignmentChange::PutEndpoint(endpoint) => Change::PutEndpoint(endpoint.into()),
             AssignmentChange::RemoveEndpoint(id) => Change::RemoveEndpoint(id.to_wire()),
+            AssignmentChange::PutFile(file) => Change::PutFile(file.into()),
+            AssignmentChange::RemoveFile(id) => Change::RemoveFile(id.into()),
         };
         Self { change: Some(change) }
     }
@@ -93,11 +97,35 @@ impl TryFrom<wire::AssignmentChange> for AssignmentChange {
             Change::RemoveService(id) => Self::RemoveService(Field::from_wire(id).at("remove_service")?),
             Change::PutEndpoint(endpoint) => Self::PutEndpoint(endpoint.try_into().at("put_endpoint")?),
             Change::RemoveEndpoint(id) => Self::RemoveEndpoint(Field::from_wire(id).at("remove_endpoint")?),
+            Change::PutFile(file) => Self::PutFile(file.try_into().at("put_file")?),
+            Change::RemoveFile(id) => Self::RemoveFile(id.try_into().at("remove_file")?),
         })
     }
 }
 
 message!(AssignmentChange);
+
+impl From<&FileId> for wire::FileId {
+    fn from(value: &FileId) -> Self {
+        let id = match value {
+            FileId::Secret(id) => wire::file_id::Id::Secret(id.to_wire()),
+            FileId::Config(id) => wire::file_id::Id::Config(id.to_wire()),
+        };
+        Self { id: Some(id) }
+    }
+}
+
+impl TryFrom<wire::FileId> for FileId {
+    type Error = DecodeError;
+    fn try_from(message: wire::FileId) -> Result<Self, DecodeError> {
+        Ok(match required(message.id)? {
+            wire::file_id::Id::Secret(id) => Self::Secret(Field::from_wire(id).at("secret")?),
+            wire::file_id::Id::Config(id) => Self::Config(Field::from_wire(id).at("config")?),
+        })
+    }
+}
+
+message!(FileId);
 
 /// `message` as it travels: one message, or several when it is a large set of assignments. They must be sent in this
 /// order with nothing in between.

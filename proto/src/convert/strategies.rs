@@ -237,6 +237,8 @@ structs! {
     SpecKey { service, version }
     AssignedSpec { key, service_name, service_labels, task, ports }
     AssignedTask { id, spec, slot, desired, observed, attachments }
+    AssignedFile { id, content }
+    FileContent { data, template }
     OpenStream { manager, nonce }
     Peer { node, index, data_path }
     OverlayNetwork { id, name, vni, subnets, internal, encrypted, mtu }
@@ -320,7 +322,15 @@ impl Arb for AssignmentChange {
             arb().prop_map(Self::RemoveService),
             arb().prop_map(Self::PutEndpoint),
             arb().prop_map(Self::RemoveEndpoint),
+            arb().prop_map(Self::PutFile),
+            arb().prop_map(Self::RemoveFile),
         ]
         .boxed()
+    }
+}
+
+impl Arb for FileId {
+    fn arb() -> BoxedStrategy<Self> {
+        prop_oneof![arb().prop_map(Self::Secret), arb().prop_map(Self::Config)].boxed()
     }
 }

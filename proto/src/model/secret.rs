@@ -7,6 +7,9 @@ use bytes::Bytes;
 use super::container::Driver;
 use super::{Annotations, ConfigId, Meta, SecretId};
 
+/// Name of the only template engine: Go's `text/template`, as far as `crate::template` knows it.
+pub const TEMPLATE_DRIVER: &str = "golang";
+
 /// A secret's content. Its `Debug` prints nothing.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub struct SecretData(pub Bytes);
@@ -46,7 +49,7 @@ pub struct Secret {
 pub struct ConfigSpec {
     /// Name and labels.
     pub annotations: Annotations,
-    /// The content; at most 500 KiB.
+    /// The content; at most 1000 KiB.
     pub data: Bytes,
     /// Template engine (`golang`), when the content is a template.
     pub templating: Option<Driver>,

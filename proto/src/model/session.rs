@@ -7,12 +7,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::secret::SecretData;
 use super::service::PortConfig;
 use super::task::NetworkAttachment;
 use super::view::{EndpointView, OverlayNetwork, Peer, ServiceView};
 use super::{
-    ContainerId, Labels, NetworkId, NodeDescription, NodeId, NodeRole, ServiceId, TaskId, TaskSpec, TaskState,
-    TaskStatus,
+    ConfigId, ContainerId, Labels, NetworkId, NodeDescription, NodeId, NodeRole, SecretId, ServiceId, TaskId, TaskSpec,
+    TaskState, TaskStatus,
 };
 
 /// From the agent.
@@ -144,6 +145,37 @@ pub enum AssignmentChange {
     PutEndpoint(EndpointView),
     /// A task that no longer gets traffic.
     RemoveEndpoint(TaskId),
+    /// A secret or config that live tasks of this node use. It is not kept on disk.
+    PutFile(AssignedFile),
+    /// One that they use no longer.
+    RemoveFile(FileId),
+}
+
+/// A secret or a config.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FileId {
+    /// A secret.
+    Secret(SecretId),
+    /// A config.
+    Config(ConfigId),
+}
+
+/// A secret or config as a node gets it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AssignedFile {
+    /// Which.
+    pub id: FileId,
+    /// What is in it; `None` when tasks refer to one that is not there any more.
+    pub content: Option<FileContent>,
+}
+
+/// What is in a secret or config.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileContent {
+    /// As the operator gave it.
+    pub data: SecretData,
+    /// The data is a template of the `golang` driver, which the node expands for each task.
+    pub template: bool,
 }
 
 /// Names a spec: the service and its `spec_version`.

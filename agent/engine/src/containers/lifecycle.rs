@@ -14,8 +14,8 @@ use super::run::{self, Paths};
 use super::shim::{Connection, Reader, ShimError};
 use super::streams::pump;
 use super::{
-    ContainerError, Containers, EtcContents, EventKind, NewContainer, StartWith, WaitCondition, blocking, copy_up,
-    restart,
+    ContainerError, ContainerFile, Containers, EtcContents, EventKind, NewContainer, StartWith, WaitCondition,
+    blocking, copy_up, restart,
 };
 use crate::runtime::spec::{self, Netns};
 
@@ -155,25 +155,32 @@ impl Containers {
             ContainerStatus::Created | ContainerStatus::Exited | ContainerStatus::Restarting => {}
         }
         let netns = self.netns(&with.network)?;
-        turn.with = with;
+        let files = with.files;
+        turn.with = StartWith { files: Vec::new(), ..with };
         if let Err(error) = finish_cleanup(turn).await {
             tracing::warn!(container.id = %entry.id, %error, "taking away what the last run left");
         }
-        let begun = self.begin(entry, turn, netns).await;
+        let begun = self.begin(entry, turn, netns, files).await;
         if let Err(e) = &begun {
             self.start_failed(entry, turn, e);
         }
         begun.map(|()| true)
     }
 
-    async fn begin(&self, entry: &Arc<Entry>, turn: &mut Turn, netns: Netns) -> Result<(), ContainerError> {
+    async fn begin(
+        &self,
+        entry: &Arc<Entry>,
+        turn: &mut Turn,
+        netns: Netns,
+        files: Vec<ContainerFile>,
+    ) -> Result<(), ContainerError> {
         let inner = self.inner.clone();
         let (record, paths, etc) = (entry.record(), entry.paths.clone(), turn.with.etc.clone());
         blocking(move || {
             if let Some(etc) = etc {
                 write_etc(&paths, &etc).map_err(|e| ContainerError::internal("writing the container's files", e))?;
             }
-            run::begin(&inner.config, &inner.cgroups, &record, &paths, &netns)
+            run::begin(&inner.config, &inner.cgroups, &record, &paths, &netns, &files)
         })
         .await?;
         let failed = |e: ShimError| match e {

@@ -11,6 +11,7 @@ mod attach;
 mod copy_up;
 mod entry;
 mod exec;
+mod files;
 mod lifecycle;
 mod record;
 mod restart;
@@ -85,6 +86,30 @@ pub struct StartWith {
     pub network: NetworkMode,
     /// Content of files given to the container; `None` leaves what is there.
     pub etc: Option<EtcContents>,
+    /// Files that exist in memory only, as long as the container runs. Nothing of them is kept, so that a restart by the
+    /// policy does not have them: they are for containers that run once.
+    pub files: Vec<ContainerFile>,
+}
+
+/// A file given to a container, read-only. Its `Debug` does not show what is in it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ContainerFile {
+    /// Absolute path in the container.
+    pub target: String,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Permission bits.
+    pub mode: u32,
+    /// What is in it.
+    pub data: bytes::Bytes,
+}
+
+impl std::fmt::Debug for ContainerFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ContainerFile({}, {} bytes)", self.target, self.data.len())
+    }
 }
 
 /// Content of files given to a container.

@@ -12,7 +12,7 @@ use skep_proto::model::engine::EtcFiles;
 use skep_shim::protocol::{EXIT, ExitRecord, FORMAT, PARAMS, Params, SPEC};
 
 use super::record::Record;
-use super::{Config, ContainerError};
+use super::{Config, ContainerError, ContainerFile, files};
 use crate::runtime::cgroups::Cgroups;
 use crate::runtime::rootfs::{self, Overlay};
 use crate::runtime::spec::{self, Netns};
@@ -44,6 +44,10 @@ impl Paths {
     /// The overlay's own directory.
     pub fn work(&self) -> PathBuf {
         self.dir.join("work")
+    }
+    /// Where secrets and configs are while the container runs: a file system in memory.
+    pub fn files(&self) -> PathBuf {
+        self.dir.join("files")
     }
     /// The log, named as Docker's.
     pub fn log(&self, id: &str) -> PathBuf {
@@ -120,6 +124,7 @@ pub fn begin(
     record: &Record,
     paths: &Paths,
     netns: &Netns,
+    given: &[ContainerFile],
 ) -> Result<(), ContainerError> {
     let id = record.config.id.to_string();
     let run = paths.run();
@@ -141,11 +146,13 @@ pub fn begin(
         .map_err(|e| ContainerError::StartFailed(format!("mkdir {}: {e}", process.dir)))?;
     let cgroup = cgroups.path(&id);
     let mounts = record.mounts();
+    let given = files::write(&paths.files(), given).map_err(failed("writing secrets and configs"))?;
     let input = spec::Input {
         config: &record.config,
         process,
         user: &user,
         mounts: &mounts,
+        files: &given,
         etc: &paths.etc(),
         netns,
         cgroup: &cgroup,
@@ -208,6 +215,7 @@ pub fn end_processes(cgroups: &Cgroups, id: &str) -> io::Result<()> {
 /// repeated.
 pub fn end_files(paths: &Paths) -> io::Result<()> {
     rootfs::detach(&paths.rootfs())?;
+    rootfs::detach(&paths.files())?;
     remove_all(&paths.run())
 }
 

@@ -137,6 +137,8 @@ pub struct Input<'a> {
     pub user: &'a User,
     /// As the caller resolved them.
     pub mounts: &'a [ResolvedMount],
+    /// Files on the node, with their paths in the container: mounted read-only, above everything else.
+    pub files: &'a [(PathBuf, String)],
     /// Files given to the container.
     pub etc: &'a EtcFiles,
     /// Its network.
@@ -464,6 +466,9 @@ fn mounts(input: &Input<'_>) -> Vec<Value> {
             options.push("ro");
         }
         mounts.push(bind(&mount.source, &mount.target, &options));
+    }
+    for (source, target) in input.files {
+        mounts.push(bind(source, target, &["bind", "rprivate", "ro", "nosuid", "nodev", "noexec"]));
     }
     mounts
 }

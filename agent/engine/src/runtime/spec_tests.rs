@@ -47,6 +47,7 @@ fn spec_of(config: &ContainerConfig, mounts: &[ResolvedMount], netns: &Netns) ->
         process: &process,
         user: &user,
         mounts,
+        files: &[],
         etc: &etc,
         netns,
         cgroup: "/skep/x",

@@ -130,7 +130,7 @@ impl Node {
     }
 
     pub fn start_with() -> StartWith {
-        StartWith { network: NetworkMode::None, etc: None }
+        StartWith { network: NetworkMode::None, ..StartWith::default() }
     }
 
     pub async fn start(&self, id: ContainerId) {

@@ -1,26 +1,11 @@
-//! Mounts of a task's containers: what is refused, and the end of their volumes.
+//! Mounts of a task's containers: the end of their volumes, and what is said of them.
 
 use skep_engine::volumes::{VolumeError, Volumes};
-use skep_proto::model::ContainerSpec;
 use skep_proto::model::engine::Container;
 use tracing::warn;
 
 use crate::engine_port::prepare::PrepareError;
 use crate::executor::ExecutorError;
-
-/// Refuses what cannot be mounted yet, by name.
-pub(super) fn check(containers: &[ContainerSpec]) -> Result<(), ExecutorError> {
-    let refused = |what: &str| Err(ExecutorError::Permanent(format!("{what} of tasks are not supported by skep yet")));
-    for spec in containers {
-        if !spec.secrets.is_empty() {
-            return refused("secrets");
-        }
-        if !spec.configs.is_empty() {
-            return refused("configs");
-        }
-    }
-    Ok(())
-}
 
 /// Unmounts the volumes of ended containers that no live one uses.
 pub(super) async fn release(volumes: &Volumes, all: &[Container], is_ended: impl Fn(&Container) -> bool) {

@@ -1,10 +1,11 @@
 //! From a task to the containers that the engine makes for it. Pure.
 
-use skep_proto::model::NodeId;
 use skep_proto::model::engine::{
     ContainerConfig, ContainerRestart, ContainerState, ContainerStatus, NetworkMode, TaskOwner,
 };
 use skep_proto::model::service::{PortConfig, PublishMode};
+use skep_proto::model::{ContainerSpec, NodeDescription, NodeId};
+use skep_proto::template::task::TaskContext;
 
 use crate::executor::{Containers, Exit, Running, TaskUnit};
 
@@ -71,9 +72,31 @@ pub fn connection(
     Ok(Connection::Sandbox { bridge, mesh: ingress || (!bridge && (way_out || host_ports)) })
 }
 
-/// The engine's configuration of container number `index`.
-pub fn container_config(unit: &TaskUnit, node: NodeId, index: usize, network: NetworkMode) -> ContainerConfig {
-    let mut spec = unit.spec.task.containers[index].clone();
+/// What templates of a task may name. `description` is the node's.
+pub fn context(unit: &TaskUnit, node: NodeId, description: &NodeDescription) -> TaskContext {
+    TaskContext {
+        service_id: unit.task.spec.service.to_string(),
+        service_name: unit.spec.service_name.clone(),
+        service_labels: unit.spec.service_labels.clone(),
+        node_id: node.to_string(),
+        hostname: description.hostname.clone(),
+        architecture: description.platform.architecture.clone(),
+        os: description.platform.os.clone(),
+        task_id: unit.task.id.to_string(),
+        task_name: unit.name(node),
+        // As Swarm: tasks of global services are told apart by their nodes.
+        slot: if unit.task.slot == 0 { node.to_string() } else { unit.task.slot.to_string() },
+    }
+}
+
+/// The engine's configuration of container number `index`, whose templates are expanded in `spec`.
+pub fn container_config(
+    unit: &TaskUnit,
+    mut spec: ContainerSpec,
+    node: NodeId,
+    index: usize,
+    network: NetworkMode,
+) -> ContainerConfig {
     spec.labels.extend(unit.swarm_labels(node));
     // The credential has done its work; it does not belong into the container's record.
     spec.registry_auth = None;
@@ -96,14 +119,6 @@ pub fn container_config(unit: &TaskUnit, node: NodeId, index: usize, network: Ne
         log: unit.spec.task.log_driver.clone(),
         task: Some(TaskOwner { task: unit.task.id, service: unit.task.spec.service, node }),
         spec,
-    }
-}
-
-/// The host name of container number `index`, as Docker gives it.
-pub fn hostname(unit: &TaskUnit, index: usize) -> String {
-    match unit.spec.task.containers[index].hostname.as_str() {
-        "" => unit.container_id(index).short(),
-        name => name.to_owned(),
     }
 }
 
@@ -225,7 +240,8 @@ mod tests {
 
     #[test]
     fn a_tasks_container_has_swarms_name_id_and_labels() {
-        let config = container_config(&unit(1), NODE, 0, NetworkMode::Host);
+        let spec = |unit: &TaskUnit| unit.spec.task.containers[0].clone();
+        let config = container_config(&unit(1), spec(&unit(1)), NODE, 0, NetworkMode::Host);
         let id = unit(1).task.id;
         assert_eq!(config.name, format!("web.1.{id}"));
         assert_eq!(config.id, skep_proto::model::ContainerId::of_task(id, 0));
@@ -234,7 +250,10 @@ mod tests {
         assert_eq!(config.spec.labels["com.docker.swarm.task"], "");
         let mut global = unit(1);
         global.task.slot = 0;
-        assert_eq!(container_config(&global, NODE, 0, NetworkMode::Host).name, format!("web.{NODE}.{id}"));
+        assert_eq!(
+            container_config(&global, spec(&global), NODE, 0, NetworkMode::Host).name,
+            format!("web.{NODE}.{id}")
+        );
     }
 
     fn state(status: ContainerStatus, exit_code: i32, error: &str) -> ContainerState {

@@ -19,7 +19,7 @@ use crate::docker::state::App;
 use crate::docker::types::CreatedId;
 use crate::docker::types::service as json_service;
 use crate::docker::types::swarm as json;
-use crate::ports::control::{ControlError, ObjectFilter};
+use crate::ports::control::ObjectFilter;
 
 pub(crate) fn routes() -> Router<App> {
     Router::new()
@@ -51,35 +51,19 @@ fn read_filter(filters: &Filters) -> Result<ObjectFilter, ApiError> {
     Ok(ObjectFilter { ids: filters.get("id"), names, labels: filters.get("label"), modes: Default::default() })
 }
 
-/// Docker clients walk these lists: while the managers hold none of the kind, the list is empty, not an error.
-fn none_yet<T>(result: Result<Vec<T>, ControlError>) -> Result<Vec<T>, ApiError> {
-    match result {
-        Err(ControlError::Unsupported(_)) => Ok(Vec::new()),
-        other => Ok(other?),
-    }
-}
-
-/// Likewise for one of them: it does not exist.
-fn not_yet<T>(kind: &str, reference: &str, result: Result<T, ControlError>) -> Result<T, ApiError> {
-    match result {
-        Err(ControlError::Unsupported(_)) => Err(ApiError::not_found(format!("{kind} {reference} not found"))),
-        other => Ok(other?),
-    }
-}
-
 /// `GET /secrets` (Engine API, Secret, "List secrets").
 async fn list_secrets(
     State(app): State<App>,
     Query(query): Query<ListQuery>,
 ) -> Result<axum::Json<Vec<json::File>>, ApiError> {
     let filter = read_filter(&query.filters)?;
-    let secrets = none_yet(app.control()?.secrets(&filter).await)?;
+    let secrets = app.control()?.secrets(&filter).await?;
     Ok(axum::Json(secrets.iter().map(|s| show_secret(s)).collect()))
 }
 
 /// `GET /secrets/{id}` (Engine API, Secret, "Inspect a secret").
 async fn inspect_secret(State(app): State<App>, Path(id): Path<String>) -> Result<axum::Json<json::File>, ApiError> {
-    let secret = not_yet("secret", &id, app.control()?.secret(&id).await)?;
+    let secret = app.control()?.secret(&id).await?;
     Ok(axum::Json(show_secret(&secret)))
 }
 
@@ -106,7 +90,7 @@ async fn update_secret(
 
 /// `DELETE /secrets/{id}` (Engine API, Secret, "Delete a secret").
 async fn remove_secret(State(app): State<App>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
-    not_yet("secret", &id, app.control()?.remove_secret(&id).await)?;
+    app.control()?.remove_secret(&id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -116,13 +100,13 @@ async fn list_configs(
     Query(query): Query<ListQuery>,
 ) -> Result<axum::Json<Vec<json::File>>, ApiError> {
     let filter = read_filter(&query.filters)?;
-    let configs = none_yet(app.control()?.configs(&filter).await)?;
+    let configs = app.control()?.configs(&filter).await?;
     Ok(axum::Json(configs.iter().map(|c| show_config(c)).collect()))
 }
 
 /// `GET /configs/{id}` (Engine API, Config, "Inspect a config").
 async fn inspect_config(State(app): State<App>, Path(id): Path<String>) -> Result<axum::Json<json::File>, ApiError> {
-    let config = not_yet("config", &id, app.control()?.config(&id).await)?;
+    let config = app.control()?.config(&id).await?;
     Ok(axum::Json(show_config(&config)))
 }
 
@@ -149,7 +133,7 @@ async fn update_config(
 
 /// `DELETE /configs/{id}` (Engine API, Config, "Delete a config").
 async fn remove_config(State(app): State<App>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
-    not_yet("config", &id, app.control()?.remove_config(&id).await)?;
+    app.control()?.remove_config(&id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -79,14 +79,14 @@ async fn inspect(
 async fn create(
     State(app): State<App>,
     headers: HeaderMap,
-    Json(body): Json<json::ServiceSpec>,
+    Json(mut body): Json<json::ServiceSpec>,
 ) -> Result<(StatusCode, axum::Json<json::ServiceCreated>), ApiError> {
     let control = app.control()?;
-    let mut spec = read(&*control, body, &headers).await?;
-    if spec.annotations.name.is_empty() {
+    if body.name.is_empty() {
         // As dockerd, which draws a name for who gives none. A service's name is a DNS label, so no underscore.
-        spec.annotations.name = names::draw((app.host.draw_id)(), 0).replace('_', "-");
+        body.name = names::draw((app.host.draw_id)(), 0).replace('_', "-");
     }
+    let spec = read(&*control, body, &headers).await?;
     let id = control.create_service(spec).await?.to_string();
     Ok((StatusCode::CREATED, axum::Json(json::ServiceCreated { id, warnings: Vec::new() })))
 }

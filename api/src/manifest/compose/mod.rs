@@ -1,9 +1,10 @@
-//! Compose files: services, networks and volumes of a stack.
+//! Compose files: services, networks, volumes, secrets and configs of a stack.
 //!
 //! What is supported is what the cluster does today; any other key is a problem with its place. Names of a stack's
 //! objects are `STACK_NAME`, as `docker stack deploy` makes them, so that both manage the same stack.
 
 mod decode;
+mod files;
 mod network;
 mod service;
 
@@ -15,6 +16,7 @@ use skep_proto::model::{NetworkSpec, ServiceSpec};
 use super::problem::{Place, Problems};
 use super::yaml::{self, Entry, Node};
 use decode::{entries, text, unknown_key};
+pub use files::{DeclaredFile, FileKind, Source};
 
 /// The label by which Docker knows the objects of a stack.
 pub const STACK_LABEL: &str = "com.docker.stack.namespace";
@@ -30,6 +32,8 @@ pub struct Stack {
     pub networks: Vec<NetworkSpec>,
     /// Networks that must exist.
     pub external_networks: Vec<String>,
+    /// Secrets and configs that services use. Their specs name them by their names here; the ids there are zero.
+    pub files: Vec<DeclaredFile>,
     /// Services to make.
     pub services: Vec<ServiceSpec>,
 }
@@ -41,7 +45,7 @@ struct Scope {
     volumes: BTreeMap<String, network::Volume>,
 }
 
-const TOP_LEVEL: [&str; 5] = ["version", "name", "services", "networks", "volumes"];
+const TOP_LEVEL: [&str; 7] = ["version", "name", "services", "networks", "volumes", "secrets", "configs"];
 
 /// Reads a Compose file. `name` wins over the file's own; `fallback` is used when both are silent.
 ///
@@ -70,12 +74,24 @@ pub fn read(file: &str, content: &str, name: Option<&str>, fallback: &str) -> Re
     let mut networks = network::read_networks(top.networks, &stack, &mut problems);
     let volumes = network::read_volumes(top.volumes, &stack, &mut problems);
     let scope = Scope { stack: stack.clone(), volumes };
+    let mut files = files::Files::default();
+    files.declare(FileKind::Secret, top.secrets, &stack, &mut problems);
+    files.declare(FileKind::Config, top.configs, &stack, &mut problems);
     if top.services.is_empty() {
         problems.add(document.place, "the file has no services");
     }
-    let services: Vec<ServiceSpec> =
-        top.services.iter().map(|entry| service::read(entry, &scope, &mut networks, &mut problems)).collect();
-    let stack = Stack { name: stack, networks: networks.specs(), external_networks: networks.external, services };
+    let services: Vec<ServiceSpec> = top
+        .services
+        .iter()
+        .map(|entry| service::read(entry, &scope, &mut networks, &mut files, &mut problems))
+        .collect();
+    let stack = Stack {
+        name: stack,
+        networks: networks.specs(),
+        external_networks: networks.external,
+        files: files.used(),
+        services,
+    };
     problems.finish(stack)
 }
 
@@ -85,6 +101,8 @@ struct TopLevel<'a> {
     services: &'a [Entry],
     networks: &'a [Entry],
     volumes: &'a [Entry],
+    secrets: &'a [Entry],
+    configs: &'a [Entry],
 }
 
 impl<'a> TopLevel<'a> {
@@ -95,6 +113,8 @@ impl<'a> TopLevel<'a> {
                 "services" => top.services = entries(&entry.value, "services", problems),
                 "networks" => top.networks = entries(&entry.value, "networks", problems),
                 "volumes" => top.volumes = entries(&entry.value, "volumes", problems),
+                "secrets" => top.secrets = entries(&entry.value, "secrets", problems),
+                "configs" => top.configs = entries(&entry.value, "configs", problems),
                 "name" => top.name = Some(&entry.value),
                 // Obsolete in the Compose Specification, and without meaning.
                 "version" => {}

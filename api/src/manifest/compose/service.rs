@@ -8,14 +8,16 @@ use skep_proto::model::task::NetworkAttachmentSpec;
 use skep_proto::model::{Annotations, ContainerSpec, ServiceMode, ServiceSpec, TaskSpec};
 
 use super::decode::{boolean, bytes, command, duration, entries, items, pairs, parsed, text, texts, unknown_key};
+use super::files::Files;
 use super::network::Networks;
 use super::{IMAGE_LABEL, Problems, STACK_LABEL, Scope};
 use crate::manifest::yaml::{Entry, Node, Value};
 
 mod deploy;
 mod ports;
+mod security;
 
-const KEYS: [&str; 20] = [
+const KEYS: [&str; 28] = [
     "image",
     "command",
     "entrypoint",
@@ -36,6 +38,14 @@ const KEYS: [&str; 20] = [
     "read_only",
     "extra_hosts",
     "expose",
+    "secrets",
+    "configs",
+    "cap_add",
+    "cap_drop",
+    "sysctls",
+    "ulimits",
+    "group_add",
+    "init",
 ];
 
 /// Keys with a meaning on one host only, which `docker stack deploy` ignores with a warning. Each says what to do instead.
@@ -48,10 +58,16 @@ const ONE_HOST_KEYS: [(&str, &str); 5] = [
 ];
 
 /// Reads one service.
-pub fn read(entry: &Entry, scope: &Scope, networks: &mut Networks, problems: &mut Problems) -> ServiceSpec {
+pub fn read(
+    entry: &Entry,
+    scope: &Scope,
+    networks: &mut Networks,
+    files: &mut Files,
+    problems: &mut Problems,
+) -> ServiceSpec {
     let mut service = Reader::new(&entry.key, scope);
     for field in entries(&entry.value, "a service", problems) {
-        service.field(field, networks, problems);
+        service.field(field, networks, files, problems);
     }
     service.finish(entry, networks, problems)
 }
@@ -81,7 +97,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn field(&mut self, field: &Entry, networks: &mut Networks, problems: &mut Problems) {
+    fn field(&mut self, field: &Entry, networks: &mut Networks, files: &mut Files, problems: &mut Problems) {
         let (value, container) = (&field.value, &mut self.container);
         match field.key.as_str() {
             "image" => container.image = text(value, "image", problems),
@@ -104,6 +120,14 @@ impl<'a> Reader<'a> {
                     container.mounts.extend(volume(item, self.scope, problems));
                 }
             }
+            "secrets" => container.secrets = files.secrets(value, problems),
+            "configs" => container.configs = files.configs(value, problems),
+            "cap_add" => container.cap_add = security::capabilities(value, problems),
+            "cap_drop" => container.cap_drop = security::capabilities(value, problems),
+            "sysctls" => container.sysctls = pairs(value, "sysctls", problems),
+            "ulimits" => container.ulimits = security::ulimits(value, problems),
+            "group_add" => container.groups = texts(value, "group_add", problems),
+            "init" => container.init = Some(boolean(value, "init", problems)),
             "networks" => self.attachments = Some(attachments(value, self.key, self.scope, networks, problems)),
             "ports" => self.endpoint.ports = ports::read(value, problems),
             "deploy" => self.deploy = deploy::read(value, problems),

@@ -74,3 +74,44 @@ proptest! {
         let _ = read("f", &mutated, None, "demo").map_err(|e| e.to_string());
     }
 }
+
+#[test]
+fn secrets_and_configs_are_declared_once_and_used_in_the_short_and_the_long_form() {
+    let stack = stack(
+        "services:\n  web:\n    image: x\n    cap_drop: [all]\n    ulimits: {nofile: {soft: 1, hard: 2}, nproc: 3}\n\
+         \x20   secrets: [own, {source: shared, target: /k, uid: '1', mode: 0440}]\n    configs: [conf]\n\
+         secrets:\n  own: {file: ./own.key}\n  shared: {external: true}\n  unused: {environment: X}\n\
+         configs:\n  conf: {content: hello, name: conf-1, template_driver: golang}\n",
+    );
+    let container = &service(&stack, "demo_web").task.containers[0];
+    let seen: Vec<_> = container
+        .secrets
+        .iter()
+        .map(|s| (s.name.as_str(), s.file.as_ref().unwrap()))
+        .map(|(name, file)| (name, file.name.as_str(), file.uid.as_str(), file.mode))
+        .collect();
+    assert_eq!(seen, [("demo_own", "own", "0", 0o444), ("shared", "/k", "1", 0o440)]);
+    assert_eq!(container.configs[0].file.as_ref().unwrap().name, "/conf");
+    assert_eq!(container.cap_drop, ["ALL"]);
+    let limits: Vec<_> = container.ulimits.iter().map(|l| (l.name.as_str(), l.soft, l.hard)).collect();
+    assert_eq!(limits, [("nofile", 1, 2), ("nproc", 3, 3)]);
+    let files: Vec<_> = stack.files.iter().map(|f| (f.name.as_str(), f.source.clone())).collect();
+    let expected = [
+        ("demo_own", Source::File("./own.key".into())),
+        ("shared", Source::External),
+        ("conf-1", Source::Content("hello".into())),
+    ];
+    assert_eq!(files, expected);
+}
+
+#[test]
+fn a_secret_without_content_or_declaration_is_a_problem_at_its_place() {
+    let wrong = problems("services:\n  web:\n    image: x\n    secrets: [none]\nsecrets:\n  empty: {}\n");
+    assert_eq!(
+        wrong,
+        [
+            (4, 15, "the secret none is not declared: add it under secrets".to_owned()),
+            (6, 3, "the secret empty has no content: give one of file, environment or external".to_owned()),
+        ]
+    );
+}

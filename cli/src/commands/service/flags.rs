@@ -6,6 +6,8 @@ use serde_json::{Map, Value, json};
 
 use super::mount;
 use super::publish;
+use super::security::{SecurityChanges, SecurityFlags};
+use crate::commands::file_reference::{CreateFiles, UpdateFiles};
 use crate::commands::pairs;
 
 /// Flags that both commands share.
@@ -90,6 +92,11 @@ struct Common {
 pub struct CreateFlags {
     #[command(flatten)]
     common: Common,
+    /// Secrets and configs.
+    #[command(flatten)]
+    pub files: CreateFiles,
+    #[command(flatten)]
+    security: SecurityFlags,
     /// Name of the service
     #[arg(long)]
     name: Option<String>,
@@ -135,6 +142,11 @@ pub struct CreateFlags {
 pub struct UpdateFlags {
     #[command(flatten)]
     common: Common,
+    /// Secrets and configs.
+    #[command(flatten)]
+    pub files: UpdateFiles,
+    #[command(flatten)]
+    security: SecurityChanges,
     /// Another image
     #[arg(long)]
     image: Option<String>,
@@ -219,6 +231,7 @@ impl CreateFlags {
         if !ports.is_empty() {
             spec["EndpointSpec"]["Ports"] = json!(ports.concat());
         }
+        self.security.apply(&mut spec["TaskTemplate"]["ContainerSpec"])?;
         self.common.apply(&mut spec)?;
         Ok(spec)
     }
@@ -241,6 +254,7 @@ impl UpdateFlags {
     /// A value that cannot be read.
     pub fn apply(&self, mut spec: Value) -> anyhow::Result<Value> {
         self.common.apply(&mut spec)?;
+        self.security.apply(&mut spec["TaskTemplate"]["ContainerSpec"])?;
         let labels = object(&mut spec["Labels"]);
         labels.extend(pairs(&self.label_add));
         self.label_rm.iter().for_each(|key| drop(labels.remove(key)));
@@ -333,14 +347,14 @@ fn set_in(object: &mut Value, part: &str, key: &str, value: Option<impl Into<Val
     }
 }
 
-fn object(value: &mut Value) -> &mut Map<String, Value> {
+pub(super) fn object(value: &mut Value) -> &mut Map<String, Value> {
     if !value.is_object() {
         *value = json!({});
     }
     value.as_object_mut().expect("just made one")
 }
 
-fn list(value: &mut Value) -> &mut Vec<Value> {
+pub(super) fn list(value: &mut Value) -> &mut Vec<Value> {
     if !value.is_array() {
         *value = json!([]);
     }

@@ -4,6 +4,7 @@ mod flags;
 mod mount;
 mod progress;
 mod publish;
+mod security;
 
 use anyhow::{Context, ensure};
 use clap::{Args, Subcommand};
@@ -86,7 +87,9 @@ enum Action {
 pub async fn run(command: ServiceCommand, client: &Client) -> anyhow::Result<()> {
     match command.action {
         Action::Create(flags) => {
-            let created: Value = serde_json::from_slice(&client.post("/services/create", &flags.spec()?).await?)?;
+            let mut spec = flags.spec()?;
+            flags.files.apply(&mut spec, client).await?;
+            let created: Value = serde_json::from_slice(&client.post("/services/create", &spec).await?)?;
             let id = text(&created["ID"]);
             println!("{id}");
             if !flags.detach() {
@@ -154,7 +157,8 @@ async fn get(client: &Client, service: &str) -> anyhow::Result<Value> {
 async fn update(client: &Client, flags: &UpdateFlags) -> anyhow::Result<()> {
     let found = get(client, flags.service()).await?;
     let id = text(&found["ID"]);
-    let spec = flags.apply(found["Spec"].clone())?;
+    let mut spec = flags.apply(found["Spec"].clone())?;
+    flags.files.apply(&mut spec, client).await?;
     client.post(&format!("/services/{id}/update?version={}", found["Version"]["Index"]), &spec).await?;
     println!("{}", flags.service());
     if !flags.detach() {

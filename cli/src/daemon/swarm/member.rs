@@ -8,6 +8,7 @@ use anyhow::Context;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use skep_agent::agent::{Agent, AgentConfig, AgentDeps};
+use skep_agent::executor::files::Files;
 use skep_agent::session::SessionStatus;
 use skep_agent::session::grpc::Grpc;
 use skep_api::ports::control::{ControlError, LocalState, SwarmStatus};
@@ -204,15 +205,17 @@ fn start_agent(
     stop: CancellationToken,
 ) -> anyhow::Result<Agent> {
     let settings = AgentConfig { node, state: config.root.join("state").join("agent.redb"), managers: seeds(saved) };
-    let (_, description) = watch::channel(services.description(saved.data_path));
+    let facts = services.description(saved.data_path);
+    let files = Files::default();
     let deps = AgentDeps {
-        executor: services.executor(node),
+        executor: services.executor(node, facts.clone(), files.clone()),
         network: services.network.clone(),
         transport: Arc::new(Grpc::new(Arc::new(connector.clone()))),
         streams: services.streams(),
-        description,
+        description: watch::channel(facts).1,
         clock,
         rng: StdRng::from_os_rng(),
+        files,
     };
     Ok(Agent::start(settings, deps, stop)?)
 }

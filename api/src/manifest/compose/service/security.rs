@@ -1,0 +1,42 @@
+//! What the processes of a service may do.
+
+use skep_proto::model::container::Ulimit;
+
+use crate::manifest::compose::Problems;
+use crate::manifest::compose::decode::{entries, parsed, texts, unknown_key};
+use crate::manifest::yaml::{Node, Value};
+
+/// Names as Docker's client writes them: upper case, with `CAP_`, but for `ALL`. The daemon knows which there are.
+pub fn capabilities(node: &Node, problems: &mut Problems) -> Vec<String> {
+    let names = texts(node, "capabilities", problems);
+    let whole = |name: &String| {
+        let upper = name.to_ascii_uppercase();
+        if upper == "ALL" || upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") }
+    };
+    names.iter().map(whole).collect()
+}
+
+/// `NAME: LIMIT`, or `NAME: {soft: …, hard: …}`.
+pub fn ulimits(node: &Node, problems: &mut Problems) -> Vec<Ulimit> {
+    let number = |value: &Node, problems: &mut Problems| {
+        parsed(value, "a limit", "a whole number, -1 for none", problems).unwrap_or_default()
+    };
+    let mut limits = Vec::new();
+    for entry in entries(node, "ulimits", problems) {
+        let mut limit = Ulimit { name: entry.key.clone(), soft: 0, hard: 0 };
+        if let Value::Mapping(_) = entry.value.value {
+            for field in entries(&entry.value, "a limit", problems) {
+                match field.key.as_str() {
+                    "soft" => limit.soft = number(&field.value, problems),
+                    "hard" => limit.hard = number(&field.value, problems),
+                    _ => unknown_key(field, "a limit", &["soft", "hard"], problems),
+                }
+            }
+        } else {
+            limit.soft = number(&entry.value, problems);
+            limit.hard = limit.soft;
+        }
+        limits.push(limit);
+    }
+    limits
+}
