@@ -129,6 +129,10 @@ impl Sandboxes for Namespaces {
         Ok(self.known.lock().unwrap().values().cloned().collect())
     }
 
+    fn overlays(&self) -> Vec<skep_proto::model::NetworkId> {
+        Vec::new()
+    }
+
     async fn ensure_bridge(&self, request: BridgeRequest) -> Result<Bridge, SandboxError> {
         let bridge = Bridge { name: request.name.clone(), subnets: request.subnets };
         Ok(self.bridges.lock().unwrap().entry(request.name).or_insert(bridge).clone())
@@ -212,6 +216,7 @@ async fn open(
         containers: Containers::open(config.clone()).await.unwrap(),
         volumes: volumes.clone(),
         sandboxes: sandboxes.clone(),
+        cluster: Arc::new(skep_agent::engine_port::cluster::NoCluster),
         facts: NodeFacts { id: "e1".into(), name: "node1".into(), root: dir.path().into(), ..NodeFacts::default() },
         clock: Arc::new(now),
     };

@@ -35,6 +35,7 @@ use crate::raft::proposer::Limits;
 use crate::raft::types::Peer;
 use crate::raft::{Proposer, Raft, RaftError, StartError};
 use crate::reconcile::{self, Planner};
+use crate::rpc::AttachmentService;
 use crate::rpc::links::RaftLinks;
 use crate::rpc::server::{Server, TcpAcceptor};
 use crate::store::{Change, Codec, Group, Outcome, Proposals, Replica, Store};
@@ -180,10 +181,22 @@ impl Manager {
         let authority = Arc::new(StoreCa::new(Arc::clone(&store), raft.clone(), Arc::clone(&proposer)));
         // Before anybody is listened to.
         live.revoked().replace(store.view().removed_nodes());
+        let events = Arc::new(EventLog::default());
+        parts.spawn(crate::control::events::record(Arc::clone(&store), Arc::clone(&events), stop.clone()));
+        let control = Arc::new(Control::new(Parts {
+            store: Arc::clone(&store),
+            raft: raft.clone(),
+            proposer: Arc::clone(&proposer),
+            membership: Arc::clone(&membership),
+            streams: Arc::new(streams.clone()),
+            vitals: Arc::clone(&relay) as Arc<_>,
+            events,
+        }));
         let routes = Routes::new(CaService::new(authority, live.clone()).into_server())
             .add_service(SessionService(Arc::clone(&dispatcher)).into_server())
-            .add_service(StreamService(streams.clone()).into_server())
+            .add_service(StreamService(streams).into_server())
             .add_service(RelayService(Arc::clone(&dispatcher)).into_server())
+            .add_service(AttachmentService::server(Arc::clone(&control)))
             .add_service(raft.service())
             .add_service(MembershipService::server(Arc::clone(&membership)));
         let server = Server::new(
@@ -201,17 +214,6 @@ impl Manager {
         let dispatching = (Arc::clone(&dispatcher), stop.clone());
         parts.spawn(async move { dispatching.0.run(dispatching.1).await });
 
-        let events = Arc::new(EventLog::default());
-        parts.spawn(crate::control::events::record(Arc::clone(&store), Arc::clone(&events), stop.clone()));
-        let control = Arc::new(Control::new(Parts {
-            store: Arc::clone(&store),
-            raft: raft.clone(),
-            proposer: Arc::clone(&proposer),
-            membership: Arc::clone(&membership),
-            streams: Arc::new(streams),
-            vitals: relay,
-            events,
-        }));
         let node = config.node;
         let manager = Self {
             store,

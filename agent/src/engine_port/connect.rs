@@ -4,11 +4,12 @@ use std::collections::HashSet;
 
 use skep_api::ports::EngineError;
 use skep_engine::containers::StartWith;
+use skep_proto::model::ContainerId;
 use skep_proto::model::engine::{
     Container, ContainerConfig, ContainerStatus, EndpointState, LocalNetwork, NetworkEndpoint, NetworkMode,
 };
-use skep_proto::model::{ContainerId, NetworkId};
 
+use super::cluster::Place;
 use super::sandboxes::{BridgeJoin, LinkTo, OverlayJoin, Sandbox, SandboxRequest};
 
 /// Name of the default bridge.
@@ -49,11 +50,16 @@ pub(super) fn sandbox_id(config: &ContainerConfig) -> String {
     }
 }
 
-/// How the container is to be connected on a node with these networks.
+/// How the container is to be connected on a node with these networks. `places` are those it has on the cluster's.
 ///
 /// # Errors
 /// A network that does not exist, or networks that cannot be had together.
-pub(super) fn plan(config: &ContainerConfig, hostname: &str, networks: &[LocalNetwork]) -> Result<Plan, EngineError> {
+pub(super) fn plan(
+    config: &ContainerConfig,
+    hostname: &str,
+    networks: &[LocalNetwork],
+    places: &[Place],
+) -> Result<Plan, EngineError> {
     let request = SandboxRequest {
         id: sandbox_id(config),
         ports: config.ports.clone(),
@@ -82,25 +88,23 @@ pub(super) fn plan(config: &ContainerConfig, hostname: &str, networks: &[LocalNe
             _ => {}
         }
     }
-    join_all(endpoints, &names(config, hostname), networks, request).map(Plan::Sandbox)
+    join_all(endpoints, &names(config, hostname), networks, places, request).map(Plan::Sandbox)
 }
 
 fn join_all(
     endpoints: &[NetworkEndpoint],
     names: &[String],
     networks: &[LocalNetwork],
+    places: &[Place],
     mut request: SandboxRequest,
 ) -> Result<SandboxRequest, EngineError> {
     for endpoint in endpoints {
         let addresses = endpoint.addresses.clone();
         let names: Vec<String> = unique(names.iter().chain(&endpoint.aliases));
         let Some(network) = find(networks, &endpoint.network) else {
-            let network: NetworkId =
-                endpoint.network.parse().map_err(|_| EngineError::NoSuchNetwork(endpoint.network.clone()))?;
-            if addresses.is_empty() {
-                let text = format!("the container has no address on network {network}: create it through a manager");
-                return Err(EngineError::Invalid(text));
-            }
+            let place = places.iter().find(|place| place.reference == endpoint.network);
+            let place = place.ok_or_else(|| EngineError::NoSuchNetwork(endpoint.network.clone()))?;
+            let (network, addresses) = (place.network, place.addresses.clone());
             request.overlays.push(OverlayJoin { network, addresses, names });
             continue;
         };
@@ -121,7 +125,7 @@ fn join_all(
 }
 
 /// Names by which others on its networks reach the container.
-fn names(config: &ContainerConfig, hostname: &str) -> Vec<String> {
+pub(super) fn names(config: &ContainerConfig, hostname: &str) -> Vec<String> {
     unique([config.name.clone(), config.id.short(), hostname.to_owned()].iter().filter(|name| !name.is_empty()))
 }
 
@@ -217,7 +221,17 @@ fn wanted(config: &ContainerConfig, networks: &[LocalNetwork]) -> Vec<EndpointSt
         mac: [0; 6],
         aliases: aliases(config, &n.name, &n.id),
     };
-    names.iter().filter_map(|name| find(networks, name)).map(of_network).collect()
+    // A network of the cluster is known only while the container is on it.
+    let of_cluster = |name: &str| EndpointState {
+        network: name.to_owned(),
+        network_id: String::new(),
+        cluster_network: None,
+        addresses: Vec::new(),
+        gateways: Vec::new(),
+        mac: [0; 6],
+        aliases: aliases(config, name, ""),
+    };
+    names.iter().map(|name| find(networks, name).map_or_else(|| of_cluster(name), of_network)).collect()
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use skep_proto::model::engine::{ContainerRestart, ContainerState, EtcFiles, PortBinding, ResolvedProcess, TaskOwner};
 use skep_proto::model::service::Protocol;
 use skep_proto::model::task::Resources;
-use skep_proto::model::{ContainerSpec, NodeId, ServiceId, TaskId, Timestamp};
+use skep_proto::model::{ContainerSpec, NetworkId, NodeId, ServiceId, TaskId, Timestamp};
 
 use super::*;
 use crate::engine_port::sandboxes::Link;
@@ -39,7 +39,7 @@ fn on(names: &[&str]) -> NetworkMode {
 }
 
 fn planned(network: NetworkMode) -> Result<Plan, String> {
-    plan(&config(network), "box", &networks()).map_err(|e| e.to_string())
+    plan(&config(network), "box", &networks(), &[]).map_err(|e| e.to_string())
 }
 
 fn port(host_port: Option<u16>) -> PortBinding {
@@ -96,14 +96,15 @@ fn on_a_named_bridge_it_has_its_own_names_and_its_aliases_once() {
 }
 
 #[test]
-fn a_network_of_the_cluster_needs_the_managers_address() {
-    let id = NetworkId(7);
-    assert!(planned(on(&[&id.to_string()])).unwrap_err().contains("has no address on network"));
-    let address = "10.0.1.9".parse().unwrap();
-    let endpoint = NetworkEndpoint { network: id.to_string(), addresses: vec![address], ..NetworkEndpoint::default() };
-    let Ok(Plan::Sandbox(request)) = planned(NetworkMode::Networks(vec![endpoint])) else { panic!("no sandbox") };
-    let names = ["web", "abababababab", "box"].map(str::to_owned).into();
-    assert_eq!(request.overlays, [OverlayJoin { network: id, addresses: vec![address], names }]);
+fn on_a_network_of_the_cluster_it_has_the_managers_address() {
+    assert_eq!(planned(on(&["app"])), Err("network app not found".into()));
+    let addresses = vec!["10.0.1.9/24".parse().unwrap()];
+    let place = Place { reference: "app".into(), network: NetworkId(7), addresses: addresses.clone() };
+    let planned = plan(&config(on(&["app", "back"])), "box", &networks(), &[place]);
+    let Ok(Plan::Sandbox(request)) = planned else { panic!("no sandbox") };
+    let names: Vec<String> = ["web", "abababababab", "box"].map(str::to_owned).into();
+    assert_eq!(request.overlays, [OverlayJoin { network: NetworkId(7), addresses, names: names.clone() }]);
+    assert_eq!(request.bridges, [BridgeJoin { bridge: "back".into(), names, ..BridgeJoin::default() }]);
 }
 
 #[test]
@@ -116,9 +117,9 @@ fn networks_that_do_not_exist_or_do_not_combine_are_refused() {
     assert_eq!(planned(on(&["none"])), Ok(Plan::Nothing));
     let other = ContainerId([1; 32]);
     let shared = config(NetworkMode::Container(other));
-    assert_eq!(plan(&shared, "box", &networks()).unwrap(), Plan::Shared(other));
+    assert_eq!(plan(&shared, "box", &networks(), &[]).unwrap(), Plan::Shared(other));
     let publishing = ContainerConfig { ports: vec![port(None)], ..shared };
-    assert!(plan(&publishing, "box", &networks()).unwrap_err().to_string().contains("conflicting options"));
+    assert!(plan(&publishing, "box", &networks(), &[]).unwrap_err().to_string().contains("conflicting options"));
 }
 
 #[test]

@@ -43,7 +43,8 @@ impl NodeEngine {
             return Err(EngineError::Invalid("privileged containers are not allowed on this node".to_owned()));
         }
         let networks = self.list_networks().await?;
-        let plan = connect::plan(&config, "", &networks)?;
+        let places = self.check_networks(&config, &networks).await?;
+        let plan = connect::plan(&config, "", &networks, &places)?;
         let mut warnings = Vec::new();
         match plan {
             Plan::Host => {
@@ -168,7 +169,10 @@ impl NodeEngine {
         }
         prepare::mount_again(&self.inner.volumes, &container.mounts).await.map_err(errors::volume)?;
         let hostname = &container.process.hostname;
-        let plan = connect::plan(config, hostname, &self.list_networks().await?)?;
+        let _attaching = self.inner.attaching.read().await;
+        let networks = self.list_networks().await?;
+        let places = self.take_places(config, hostname, &networks).await?;
+        let plan = connect::plan(config, hostname, &networks, &places)?;
         let (extra, dns) = (&config.spec.hosts, config.spec.dns.clone().unwrap_or_default());
         let etc = match &plan {
             Plan::Sandbox(request) => {

@@ -12,6 +12,7 @@
 //! Invariant: while a container is there its image is held, and while it runs, or waits for its restart, its sandbox and
 //! its volumes stay.
 
+pub mod cluster;
 mod connect;
 mod containers;
 mod errors;
@@ -29,6 +30,7 @@ mod volumes;
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use skep_api::ports::EngineError;
@@ -39,6 +41,7 @@ use skep_engine::volumes::Volumes;
 use skep_proto::model::{ContainerId, Labels};
 use tokio::sync::{OwnedMutexGuard, RwLock};
 
+use self::cluster::Cluster;
 use self::networks::Networks;
 use self::sandboxes::Sandboxes;
 
@@ -52,6 +55,8 @@ pub struct Parts {
     pub volumes: Volumes,
     /// Sandboxes and bridges.
     pub sandboxes: Arc<dyn Sandboxes>,
+    /// The managers, for places on networks of the cluster.
+    pub cluster: Cluster,
     /// What is told of the node.
     pub facts: NodeFacts,
     /// The clock.
@@ -92,6 +97,7 @@ struct Inner {
     containers: Containers,
     volumes: Volumes,
     sandboxes: Arc<dyn Sandboxes>,
+    cluster: Cluster,
     facts: NodeFacts,
     clock: Clock,
     networks: Networks,
@@ -103,6 +109,12 @@ struct Inner {
     turns: Mutex<HashMap<ContainerId, Arc<tokio::sync::Mutex<()>>>>,
     /// Containers that the daemon's start should have started, and whose networks were not there yet.
     late: Mutex<BTreeSet<ContainerId>>,
+    /// Containers that may have places on networks of the cluster.
+    attached: Mutex<BTreeSet<ContainerId>>,
+    /// Shared by those who take or give back such a place; alone for telling the managers of all.
+    attaching: RwLock<()>,
+    /// The managers may know places that are not there any more.
+    owes_places: AtomicBool,
     /// Shared by starts, which mount volumes; alone for unmounting those that nobody uses.
     mounting: RwLock<()>,
 }
@@ -127,12 +139,13 @@ impl NodeEngine {
             .await
             .unwrap_or_else(|e| Err(std::io::Error::other(e)))
             .map_err(|e| errors::internal("reading the record of networks", e))?;
-        let Parts { images, containers, volumes, sandboxes, facts, clock } = parts;
+        let Parts { images, containers, volumes, sandboxes, cluster, facts, clock } = parts;
         let inner = Inner {
             images,
             containers,
             volumes,
             sandboxes,
+            cluster,
             facts,
             clock,
             networks,
@@ -140,6 +153,10 @@ impl NodeEngine {
             held: Mutex::default(),
             turns: Mutex::default(),
             late: Mutex::default(),
+            attached: Mutex::default(),
+            attaching: RwLock::default(),
+            // An earlier daemon may have ended before it gave back what it had.
+            owes_places: AtomicBool::new(true),
             mounting: RwLock::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -158,6 +175,11 @@ impl NodeEngine {
     fn late(&self) -> MutexGuard<'_, BTreeSet<ContainerId>> {
         // As above.
         self.inner.late.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn attached(&self) -> MutexGuard<'_, BTreeSet<ContainerId>> {
+        // As above.
+        self.inner.attached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The turn to make or take away a container's sandbox.

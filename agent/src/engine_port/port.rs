@@ -10,6 +10,7 @@ use skep_api::ports::engine::{
 };
 use skep_api::ports::events::EventFeed;
 use skep_engine::images::Import;
+use skep_proto::model::Network;
 use skep_proto::model::container::RegistryAuth;
 use skep_proto::model::engine::{
     Container, ContainerConfig, ExecConfig, ExecState, Image, LocalNetwork, LogLine, LogQuery, PullProgress, Volume,
@@ -224,6 +225,10 @@ impl Engine for NodeEngine {
 
     async fn networks(&self) -> Result<Vec<LocalNetwork>, EngineError> {
         self.list_networks().await
+    }
+
+    async fn cluster_networks(&self) -> Result<Vec<Network>, EngineError> {
+        self.list_cluster_networks().await
     }
 
     async fn create_network(&self, network: LocalNetwork) -> Result<LocalNetwork, EngineError> {

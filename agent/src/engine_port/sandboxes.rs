@@ -30,8 +30,8 @@ pub struct SandboxRequest {
 pub struct OverlayJoin {
     /// The network.
     pub network: NetworkId,
-    /// Its addresses there, without prefix length: at least one.
-    pub addresses: Vec<IpAddr>,
+    /// Its addresses there, with the network's prefix length: at least one.
+    pub addresses: Vec<IpNet>,
     /// Names that others on this node resolve to it.
     pub names: Vec<String>,
 }
@@ -150,6 +150,9 @@ pub trait Sandboxes: Send + Sync + 'static {
 
     /// All sandboxes, also those of tasks. Called for each list of containers: it reads memory only.
     async fn list(&self) -> Result<Vec<Sandbox>, SandboxError>;
+
+    /// Networks of the cluster that the managers told of: those that this node uses.
+    fn overlays(&self) -> Vec<NetworkId>;
 
     /// Makes a bridge, or gives the one that has the name.
     async fn ensure_bridge(&self, request: BridgeRequest) -> Result<Bridge, SandboxError>;

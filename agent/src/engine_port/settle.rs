@@ -1,5 +1,6 @@
 //! What follows a container's end and the daemon's start: sandboxes, volumes and images are given back, or taken again.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -101,7 +102,12 @@ impl NodeEngine {
                 _ = clock.tick() => true,
                 _ = retry.tick(), if starting.is_empty() => {
                     let this = self.clone();
-                    starting.spawn(async move { this.start_late().await });
+                    starting.spawn(async move {
+                        this.start_late().await;
+                        if this.inner.owes_places.load(Ordering::Relaxed) {
+                            this.keep_places().await;
+                        }
+                    });
                     false
                 }
                 Some(started) = starting.join_next() => {
@@ -128,6 +134,9 @@ impl NodeEngine {
                     Err(RecvError::Closed) => return,
                 },
             };
+            if all {
+                self.inner.owes_places.store(true, Ordering::Relaxed);
+            }
             if all && let Err(error) = self.sweep().await {
                 tracing::warn!(error = %chain(&error), "looking for sandboxes that nobody uses");
             }
@@ -136,16 +145,23 @@ impl NodeEngine {
 
     /// Gives back what a container that has ended, or is gone, does not need any more. Does nothing for one that runs.
     pub(super) async fn settle(&self, id: ContainerId) {
+        if self.settle_in_turn(id).await {
+            self.leave_places(id).await;
+        }
+    }
+
+    /// Returns whether it has ended.
+    async fn settle_in_turn(&self, id: ContainerId) -> bool {
         let _turn = self.turn(id).await;
         let container = self.inner.containers.inspect(id).ok();
         let held = match &container {
-            Some(container) if is_live(container.state.status) => return,
+            Some(container) if is_live(container.state.status) => return false,
             // Its sandbox and its volumes are the agent's.
-            Some(container) if container.config.task.is_some() => return,
+            Some(container) if container.config.task.is_some() => return false,
             Some(container) => {
                 self.release(&sandbox_id(&container.config)).await;
                 self.unmount_unused(container).await;
-                return;
+                return true;
             }
             None => self.held().remove(&id),
         };
@@ -154,6 +170,7 @@ impl NodeEngine {
             remove_anonymous(&self.inner.volumes, self.unused(held.volumes)).await;
         }
         self.turns().remove(&id);
+        true
     }
 
     async fn release(&self, sandbox: &str) {

@@ -136,6 +136,7 @@ impl From<EngineError> for ApiError {
             | EngineError::NoSuchExec(_)
             | EngineError::NoSuchVolume(_)
             | EngineError::NoSuchNetwork(_) => StatusCode::NOT_FOUND,
+            EngineError::Forbidden(_) => StatusCode::FORBIDDEN,
             EngineError::Conflict(_) => StatusCode::CONFLICT,
             EngineError::Invalid(_) | EngineError::StartFailed(_) => StatusCode::BAD_REQUEST,
             // The registry's own words tell a missing image from a registry that cannot be reached.

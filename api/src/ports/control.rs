@@ -13,8 +13,8 @@ use ipnet::IpNet;
 use skep_proto::model::session::TaskVitals;
 use skep_proto::model::{
     Availability, Cluster, ClusterSpec, Config, ConfigId, ConfigSpec, ContainerId, Network, NetworkId, NetworkSpec,
-    Node, NodeId, NodeSpec, Secret, SecretId, SecretSpec, Service, ServiceId, ServiceSpec, Task, TaskId, TaskState,
-    Timestamp, Version,
+    Node, NodeId, NodeSpec, Secret, SecretId, SecretSpec, Service, ServiceId, ServiceSpec, Task, TaskState, Timestamp,
+    Version,
 };
 
 use super::BoxDuplex;
@@ -232,10 +232,6 @@ pub trait ControlPlane: Send + Sync + 'static {
     /// Where a task's container lives. The reference is an id, a unique prefix of one, or a container name; `None` when
     /// no task has such a container, so that it can only be a plain one of the node that was asked.
     async fn locate_container(&self, reference: &Reference) -> Result<Option<ContainerLocation>, ControlError>;
-    /// Joins a plain container of this node to an attachable network: gives it an address, which dies with the lease.
-    async fn attach(&self, request: AttachRequest) -> Result<Arc<Task>, ControlError>;
-    /// Ends what [`Self::attach`] began.
-    async fn detach(&self, task: TaskId) -> Result<(), ControlError>;
 
     /// What happens to the cluster's objects.
     fn events(&self) -> EventFeed;
@@ -346,23 +342,6 @@ pub struct ContainerLocation {
     pub container: ContainerId,
     /// Its node.
     pub node: NodeId,
-}
-
-/// A plain container that wants to join a network of the cluster.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AttachRequest {
-    /// Its node.
-    pub node: NodeId,
-    /// The container.
-    pub container: ContainerId,
-    /// Its name.
-    pub name: String,
-    /// The network.
-    pub network: NetworkId,
-    /// Further names.
-    pub aliases: Vec<String>,
-    /// Addresses asked for.
-    pub addresses: Vec<IpAddr>,
 }
 
 /// Which objects are wanted. Empty sets do not filter; within a set one match is enough.

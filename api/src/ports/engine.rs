@@ -11,7 +11,7 @@ use skep_proto::model::engine::{
     Container, ContainerConfig, ExecConfig, ExecState, Image, LocalNetwork, LogLine, LogQuery, Output, PullProgress,
     Volume,
 };
-use skep_proto::model::{ContainerId, Labels};
+use skep_proto::model::{ContainerId, Labels, Network};
 
 use super::control::Reference;
 use super::events::EventFeed;
@@ -126,6 +126,10 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Networks of this node.
     async fn networks(&self) -> Result<Vec<LocalNetwork>, EngineError>;
+    /// Networks of the cluster that this node uses, as the managers describe them; for nodes that are no managers.
+    async fn cluster_networks(&self) -> Result<Vec<Network>, EngineError> {
+        Ok(Vec::new())
+    }
     /// Makes a bridge network of this node.
     async fn create_network(&self, network: LocalNetwork) -> Result<LocalNetwork, EngineError>;
     /// Removes one that no container uses.
@@ -277,6 +281,9 @@ pub enum EngineError {
     /// No such network.
     #[error("network {0} not found")]
     NoSuchNetwork(String),
+    /// The cluster does not allow it.
+    #[error("{0}")]
+    Forbidden(String),
     /// A name is taken, or the object is in a state that forbids it.
     #[error("{0}")]
     Conflict(String),

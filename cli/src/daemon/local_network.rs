@@ -12,6 +12,7 @@ use skep_network::{
     BridgeAttachment, HostPort, LinkKind, NetworkError, OverlayAttachment, Resolver, SandboxId, SandboxLink,
     SandboxSpec,
 };
+use skep_proto::model::NetworkId;
 use skep_proto::model::engine::PortBinding;
 use skep_proto::model::network::Subnet;
 use skep_proto::model::view::NetworkView;
@@ -25,7 +26,7 @@ pub struct LocalNetwork(pub Arc<ClusterNetwork>);
 impl Sandboxes for LocalNetwork {
     async fn ensure(&self, request: SandboxRequest) -> Result<Sandbox, SandboxError> {
         let view = self.0.view();
-        let spec = specification(&request, &view)?;
+        let spec = specification(&request)?;
         let made = self.0.layer().create_sandbox(spec).await.map_err(error)?;
         Ok(sandbox(&made, &view))
     }
@@ -38,6 +39,10 @@ impl Sandboxes for LocalNetwork {
     async fn list(&self) -> Result<Vec<Sandbox>, SandboxError> {
         let view = self.0.view();
         Ok(self.0.layer().sandboxes().await.iter().map(|made| sandbox(made, &view)).collect())
+    }
+
+    fn overlays(&self) -> Vec<NetworkId> {
+        self.0.view().networks.keys().copied().collect()
     }
 
     async fn ensure_bridge(&self, request: BridgeRequest) -> Result<Bridge, SandboxError> {
@@ -64,17 +69,14 @@ impl Sandboxes for LocalNetwork {
     }
 }
 
-fn specification(request: &SandboxRequest, view: &NetworkView) -> Result<SandboxSpec, SandboxError> {
+fn specification(request: &SandboxRequest) -> Result<SandboxSpec, SandboxError> {
     let id = SandboxId::new(request.id.clone());
     let id = id.ok_or_else(|| SandboxError::Invalid(format!("{:?} cannot name a sandbox", request.id)))?;
     let mut spec = SandboxSpec::new(id);
     for join in &request.overlays {
-        let address = join.addresses.iter().find(|a| a.is_ipv4()).copied();
-        let address = address.ok_or_else(|| SandboxError::Invalid("an overlay network gave no IPv4 address".into()))?;
-        let subnet =
-            view.networks.get(&join.network).and_then(|n| n.subnets.iter().find(|s| s.subnet.contains(&address)));
-        let length = subnet.map_or(24, |s| s.subnet.prefix_len());
-        let address = IpNet::new(address, length).map_err(|e| SandboxError::Invalid(e.to_string()))?;
+        let address = join.addresses.iter().find(|a| matches!(a, IpNet::V4(_)));
+        let address =
+            *address.ok_or_else(|| SandboxError::Invalid("an overlay network gave no IPv4 address".into()))?;
         spec.overlays.push(OverlayAttachment { network: join.network, address, names: join.names.clone() });
     }
     spec.mesh = !spec.overlays.is_empty();

@@ -5,6 +5,7 @@ mod local_network;
 pub mod net;
 mod network;
 mod node;
+mod places;
 mod resources;
 pub mod restore;
 mod swarm;

@@ -22,6 +22,7 @@ use skep_proto::model::{NodeDescription, NodeId, Timestamp};
 use super::config::Config;
 use super::local_network::LocalNetwork;
 use super::network::ClusterNetwork;
+use super::places::Places;
 
 /// Containers made or started at a time: the kernel serialises most of it anyway.
 const PARALLEL_STARTS: usize = 8;
@@ -34,6 +35,8 @@ pub struct NodeServices {
     volumes: Volumes,
     /// The network.
     pub network: Arc<ClusterNetwork>,
+    /// The engine's way to the managers.
+    pub places: Arc<Places>,
     /// The engine that faces call.
     pub engine: Arc<NodeEngine>,
 }
@@ -68,17 +71,19 @@ impl NodeServices {
             netd::Client::start(netd::ClientConfig::new(config.root.join("network").join("netd"), program.clone()));
         let names = Arc::new(client.await.context("starting the name server (skep net)")?);
         let network = Arc::new(ClusterNetwork::start(config, data_path, names, program)?);
+        let places = Arc::new(Places::new());
         let engine = NodeEngine::open(Parts {
             images: images.clone(),
             containers: containers.clone(),
             volumes: volumes.clone(),
             sandboxes: Arc::new(LocalNetwork(network.clone())),
+            cluster: places.clone(),
             facts: facts(config),
             clock: Arc::new(now),
         });
         let engine = Arc::new(engine.await.context("opening the engine")?);
         engine.recover().await.context("taking over the containers")?;
-        Ok(Self { config: config.clone(), images, containers, volumes, network, engine })
+        Ok(Self { config: config.clone(), images, containers, volumes, network, places, engine })
     }
 
     /// What the node tells the managers of itself.

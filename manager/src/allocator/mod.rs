@@ -186,6 +186,15 @@ fn overlay_networks<'a>(targets: impl Iterator<Item = &'a str> + 'a) -> impl Ite
 }
 
 fn task(state: &State, handle: u32, row: &TaskRow, given: &mut Given) -> Result<Group, Lack> {
+    if let Some(attached) = state.attached(handle) {
+        let network = state.networks().lookup(attached.network).ok_or_else(network_gone)?;
+        let address = match attached.address {
+            Some(address) => asked_address(state, network, address, given)?,
+            None => free_address(state, network.id, given)?,
+        };
+        let (task, addresses) = (row.reference(handle), vec![(attached.network, vec![address])]);
+        return Ok(Group::of(Change::Allocate { task, if_version: row.version, addresses }));
+    }
     let spec = state.spec_of(row).ok_or(Lack::Later)?;
     let service = row.service.and_then(|r| Some((r, state.services().lookup(r)?)));
     if let Some((reference, service)) = service.filter(|(_, s)| s.spec_version == row.spec_version && !is_allocated(s))
@@ -201,6 +210,28 @@ fn task(state: &State, handle: u32, row: &TaskRow, given: &mut Given) -> Result<
     }
     let task = row.reference(handle);
     Ok(Group::of(Change::Allocate { task, if_version: row.version, addresses }))
+}
+
+/// An address that was asked for, if it can be had.
+fn asked_address(state: &State, network: &Network, address: Ipv4Addr, given: &mut Given) -> Result<IpNet, Lack> {
+    let reference = state.networks().reference(network.id).ok_or_else(network_gone)?;
+    let name = &network.spec.annotations.name;
+    let subnet = network.subnets.iter().find(|s| s.subnet.contains(&IpAddr::V4(address)));
+    let subnet = subnet.ok_or_else(|| Lack::Impossible(format!("address {address} is outside of network {name}")))?;
+    let (is_edge, key) = match subnet.subnet {
+        IpNet::V4(net) => (address == net.network() || address == net.broadcast(), reference.handle()),
+        IpNet::V6(_) => (true, reference.handle()),
+    };
+    let is_taken = is_edge
+        || subnet.gateway == IpAddr::V4(address)
+        || state.is_address_used(reference, address.into())
+        || !given.addresses.insert((key, u32::from(address)));
+    if is_taken {
+        // Docker's words.
+        return Err(Lack::Impossible("Address already in use".into()));
+    }
+    let net = IpNet::new(address.into(), subnet.subnet.prefix_len());
+    net.map_err(|_| Lack::Impossible(format!("network {name} has an impossible subnet")))
 }
 
 fn network_gone() -> Lack {

@@ -1,7 +1,8 @@
-use skep_proto::model::ServiceMode;
 use skep_proto::model::service::{EndpointMode, EndpointSpec, PortConfig, Protocol, PublishMode};
 use skep_proto::model::task::NetworkAttachmentSpec;
+use skep_proto::model::{ContainerId, ServiceMode, TaskId, TaskState};
 
+use crate::store::{Attached, Change, Group, Outcome, Refusal};
 use crate::world::World;
 
 fn on(network: skep_proto::model::NetworkId) -> Vec<NetworkAttachmentSpec> {
@@ -121,4 +122,60 @@ fn a_task_s_address_rests_before_it_is_given_again() {
         seen.insert(world.running(id)[0].attachments[0].addresses[0]);
     }
     assert_eq!(seen.len(), 50);
+}
+
+/// A plain container on a network, on the first node.
+fn attach(world: &World, network: skep_proto::model::NetworkId, container: u8, address: Option<&str>) -> Change {
+    let state = world.view();
+    let attached = Attached {
+        network: state.networks().reference(network).unwrap(),
+        container: ContainerId([container; 32]),
+        name: format!("c{container}"),
+        aliases: vec!["db".into()],
+        address: address.map(|a| a.parse().unwrap()),
+    };
+    let node = state.nodes().iter().next().unwrap().0;
+    Change::Attach { id: TaskId(u128::from(container)), node, attached }
+}
+
+#[test]
+fn a_plain_container_gets_the_address_it_asked_for_or_is_told_why_not() {
+    let mut world = World::new().nodes(1);
+    let network = world.add_network("net");
+    world.settle();
+    let changes = [attach(&world, network, 1, Some("10.0.0.9")), attach(&world, network, 2, Some("10.0.0.9"))];
+    changes.into_iter().for_each(|change| world.apply(change));
+    world.settle();
+    let state = world.view();
+    let first = state.task(TaskId(1)).unwrap();
+    let shown = first.attachments.iter().map(|a| (a.addresses[0].to_string(), a.aliases.clone())).collect::<Vec<_>>();
+    assert_eq!((first.status.state, shown), (TaskState::Running, vec![("10.0.0.9/24".into(), vec!["db".into()])]));
+    let second = state.task(TaskId(2)).unwrap();
+    assert_eq!((second.status.state, second.status.error.as_str()), (TaskState::New, "Address already in use"));
+    // A container has one place on a network.
+    let Change::Attach { node, attached, .. } = attach(&world, network, 1, None) else { panic!("not an attachment") };
+    let again = Change::Attach { id: TaskId(3), node, attached };
+    assert!(matches!(world.propose(vec![Group::of(again)])[..], [Outcome::Refused(_)]));
+    state.check().unwrap();
+    assert_eq!(world.reopened().digest(), state.digest());
+}
+
+#[test]
+fn a_network_with_a_plain_container_stays_until_the_container_s_node_is_removed() {
+    let mut world = World::new().nodes(1);
+    let network = world.add_network("net");
+    world.settle();
+    world.apply(attach(&world, network, 1, None));
+    world.settle();
+    let mut going = (**world.view().networks().get(network).unwrap()).clone();
+    going.pending_delete = true;
+    let outcome = world.propose(vec![Group::of(Change::update(&going))]);
+    assert!(matches!(&outcome[..], [Outcome::Refused(Refusal::InUse { by, .. })] if *by == [TaskId(1).to_string()]));
+    let node = world.view().nodes().values().next().unwrap().clone();
+    world.apply(Change::delete(&*node));
+    world.settle();
+    assert_eq!(world.view().task(TaskId(1)), None);
+    world.apply(Change::update(&going));
+    world.settle();
+    assert!(world.view().networks().get(network).is_none());
 }

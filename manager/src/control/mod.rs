@@ -3,6 +3,7 @@
 //! Every call begins with a read barrier, so that it sees every write acknowledged before it, on any manager. A change is
 //! one group of the log: checked here for sense, and once more against the state where it is applied.
 
+mod attachments;
 mod cluster;
 mod containers;
 pub mod events;
@@ -23,20 +24,21 @@ use std::time::Duration;
 use async_trait::async_trait;
 use skep_api::ports::BoxDuplex;
 use skep_api::ports::control::{
-    AttachRequest, ContainerLocation, ControlError, ControlPlane, NodeStatus, ObjectFilter, Reference, Rotations,
-    ServiceStatus, ServiceUpdate, TaskFilter, TaskView,
+    ContainerLocation, ControlError, ControlPlane, NodeStatus, ObjectFilter, Reference, Rotations, ServiceStatus,
+    ServiceUpdate, TaskFilter, TaskView,
 };
 use skep_api::ports::events::{EventFeed, EventLog};
 use skep_proto::model::session::TaskVitals;
 use skep_proto::model::{
     Cluster, ClusterSpec, Config, ConfigId, ConfigSpec, Network, NetworkId, NetworkSpec, NodeId, NodeSpec, Secret,
-    SecretId, SecretSpec, ServiceId, ServiceSpec, Task, TaskId, Version,
+    SecretId, SecretSpec, ServiceId, ServiceSpec, TaskId, Version,
 };
 
 use crate::membership::Membership;
 use crate::raft::{Raft, RaftError};
 use crate::store::{Change, Group, Outcome, State, Store};
 
+pub use attachments::{AttachError, AttachRequest, Place};
 pub use cluster::{check_settings, new_unlock_key};
 pub use refusal::from_proposal;
 
@@ -230,12 +232,6 @@ impl ControlPlane for Control {
 
     async fn locate_container(&self, reference: &Reference) -> Result<Option<ContainerLocation>, ControlError> {
         self.find_container(reference).await
-    }
-    async fn attach(&self, _request: AttachRequest) -> Result<Arc<Task>, ControlError> {
-        Err(ControlError::Unsupported("attaching a plain container to an overlay network".into()))
-    }
-    async fn detach(&self, _task: TaskId) -> Result<(), ControlError> {
-        Err(ControlError::Unsupported("detaching a plain container from an overlay network".into()))
     }
 
     fn events(&self) -> EventFeed {

@@ -1,6 +1,7 @@
 //! The store's refusals in Docker's words.
 
 use skep_api::ports::control::ControlError;
+use skep_proto::model::TaskId;
 
 use super::ProposeError;
 use crate::store::{Kind, RawId, Refusal};
@@ -31,6 +32,10 @@ pub fn to_control_error(refusal: Refusal) -> ControlError {
             ControlError::NotFound { kind: kind.as_str(), reference: RawId(id).to_string() }
         }
         Refusal::InUse { kind, name, by } => {
+            if kind == Kind::Network && by.iter().all(|user| user.parse::<TaskId>().is_ok()) {
+                let text = format!("network {name} is in use by task {}", by.join(", "));
+                return ControlError::FailedPrecondition(text);
+            }
             let plural = if by.len() == 1 { "service" } else { "services" };
             let text = match kind {
                 // swarmkit's words, each kind's own.

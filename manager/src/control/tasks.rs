@@ -102,7 +102,9 @@ impl<'a> Wanted<'a> {
                 .service
                 .and_then(|id| state.services().get(id))
                 .is_some_and(|s| s.spec_version == task.spec_version);
-        is_of_service
+        // As with Docker, places of plain containers on networks are not listed.
+        task.service.is_some()
+            && is_of_service
             && is_on_node
             && is_up_to_date
             && (filter.desired.is_empty() || filter.desired.contains(&shown_desired(task, state)))

@@ -133,24 +133,25 @@ impl Outlook {
     }
 
     fn refresh_used(&mut self, view: &dyn ClusterView, dirty: &Dirty) {
-        let mut look = |handle: u32, task: Option<&TaskFacts>| {
-            let networks: Vec<NetworkId> = task.into_iter().flat_map(|t| derive::networks_used(t, self.node)).collect();
+        let (node, used) = (self.node, &mut self.used);
+        let look = |used: &mut HashMap<u32, Vec<NetworkId>>, handle: u32, task: Option<&TaskFacts>| {
+            let networks: Vec<NetworkId> = task.into_iter().flat_map(|t| derive::networks_used(t, node)).collect();
             if networks.is_empty() {
-                self.used.remove(&handle)
+                used.remove(&handle);
             } else {
-                self.used.insert(handle, networks)
-            };
+                used.insert(handle, networks);
+            }
         };
         if dirty.all {
-            let tasks = view.tasks_on_node(self.node);
+            let tasks = view.tasks_on_node(node);
             let gone: Vec<u32> = {
                 let now: HashSet<u32> = tasks.iter().map(|t| t.handle).collect();
-                self.tasks.keys().filter(|handle| !now.contains(handle)).copied().collect()
+                used.keys().filter(|handle| !now.contains(handle)).copied().collect()
             };
-            gone.into_iter().for_each(|handle| look(handle, None));
-            tasks.iter().for_each(|task| look(task.handle, Some(task)));
+            gone.into_iter().for_each(|handle| look(used, handle, None));
+            tasks.iter().for_each(|task| look(used, task.handle, Some(task)));
         } else {
-            dirty.own.iter().for_each(|handle| look(*handle, view.task_at(*handle).as_ref()));
+            dirty.own.iter().for_each(|handle| look(used, *handle, view.task_at(*handle).as_ref()));
         }
     }
 

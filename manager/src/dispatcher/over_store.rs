@@ -78,9 +78,8 @@ impl ClusterView for State {
         rows.map(|(handle, row)| facts(self, handle, row)).collect()
     }
 
-    /// No change of the log makes such tasks yet; with the one that does comes an index of them.
     fn tasks_without_service(&self) -> Vec<TaskFacts> {
-        Vec::new()
+        self.attachments_of_containers().map(|(handle, row, _)| facts(self, handle, row)).collect()
     }
 
     fn spec(&self, key: SpecKey) -> Option<Arc<AssignedSpec>> {
@@ -116,13 +115,13 @@ fn facts(state: &State, handle: u32, row: &TaskRow) -> TaskFacts {
         handle,
         id: row.id,
         service: row.service.and_then(|service| state.services().lookup(service)).map(|service| service.id),
-        name: None,
+        name: state.attached(handle).map(|attached| attached.name.clone()),
         node: row.node.and_then(|node| state.nodes().lookup(node)).map(|node| node.id),
         slot: row.slot,
         spec_version: row.spec_version,
         desired: row.desired,
         state: row.state,
-        attachments: state.attachments(row, state.extra(handle).map(|extra| &**extra)),
+        attachments: state.attachments(handle, row),
         mesh: row.mesh.map(Into::into),
     }
 }

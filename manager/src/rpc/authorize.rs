@@ -33,6 +33,10 @@ pub enum Access {
 
 /// Every method of every service, by path.
 pub const RULES: &[(&str, Access)] = &[
+    ("/skep.attach.Attachments/Network", Access::Node),
+    ("/skep.attach.Attachments/Attach", Access::Node),
+    ("/skep.attach.Attachments/Detach", Access::Node),
+    ("/skep.attach.Attachments/Keep", Access::Node),
     ("/skep.ca.CertificateAuthority/GetRootCa", Access::Open),
     ("/skep.ca.CertificateAuthority/IssueCertificate", Access::Open),
     ("/skep.ca.CertificateAuthority/RenewCertificate", Access::Node),

@@ -4,6 +4,7 @@
 //! [`authorize`] lets a call through by its path and the caller's certificate, and denies by default. What a call does is
 //! the services' business. To dial, use [`skep_identity::Connector`].
 
+pub mod attachments;
 pub mod authorize;
 #[cfg(test)]
 pub(crate) mod fake;
@@ -16,6 +17,7 @@ use std::net::SocketAddr;
 
 use skep_identity::Identity;
 
+pub use attachments::AttachmentService;
 pub use authorize::{Access, Authorize, CertificateRoles, RULES, Roles};
 pub use links::RaftLinks;
 pub use server::{Limits, Listener, Server, TcpAcceptor};

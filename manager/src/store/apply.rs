@@ -47,7 +47,7 @@ struct Observed<'a> {
 }
 
 /// What becomes of the rare part when a row is written.
-enum Extra {
+pub(super) enum Extra {
     Keep,
     Set(TaskExtra),
 }
@@ -149,6 +149,10 @@ impl State {
                 self.place_in_mesh(context, *task, *address);
                 Ok(())
             }
+            Change::Attach { id, node, attached } => {
+                created.push(self.attach(context, *id, *node, attached)?);
+                Ok(())
+            }
         }
     }
 
@@ -245,7 +249,8 @@ impl State {
                 extra.attachments.push(ExtraAttachment { network: *network, addresses: further });
             }
         }
-        row.state = TaskState::Pending;
+        // A container's place on a network needs no node to be found and nothing to be started.
+        row.state = if self.attached(task.handle()).is_some() { TaskState::Running } else { TaskState::Pending };
         (row.version, row.updated_ms, row.status_ms) = (context.index, context.at.0, context.at.0);
         self.write(context, task.handle(), Some(row), Extra::Set(extra));
         Ok(())
@@ -428,7 +433,7 @@ impl State {
     }
 
     /// The one place where tasks are written: rows, rare parts, digest, indexes, sums and spec counts follow from it.
-    fn write(&mut self, context: &mut Context<'_>, handle: u32, new: Option<TaskRow>, extra: Extra) {
+    pub(super) fn write(&mut self, context: &mut Context<'_>, handle: u32, new: Option<TaskRow>, extra: Extra) {
         let old = self.row_at(handle).copied();
         let old_extra = old.and_then(|_| self.extras.get(&handle).cloned());
         let new_extra = match extra {
@@ -462,6 +467,11 @@ impl State {
                 Some(extra) => drop(self.extras.insert(handle, extra)),
                 None => drop(self.extras.remove(&handle)),
             }
+        }
+        if new.is_none()
+            && let Some(gone) = self.attached.remove(&handle)
+        {
+            self.digest ^= digest::of(Domain::Attached, handle, &*gone);
         }
         match (old.is_some(), new) {
             (true, Some(row)) => *self.rows.get_mut(handle).expect("the row was just read") = row,

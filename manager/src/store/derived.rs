@@ -149,7 +149,9 @@ impl Derived {
             row.service.filter(|_| waits).map(|s| (s.handle(), row.spec_version, handle))
         };
         move_key(&mut self.unplaced, old.and_then(unplaced), new.and_then(unplaced));
-        let removable = |row: &TaskRow| (row.desired == TaskState::Remove && row.is_dead()).then_some(handle);
+        // A container's place on a network has no history.
+        let is_removable = |row: &TaskRow| (row.desired == TaskState::Remove || row.service.is_none()) && row.is_dead();
+        let removable = |row: &TaskRow| is_removable(row).then_some(handle);
         move_key(&mut self.removable, old.and_then(removable), new.and_then(removable));
         let address = |row: &TaskRow| {
             let held = row.attachment.filter(|_| !row.is_dead());

@@ -15,6 +15,7 @@ pub(super) enum Domain {
     Request,
     Cursor,
     Removed,
+    Attached,
 }
 
 /// The contribution of one row.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use skep_proto::model::{NodeId, TaskId, TaskState};
 
 use super::refs::{NetworkRef, NodeRef, ServiceRef, TaskRef};
-use super::row::HostPort;
+use super::row::{Attached, HostPort};
 use super::table::{Object, RawId};
 
 /// The newest entry format of this build.
@@ -219,6 +219,16 @@ pub enum Change {
         task: TaskRef,
         /// The address.
         address: Option<IpAddr>,
+    },
+    /// Makes a task without a service, which stands for a plain container on a network. The allocator gives it its
+    /// address, and with that it runs: there is nothing to schedule and nothing to start.
+    Attach {
+        /// Its id, drawn by the proposer.
+        id: TaskId,
+        /// The container's node.
+        node: NodeRef,
+        /// Network, container, names.
+        attached: Attached,
     },
 }
 

@@ -7,6 +7,7 @@
 //! `apply` is deterministic and never fails: what cannot be done is a [`Refusal`].
 
 mod apply;
+mod attach;
 pub mod codec;
 mod derived;
 mod digest;
@@ -34,7 +35,7 @@ pub use entry::{
 pub use propose::{Codec, Proposals};
 pub use refs::{ClusterRef, ConfigRef, NetworkRef, NodeRef, Reference, SecretRef, ServiceRef, TaskRef};
 pub use replica::Replica;
-pub use row::{Attachment, ExtraAttachment, HostPort, TaskExtra, TaskRow, usual_message};
+pub use row::{Attached, Attachment, ExtraAttachment, HostPort, TaskExtra, TaskRow, usual_message};
 pub use spec::{SharedSpec, host_ports, same_tasks};
 pub use state::State;
 pub use table::{Object, RawId, Table};

@@ -284,7 +284,13 @@ impl State {
 
     fn check_network_unused(&self, network: &Network) -> Result<(), Refusal> {
         let users = self.services.values().filter(|s| uses_network(s, network.id));
-        let by: Vec<_> = users.map(|s| s.spec.annotations.name.clone()).collect();
+        let mut by: Vec<_> = users.map(|s| s.spec.annotations.name.clone()).collect();
+        if by.is_empty()
+            && let Some(reference) = self.networks.reference(network.id)
+        {
+            let on_it = self.attachments_of_containers().filter(|(_, row, a)| !row.is_dead() && a.network == reference);
+            by.extend(on_it.take(10).map(|(_, row, _)| row.id.to_string()));
+        }
         self.unused(Kind::Network, &network.spec.annotations.name, by)
     }
 

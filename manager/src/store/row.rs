@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use skep_proto::model::service::Protocol;
-use skep_proto::model::{TaskId, TaskState};
+use skep_proto::model::{ContainerId, TaskId, TaskState};
 
 use super::refs::{NetworkRef, NodeRef, Reference, ServiceRef, TaskRef};
 
@@ -140,6 +140,21 @@ pub struct ExtraAttachment {
     pub network: NetworkRef,
     /// Addresses with prefix length.
     pub addresses: Vec<IpNet>,
+}
+
+/// What a task without a service stands for: one plain container on one network.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Attached {
+    /// The network.
+    pub network: NetworkRef,
+    /// The container.
+    pub container: ContainerId,
+    /// Its name, resolvable on the network.
+    pub name: String,
+    /// Further names.
+    pub aliases: Vec<String>,
+    /// The address asked for; `None` for any.
+    pub address: Option<Ipv4Addr>,
 }
 
 /// A port of the node that a task took.

@@ -17,7 +17,7 @@ use super::digest::{self, Domain};
 use super::entry::Kind;
 use super::put::{mesh_ports, object_hash};
 use super::refs::Reference;
-use super::row::{TaskExtra, TaskRow};
+use super::row::{Attached, TaskExtra, TaskRow};
 use super::spec::SharedSpec;
 use super::state::{AnsweredRequest, State};
 use super::table::{Object, Table};
@@ -85,6 +85,10 @@ enum Record {
     CertificatesUntil {
         ms: u64,
     },
+    Attached {
+        task: u32,
+        attached: Attached,
+    },
 }
 
 /// Writes a version.
@@ -116,6 +120,9 @@ pub(super) fn write(state: &State, out: &mut dyn Write) -> io::Result<()> {
     }
     for (task, extra) in &state.extras {
         put(Record::Extra { task: *task, extra: (**extra).clone() })?;
+    }
+    for (task, attached) in &state.attached {
+        put(Record::Attached { task: *task, attached: (**attached).clone() })?;
     }
     for ((service, version), text) in &state.blocked {
         put(Record::Blocked { service: *service, version: *version, text: text.to_string() })?;
@@ -221,6 +228,10 @@ impl Restore {
             Record::Extra { task, extra } => {
                 state.digest ^= digest::of(Domain::Extra, task, &extra);
                 state.extras.insert(task, Arc::new(extra));
+            }
+            Record::Attached { task, attached } => {
+                state.digest ^= digest::of(Domain::Attached, task, &attached);
+                state.attached.insert(task, Arc::new(attached));
             }
             Record::Blocked { service, version, text } => {
                 state.digest ^= digest::of(Domain::Blocked, (service, version), text.as_str());
@@ -339,6 +350,7 @@ impl State {
         let mut digest = 0;
         digest ^= self.rows.iter().fold(0, |sum, (h, row)| sum ^ digest::of(Domain::Row, h, row));
         digest ^= self.extras.iter().fold(0, |sum, (h, extra)| sum ^ digest::of(Domain::Extra, *h, &**extra));
+        digest ^= self.attached.iter().fold(0, |sum, (h, one)| sum ^ digest::of(Domain::Attached, *h, &**one));
         digest ^= self.blocked.iter().fold(0, |sum, (key, text)| sum ^ digest::of(Domain::Blocked, *key, &**text));
         digest ^= self.cursors.iter().fold(0, |sum, (n, address)| sum ^ digest::of(Domain::Cursor, *n, *address));
         digest ^= self.requests.iter().fold(0, |sum, (id, r)| sum ^ digest::of(Domain::Request, *id, r.at_ms));

@@ -17,7 +17,7 @@ use skep_proto::model::{
 use super::derived::{Derived, NodeLoad, ServiceCount, top_bits};
 use super::entry::Outcome;
 use super::refs::{NetworkRef, NodeRef, Reference, ServiceRef, TaskRef};
-use super::row::{TaskExtra, TaskRow, usual_message};
+use super::row::{Attached, TaskExtra, TaskRow, usual_message};
 use super::rows::Rows;
 use super::spec::SharedSpec;
 use super::table::Table;
@@ -32,6 +32,8 @@ pub struct State {
     pub(super) now: Timestamp,
     pub(super) rows: Rows<TaskRow>,
     pub(super) extras: OrdMap<u32, Arc<TaskExtra>>,
+    /// Of tasks without a service, what they stand for.
+    pub(super) attached: OrdMap<u32, Arc<Attached>>,
     pub(super) specs: OrdMap<(u32, u64), SharedSpec>,
     pub(super) clusters: Table<Cluster>,
     pub(super) nodes: Table<Node>,
@@ -186,6 +188,16 @@ impl State {
     /// The rare part of a task, when it has one.
     pub fn extra(&self, handle: u32) -> Option<&Arc<TaskExtra>> {
         self.extras.get(&handle)
+    }
+
+    /// What a task without a service stands for.
+    pub fn attached(&self, handle: u32) -> Option<&Arc<Attached>> {
+        self.attached.get(&handle)
+    }
+
+    /// All tasks without a service, dead ones too, by handle.
+    pub fn attachments_of_containers(&self) -> impl Iterator<Item = (u32, &TaskRow, &Arc<Attached>)> + '_ {
+        self.attached.iter().filter_map(|(handle, attached)| Some((*handle, self.row_at(*handle)?, attached)))
     }
 
     /// All rows with their handles, ascending.
@@ -353,7 +365,7 @@ impl State {
             spec_version: row.spec_version,
             desired: row.desired,
             status: self.status(row, extra.map(|e| &**e)),
-            attachments: self.attachments(row, extra.map(|e| &**e)),
+            attachments: self.attachments(handle, row),
             ports: service.map(|s| s.endpoint.ports.clone()).unwrap_or_default(),
         }
     }
@@ -385,7 +397,8 @@ impl State {
     }
 
     /// A task's addresses by network.
-    pub fn attachments(&self, row: &TaskRow, extra: Option<&TaskExtra>) -> Vec<NetworkAttachment> {
+    pub fn attachments(&self, handle: u32, row: &TaskRow) -> Vec<NetworkAttachment> {
+        let extra = self.extras.get(&handle);
         let mut out: Vec<NetworkAttachment> = Vec::new();
         let first = row.attachment.and_then(|a| {
             let network = self.networks.lookup(a.network)?;
@@ -402,7 +415,8 @@ impl State {
                 let target = network.id.to_string();
                 let spec = self.spec_of(row);
                 let wish = spec.and_then(|s| s.task.networks.iter().find(|n| n.target == target));
-                let aliases = wish.map(|n| n.aliases.clone()).unwrap_or_default();
+                let of_container = self.attached(handle).map(|a| a.aliases.clone());
+                let aliases = wish.map(|n| n.aliases.clone()).or(of_container).unwrap_or_default();
                 out.push(NetworkAttachment { network: network.id, addresses, aliases });
             }
         }

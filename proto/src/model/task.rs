@@ -134,6 +134,7 @@ pub struct NetworkAttachmentSpec {
 /// | - | new | orchestrator |
 /// | new | pending | allocator |
 /// | pending | assigned | scheduler |
+/// | new | running | allocator, for a task without a service: a container's place on a network |
 /// | assigned … running | the next ones, and every end | the agent of its node |
 /// | any | orphaned | node liveness, when its node is lost for good |
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -1,12 +1,9 @@
-//! Making a container: what the engine, the image and the cluster's networks must say first.
-
-use std::sync::Arc;
+//! Making a container: what the engine and the image must say first.
 
 use axum::extract::State;
 use http::StatusCode;
 use serde::Deserialize;
 use skep_proto::model::engine::{NetworkMode, PortBinding};
-use skep_proto::model::{ContainerId, TaskId};
 
 use crate::docker::error::ApiError;
 use crate::docker::extract::{Json, Query};
@@ -14,8 +11,7 @@ use crate::docker::names;
 use crate::docker::spec::container_config;
 use crate::docker::state::App;
 use crate::docker::types::container as json;
-use crate::ports::control::AttachRequest;
-use crate::ports::{ControlPlane, EngineError};
+use crate::ports::EngineError;
 
 #[derive(Deserialize)]
 pub(crate) struct CreateQuery {
@@ -44,7 +40,6 @@ pub(crate) async fn create(
     if new.publish_all {
         publish_exposed(&app, &mut new.config.ports, &new.config.spec.image).await?;
     }
-    let joined = join_networks(&app, &mut new.config.network, id, &new.config.name).await?;
     let created = match app.engine().create(new.config.clone()).await {
         // A drawn name may be taken: draw a longer one.
         Err(EngineError::Conflict(_)) if query.name.is_empty() => {
@@ -53,13 +48,7 @@ pub(crate) async fn create(
         }
         result => result,
     };
-    let created = match created {
-        Ok(created) => created,
-        Err(error) => {
-            joined.leave().await;
-            return Err(error.into());
-        }
-    };
+    let created = created?;
     new.warnings.extend(created.warnings);
     let answer = json::ContainerCreated { id: created.id.to_string(), warnings: new.warnings };
     Ok((StatusCode::CREATED, axum::Json(answer)))
@@ -88,76 +77,4 @@ async fn publish_exposed(app: &App, ports: &mut Vec<PortBinding>, image: &str) -
         }
     }
     Ok(())
-}
-
-/// Places on the cluster's networks that a container was given before it was made.
-#[derive(Default)]
-struct Joined(Vec<(Arc<dyn ControlPlane>, TaskId)>);
-
-impl Joined {
-    /// Gives them back.
-    async fn leave(self) {
-        for (control, task) in self.0 {
-            if let Err(error) = control.detach(task).await {
-                tracing::warn!(%task, %error, "an attachment is left to its lease");
-            }
-        }
-    }
-}
-
-/// Gets addresses for those of the named networks that are the cluster's; the others are this node's.
-async fn join_networks(
-    app: &App,
-    network: &mut NetworkMode,
-    container: ContainerId,
-    name: &str,
-) -> Result<Joined, ApiError> {
-    let mut joined = Joined::default();
-    let NetworkMode::Networks(wishes) = network else { return Ok(joined) };
-    let local = app.engine().networks().await?;
-    for wish in wishes {
-        if local.iter().any(|n| n.name == wish.network || n.id == wish.network) {
-            continue;
-        }
-        let Some(found) = super::networks::cluster(app, &wish.network).await? else { continue };
-        let result = async {
-            if !found.spec.attachable {
-                return Err(ApiError::forbidden(format!(
-                    "Could not attach to network {}: rpc error: code = PermissionDenied desc = network {} not manually \
-                     attachable",
-                    wish.network, wish.network
-                )));
-            }
-            let node = app.node().ok_or_else(|| ApiError::not_found(format!("network {} not found", wish.network)))?;
-            let control = app.control()?;
-            let task = control
-                .attach(AttachRequest {
-                    node,
-                    container,
-                    name: name.to_owned(),
-                    network: found.id,
-                    aliases: wish.aliases.clone(),
-                    addresses: wish.addresses.clone(),
-                })
-                .await?;
-            Ok((control, task))
-        };
-        match result.await {
-            Ok((control, task)) => {
-                wish.network = found.id.to_string();
-                wish.addresses = task
-                    .attachments
-                    .iter()
-                    .filter(|a| a.network == found.id)
-                    .flat_map(|a| a.addresses.iter().map(ipnet::IpNet::addr))
-                    .collect();
-                joined.0.push((control, task.id));
-            }
-            Err(error) => {
-                joined.leave().await;
-                return Err(error);
-            }
-        }
-    }
-    Ok(joined)
 }

@@ -30,11 +30,11 @@ pub(crate) fn routes() -> Router<App> {
         .route("/networks/{id}/disconnect", post(disconnect))
 }
 
-/// The cluster's networks, as far as this node can see them: none on a node that is no manager.
+/// The cluster's networks, as far as this node can see them: on one that is no manager, those that it uses.
 async fn cluster_networks(app: &App) -> Result<Vec<Arc<Network>>, ApiError> {
     match app.swarm.control() {
         Ok(control) => Ok(control.networks(&ObjectFilter::default()).await?),
-        Err(_) => Ok(Vec::new()),
+        Err(_) => Ok(app.engine().cluster_networks().await?.into_iter().map(Arc::new).collect()),
     }
 }
 
@@ -129,9 +129,13 @@ async fn local(app: &App, reference: &str) -> Result<Option<LocalNetwork>, ApiEr
     Ok(prefixed.next().filter(|_| prefixed.next().is_none()))
 }
 
-/// A network of the cluster; `None` when there is none, or when this node is no manager.
-pub(crate) async fn cluster(app: &App, reference: &str) -> Result<Option<Arc<Network>>, ApiError> {
-    let Ok(control) = app.swarm.control() else { return Ok(None) };
+/// A network of the cluster; `None` when there is none, or when this node is no manager and does not use it.
+async fn cluster(app: &App, reference: &str) -> Result<Option<Arc<Network>>, ApiError> {
+    let Ok(control) = app.swarm.control() else {
+        let known = cluster_networks(app).await?;
+        let is_meant = |n: &&Arc<Network>| n.spec.annotations.name == reference || n.id.to_string() == reference;
+        return Ok(known.iter().find(is_meant).cloned());
+    };
     match control.network(reference).await {
         Ok(network) => Ok(Some(network)),
         Err(ControlError::NotFound { .. }) => Ok(None),

@@ -768,14 +768,6 @@ impl ControlPlane for World {
         Ok(found.and_then(|t| Some(ContainerLocation { container: ContainerId::of_task(t.id, 0), node: t.node? })))
     }
 
-    async fn attach(&self, request: AttachRequest) -> Result<Arc<Task>, ControlError> {
-        Err(ControlError::Unsupported(format!("attaching {}", request.name)))
-    }
-
-    async fn detach(&self, _: TaskId) -> Result<(), ControlError> {
-        Ok(())
-    }
-
     async fn open_engine(&self, node: NodeId) -> Result<BoxDuplex, ControlError> {
         let router = docker::local_router(self.engines[&node].clone(), "0.1.0", Arc::new(now));
         let (ours, theirs) = tokio::io::duplex(1 << 14);

@@ -25,6 +25,7 @@ use super::saved::Saved;
 use super::seat::Seat;
 use crate::daemon::config::Config;
 use crate::daemon::node::NodeServices;
+use crate::daemon::places::Way;
 
 /// What a member starts from.
 pub struct Start {
@@ -82,6 +83,11 @@ impl Member {
         let (describe, description) = watch::channel(told);
         let agent = start_agent(config, services, &connector, &saved, description, stop.child_token())?;
         let session = agent.status();
+        services.places.set(Way::Through {
+            connector: connector.clone(),
+            seeds: seeds(&saved),
+            session: session.clone(),
+        });
         let mut parts = JoinSet::new();
         parts.spawn(tell_trust(connector.live().clone(), describe, stop.clone()));
         parts.spawn(renew(connector, disk, session.clone(), stop.clone()));
@@ -184,6 +190,12 @@ fn refusal_to_leave(reachable: usize, managers: usize) -> String {
     text
 }
 
+/// Managers to begin with: the node's own, then those that it knew when it joined.
+fn seeds(saved: &Saved) -> Vec<SocketAddr> {
+    let own = saved.raft_id.is_some().then_some(saved.advertise);
+    own.into_iter().chain(saved.managers.iter().copied()).collect()
+}
+
 fn start_agent(
     config: &Config,
     services: &Arc<NodeServices>,
@@ -193,12 +205,7 @@ fn start_agent(
     stop: CancellationToken,
 ) -> anyhow::Result<Agent> {
     let node = connector.live().identity().node;
-    let own = saved.raft_id.is_some().then_some(saved.advertise);
-    let settings = AgentConfig {
-        node,
-        state: config.root.join("state").join("agent.redb"),
-        managers: own.into_iter().chain(saved.managers.iter().copied()).collect(),
-    };
+    let settings = AgentConfig { node, state: config.root.join("state").join("agent.redb"), managers: seeds(saved) };
     let facts = description.borrow().clone();
     let files = Files::default();
     let deps = AgentDeps {

@@ -34,6 +34,7 @@ use tokio::sync::Mutex;
 
 use super::config::Config;
 use super::node::NodeServices;
+use super::places::Way;
 use addresses::{Addresses, Asked};
 use member::{Member, Start};
 use saved::Saved;
@@ -87,7 +88,10 @@ impl NodeSwarm {
     }
 
     async fn try_resume(&self, unlock: Option<UnlockKey>) -> anyhow::Result<()> {
-        let Some(saved) = Saved::load(&self.config.root)? else { return Ok(()) };
+        let Some(saved) = Saved::load(&self.config.root)? else {
+            self.services.places.set(Way::None);
+            return Ok(());
+        };
         let saved = saved.moved(&self.config);
         match lock::look(&self.config.root.join("raft"), unlock.as_ref())? {
             Guard::Locked => {
@@ -402,6 +406,7 @@ impl Swarm for NodeSwarm {
                 "this node cannot take part in its cluster; use --force to leave it all the same".into(),
             ));
         }
+        self.services.places.set(Way::None);
         self.error.store(None);
         self.locked.store(false, Ordering::Release);
         self.forget().map_err(|error| internal("removing the cluster's files", error))

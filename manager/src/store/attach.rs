@@ -1,0 +1,61 @@
+//! Applying the attachment of a plain container to a network.
+
+use std::sync::Arc;
+
+use skep_proto::model::{TaskId, TaskState};
+
+use super::apply::{Context, Extra};
+use super::digest::{self, Domain};
+use super::entry::{NodeReason, Refusal};
+use super::refs::{NodeRef, TaskRef};
+use super::row::{Attached, TaskRow};
+use super::state::{State, generation_after};
+
+impl State {
+    /// Makes the task; the allocator gives it its address.
+    pub(super) fn attach(
+        &mut self,
+        context: &mut Context<'_>,
+        id: TaskId,
+        node: NodeRef,
+        attached: &Attached,
+    ) -> Result<TaskRef, Refusal> {
+        let invalid = |reason: &str| Err(Refusal::Invalid { reason: reason.into() });
+        if self.nodes.lookup(node).is_none() {
+            return Err(Refusal::NodeRefuses { reason: NodeReason::Gone });
+        }
+        if self.networks.lookup(attached.network).is_none_or(|network| network.pending_delete) {
+            return invalid("the network is gone");
+        }
+        if self.reference(id).is_some() {
+            return invalid("a task with this id exists");
+        }
+        let is_same = |other: &Attached| (other.network, other.container) == (attached.network, attached.container);
+        if self.attachments_of_containers().any(|(_, row, other)| !row.is_dead() && is_same(other)) {
+            return invalid("the container is attached to the network already");
+        }
+        let handle = self.rows.next_handle();
+        let row = TaskRow {
+            id,
+            version: context.index,
+            created_index: context.index,
+            created_ms: context.at.0,
+            updated_ms: context.at.0,
+            status_ms: context.at.0,
+            spec_version: 0,
+            service: None,
+            node: Some(node),
+            attachment: None,
+            mesh: None,
+            slot: 0,
+            generation: generation_after(self.rows.get(handle).map(|freed| freed.generation)),
+            exit: TaskRow::NO_EXIT,
+            desired: TaskState::Running,
+            state: TaskState::New,
+        };
+        self.digest ^= digest::of(Domain::Attached, handle, attached);
+        self.attached.insert(handle, Arc::new(attached.clone()));
+        self.write(context, handle, Some(row), Extra::Keep);
+        Ok(row.reference(handle))
+    }
+}
