@@ -3,6 +3,7 @@
 //! ```text
 //! skep-shim run DIR        the shim of the container whose run directory is DIR
 //! skep-shim whoami [...]   an HTTP server that tells who it is and who asks
+//! sh -c 'whoami ...'       the same, in the built-in image
 //! ```
 
 mod devices;
@@ -20,7 +21,12 @@ use std::process::ExitCode;
 const EX_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
-    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let mut words = std::env::args_os();
+    let program = words.next().unwrap_or_default();
+    let words: Vec<OsString> = words.collect();
+    if Path::new(&program).file_name().is_some_and(|name| name == "sh") {
+        return whoami::shell(&words);
+    }
     let outcome = match words.split_first() {
         Some((mode, [dir])) if mode == "run" => run::run(Path::new(dir)).map_err(|e| e.to_string()),
         Some((mode, options)) if mode == "whoami" => return whoami::main(options),

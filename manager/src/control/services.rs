@@ -196,10 +196,6 @@ fn check_containers(spec: &ServiceSpec) -> Result<(), ControlError> {
         (!container.secrets.is_empty(), "a service with secrets"),
         (!container.configs.is_empty(), "a service with configs"),
         (
-            container.healthcheck.as_ref().is_some_and(|h| h.test.first().is_some_and(|t| t != "NONE")),
-            "a health check of a service",
-        ),
-        (
             !container.cap_add.is_empty() || !container.cap_drop.is_empty(),
             "adding or dropping capabilities in a service",
         ),

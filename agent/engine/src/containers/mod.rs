@@ -11,6 +11,7 @@ mod attach;
 mod copy_up;
 mod entry;
 mod exec;
+mod health;
 mod lifecycle;
 mod record;
 mod restart;
@@ -29,8 +30,8 @@ use futures_util::stream::BoxStream;
 use skep_proto::model::engine::{
     Container, ContainerConfig, ImageConfig, LogLine, LogQuery, NetworkMode, ResolvedMount,
 };
-use skep_proto::model::{ContainerId, Timestamp};
-use tokio::sync::broadcast;
+use skep_proto::model::{ContainerId, Health, Timestamp};
+use tokio::sync::{broadcast, watch};
 
 use self::entry::Entry;
 pub use self::run::DEFAULT_LOG;
@@ -258,6 +259,14 @@ impl Containers {
             }
             _ => Err(ContainerError::NotFound(reference.to_owned())),
         }
+    }
+
+    /// A container's health, now and as it changes; `None` without a health check and before the first start.
+    ///
+    /// # Errors
+    /// [`ContainerError::NotFound`].
+    pub fn health(&self, id: ContainerId) -> Result<watch::Receiver<Option<Health>>, ContainerError> {
+        Ok(self.entry(id)?.health.subscribe())
     }
 
     /// What a container uses now; zeros when it does not run.

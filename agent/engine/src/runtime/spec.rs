@@ -10,6 +10,7 @@ use skep_proto::model::ContainerSpec;
 use skep_proto::model::container::{Mount, MountKind, Ulimit};
 use skep_proto::model::engine::{ContainerConfig, EtcFiles, ImageConfig, ResolvedMount, ResolvedProcess};
 
+use super::health;
 use super::users::User;
 
 /// Search path of images that name none.
@@ -178,7 +179,7 @@ pub fn resolve_process(config: &ContainerConfig, image: &ImageConfig) -> Result<
         command,
         labels,
         stop_signal: stop_signal.map_or(Ok(libc::SIGTERM), |s| parse_signal(s))?,
-        healthcheck: spec.healthcheck.clone().or_else(|| image.healthcheck.clone()),
+        healthcheck: health::merge(spec.healthcheck.as_ref(), image.healthcheck.as_ref()),
     })
 }
 

@@ -13,9 +13,10 @@ use super::{IMAGE_LABEL, Problems, STACK_LABEL, Scope};
 use crate::manifest::yaml::{Entry, Node, Value};
 
 mod deploy;
+mod healthcheck;
 mod ports;
 
-const KEYS: [&str; 20] = [
+const KEYS: [&str; 21] = [
     "image",
     "command",
     "entrypoint",
@@ -36,6 +37,7 @@ const KEYS: [&str; 20] = [
     "read_only",
     "extra_hosts",
     "expose",
+    "healthcheck",
 ];
 
 /// Keys with a meaning on one host only, which `docker stack deploy` ignores with a warning. Each says what to do instead.
@@ -106,6 +108,7 @@ impl<'a> Reader<'a> {
             }
             "networks" => self.attachments = Some(attachments(value, self.key, self.scope, networks, problems)),
             "ports" => self.endpoint.ports = ports::read(value, problems),
+            "healthcheck" => container.healthcheck = Some(healthcheck::read(value, problems)),
             "deploy" => self.deploy = deploy::read(value, problems),
             // Documentation only: every port of a container is open to its networks.
             "expose" => {}

@@ -4,8 +4,10 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
+use super::health::HealthFlags;
 use super::mount;
 use super::publish;
+use super::rollout::{RollbackPolicy, UpdatePolicy};
 use crate::commands::pairs;
 
 /// Flags that both commands share.
@@ -62,21 +64,12 @@ struct Common {
     /// Span in which replacements are counted (ns|us|ms|s|m|h)
     #[arg(long)]
     restart_window: Option<String>,
-    /// Tasks that an update changes at a time; 0 for all
-    #[arg(long)]
-    update_parallelism: Option<u64>,
-    /// Pause between two of them (ns|us|ms|s|m|h)
-    #[arg(long)]
-    update_delay: Option<String>,
-    /// start-first or stop-first
-    #[arg(long)]
-    update_order: Option<String>,
-    /// pause or continue
-    #[arg(long)]
-    update_failure_action: Option<String>,
-    /// How long a new task is watched for failure (ns|us|ms|s|m|h)
-    #[arg(long)]
-    update_monitor: Option<String>,
+    #[command(flatten)]
+    update: UpdatePolicy,
+    #[command(flatten)]
+    rollback: RollbackPolicy,
+    #[command(flatten)]
+    health: HealthFlags,
     /// vip or dnsrr
     #[arg(long)]
     endpoint_mode: Option<String>,
@@ -307,27 +300,19 @@ impl Common {
         set_in(task, "RestartPolicy", "Delay", nanoseconds("--restart-delay", self.restart_delay.as_ref())?);
         set_in(task, "RestartPolicy", "MaxAttempts", self.restart_max_attempts);
         set_in(task, "RestartPolicy", "Window", nanoseconds("--restart-window", self.restart_window.as_ref())?);
-        if self.update_parallelism.is_none() && !spec["UpdateConfig"].is_object() {
-            // The API takes an absent number for 0, which means "all at once".
-            let others = [&self.update_delay, &self.update_order, &self.update_failure_action, &self.update_monitor];
-            set_in(spec, "UpdateConfig", "Parallelism", others.iter().any(|o| o.is_some()).then_some(1));
-        }
-        set_in(spec, "UpdateConfig", "Parallelism", self.update_parallelism);
-        set_in(spec, "UpdateConfig", "Delay", nanoseconds("--update-delay", self.update_delay.as_ref())?);
-        set_in(spec, "UpdateConfig", "Order", self.update_order.as_deref());
-        set_in(spec, "UpdateConfig", "FailureAction", self.update_failure_action.as_deref());
-        set_in(spec, "UpdateConfig", "Monitor", nanoseconds("--update-monitor", self.update_monitor.as_ref())?);
-        Ok(())
+        self.update.apply(spec)?;
+        self.rollback.apply(spec)?;
+        self.health.apply(&mut spec["TaskTemplate"]["ContainerSpec"])
     }
 }
 
-fn set(object: &mut Value, key: &str, value: Option<impl Into<Value>>) {
+pub(super) fn set(object: &mut Value, key: &str, value: Option<impl Into<Value>>) {
     if let Some(value) = value {
         object[key] = value.into();
     }
 }
 
-fn set_in(object: &mut Value, part: &str, key: &str, value: Option<impl Into<Value>>) {
+pub(super) fn set_in(object: &mut Value, part: &str, key: &str, value: Option<impl Into<Value>>) {
     if let Some(value) = value {
         object[part][key] = value.into();
     }
@@ -372,7 +357,7 @@ fn bytes(flag: &str, text: Option<&String>) -> anyhow::Result<Option<i64>> {
     Ok(Some(number.checked_mul(1 << shift).with_context(|| format!("{flag} {text} is too large"))?))
 }
 
-fn nanoseconds(flag: &str, text: Option<&String>) -> anyhow::Result<Option<i64>> {
+pub(super) fn nanoseconds(flag: &str, text: Option<&String>) -> anyhow::Result<Option<i64>> {
     let Some(text) = text else { return Ok(None) };
     let wrong = || format!("{flag} {text}: write a duration like 10s or 1m30s");
     let span: jiff::SignedDuration = text.parse().with_context(wrong)?;

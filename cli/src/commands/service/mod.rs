@@ -1,9 +1,11 @@
 //! `skep service`.
 
 mod flags;
+mod health;
 mod mount;
 mod progress;
 mod publish;
+mod rollout;
 
 use anyhow::{Context, ensure};
 use clap::{Args, Subcommand};
