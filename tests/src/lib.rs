@@ -5,6 +5,7 @@
 
 pub mod host;
 pub mod images;
+pub mod load;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

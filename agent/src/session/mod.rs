@@ -11,6 +11,7 @@ pub mod rotation;
 pub mod streams;
 pub mod transport;
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -207,9 +208,17 @@ impl Session {
             status.error.clear();
         });
         self.deps.desired.session_began();
+        let mut in_network = self.deps.desired.in_network();
+        let mut sets = Sets::default();
         loop {
             tokio::select! {
-                message = from_manager.next() => self.handle(message.ok_or(Ended::Closed)??).await?,
+                message = from_manager.next() => self.handle(message.ok_or(Ended::Closed)??, &mut sets).await?,
+                Ok(()) = in_network.changed() => {
+                    let revision = *in_network.borrow_and_update();
+                    if let Some(sets) = sets.reached(revision) {
+                        send(&to_manager, AgentMessage::Applied { sets }).await?;
+                    }
+                }
                 reports = self.deps.reports.next() => send(&to_manager, statuses(reports)).await?,
                 _ = heartbeat.tick() => send(&to_manager, AgentMessage::Heartbeat).await?,
                 Ok(()) = self.deps.description.changed() => {
@@ -225,10 +234,10 @@ impl Session {
         }
     }
 
-    async fn handle(&mut self, message: ManagerMessage) -> Result<(), Ended> {
+    async fn handle(&mut self, message: ManagerMessage, sets: &mut Sets) -> Result<(), Ended> {
         match message {
             ManagerMessage::Welcome(_) => debug!("a second welcome is ignored"),
-            ManagerMessage::Assignments(set) => self.assign(set).await?,
+            ManagerMessage::Assignments(set) => sets.add(self.assign(set).await?),
             ManagerMessage::Managers(managers) => self.managers(managers),
             ManagerMessage::OpenStream(open) => self.open_stream(open),
             ManagerMessage::RenewCertificate { role } => {
@@ -239,12 +248,13 @@ impl Session {
         Ok(())
     }
 
-    async fn assign(&self, set: Assignments) -> Result<(), ApplyError> {
+    /// Takes a set over and gives its revision; `None` when the managers' word counts no more.
+    async fn assign(&self, set: Assignments) -> Result<Option<u64>, ApplyError> {
         if *self.deps.leaving.borrow() {
-            return Ok(());
+            return Ok(None);
         }
         debug!(index = set.index, complete = set.complete, changes = set.changes.len(), "assignments");
-        self.deps.desired.apply(set).await
+        self.deps.desired.apply(set).await.map(Some)
     }
 
     fn managers(&mut self, managers: Vec<ManagerPeer>) {
@@ -265,6 +275,28 @@ impl Session {
         }
         let (transport, service) = (Arc::clone(&self.deps.transport), Arc::clone(&self.deps.streams));
         self.streams.spawn(streams::serve(transport, service, open));
+    }
+}
+
+/// The sets of one session that the node's network has not reached yet.
+#[derive(Debug, Default)]
+struct Sets {
+    count: u64,
+    /// Revision and number.
+    waiting: VecDeque<(u64, u64)>,
+}
+
+impl Sets {
+    /// Another set was taken over at that revision.
+    fn add(&mut self, revision: Option<u64>) {
+        self.count += 1;
+        self.waiting.extend(revision.map(|revision| (revision, self.count)));
+    }
+
+    /// The network is at a revision. Gives the number of the last set in it, unless that was told before.
+    fn reached(&mut self, revision: u64) -> Option<u64> {
+        let reached = self.waiting.iter().take_while(|(of, _)| *of <= revision).count();
+        self.waiting.drain(..reached).last().map(|(_, number)| number)
     }
 }
 

@@ -9,12 +9,13 @@ use skep_proto::model::session::{
 };
 use skep_proto::model::{NodeDescription, NodeId, NodeRole, NodeState, TaskId};
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::dirty::Cell;
+use super::drain::Draining;
 use super::outlook::Outlook;
 use super::ports::{ClusterView, Leadership, NodeChange};
-use super::reign::{Registered, Reign, lock};
+use super::reign::{Registered, Reign, lock, sleep_until_or_never};
 use super::transport::{Inbound, Outbound, Transport, TransportError};
 use super::{chain, derive, status};
 
@@ -122,6 +123,7 @@ impl AgentSession {
             self.reign.heard_of(self.peer.node);
             match message {
                 AgentMessage::Heartbeat => {}
+                AgentMessage::Applied { sets } => self.reign.applied(self.peer.node, self.id, sets),
                 AgentMessage::Statuses(reports) => self.take_reports(reports),
                 AgentMessage::Describe(description) => {
                     if described.send(description).await.is_err() {
@@ -220,12 +222,18 @@ impl AgentSession {
             managers: Vec::new(),
             role: self.peer.role,
             recheck,
+            draining: Draining::default(),
         };
         loop {
             let result = tokio::select! {
                 biased;
                 Some(open) = streams.recv() => send(&self.reign, outbound, ManagerMessage::OpenStream(open)).await,
                 () = cell.wait() => writer.tell_changes(outbound, cell).await,
+                () = sleep_until_or_never(writer.draining.next()) => {
+                    let given_up = writer.draining.give_up(Instant::now());
+                    cell.mark(|dirty| dirty.own.extend(given_up));
+                    Ok(())
+                }
             };
             if let Err(ended) = result {
                 return ended;
@@ -242,6 +250,7 @@ struct Writer<'a> {
     role: NodeRole,
     /// The node's record changed: it may say that the node is down.
     recheck: &'a Notify,
+    draining: Draining,
 }
 
 impl Writer<'_> {
@@ -257,13 +266,22 @@ impl Writer<'_> {
             self.tell_managers(outbound, &*view).await?;
             self.recheck.notify_one();
         }
-        if let Some(set) = self.outlook.step(&*view, &dirty, &following) {
+        let limit = Instant::now() + reign.timing.drain;
+        let mut misses_nodes = None;
+        let mut drains = |task, handle| {
+            self.draining.waits(task, handle, limit, || {
+                let is_routed = lock(&reign.routing).wait(task, node, handle);
+                is_routed || *misses_nodes.get_or_insert_with(|| reign.misses_nodes())
+            })
+        };
+        if let Some(set) = self.outlook.step(&*view, &dirty, &following, &mut drains) {
             let gone: Vec<TaskId> = set
                 .changes
                 .iter()
                 .filter_map(|change| if let AssignmentChange::RemoveTask(id) = change { Some(*id) } else { None })
                 .collect();
             reign.drop_vitals(node, self.session.id, &gone);
+            lock(&reign.routing).sending(node, self.session.id, &set);
             send(reign, outbound, ManagerMessage::Assignments(set)).await?;
         }
         Ok(())
