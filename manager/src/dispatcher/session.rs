@@ -231,6 +231,10 @@ impl AgentSession {
                 () = cell.wait() => writer.tell_changes(outbound, cell).await,
                 () = sleep_until_or_never(writer.draining.next()) => {
                     let given_up = writer.draining.give_up(Instant::now());
+                    tracing::info!(
+                        node.id = %self.peer.node, tasks = given_up.len(),
+                        "tasks are stopped though a node may still lead to them: it did not answer in time"
+                    );
                     cell.mark(|dirty| dirty.own.extend(given_up));
                     Ok(())
                 }
