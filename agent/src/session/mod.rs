@@ -296,7 +296,7 @@ impl Sets {
     /// The network is at a revision. Gives the number of the last set in it, unless that was told before.
     fn reached(&mut self, revision: u64) -> Option<u64> {
         let reached = self.waiting.iter().take_while(|(of, _)| *of <= revision).count();
-        self.waiting.drain(..reached).last().map(|(_, number)| number)
+        self.waiting.drain(..reached).next_back().map(|(_, number)| number)
     }
 }
 

@@ -61,19 +61,16 @@ impl Routing {
         let mut withdrawn = Vec::new();
         for change in &set.changes {
             match change {
-                AssignmentChange::PutEndpoint(endpoint) if endpoint.serving => {
-                    if told.tasks.insert(endpoint.task) {
-                        *self.count.entry(endpoint.task).or_default() += 1;
-                    }
-                }
                 AssignmentChange::PutEndpoint(endpoint) => {
-                    let known = told.tasks.take(&endpoint.task);
+                    let is_known = told.tasks.contains(&endpoint.task);
                     // A node may have been told by an earlier leader: the first set, which is whole, withdraws that.
-                    if known.is_none() && set.complete {
+                    if !is_known && (endpoint.serving || set.complete) {
                         *self.count.entry(endpoint.task).or_default() += 1;
-                        withdrawn.push(endpoint.task);
+                        told.tasks.insert(endpoint.task);
                     }
-                    withdrawn.extend(known);
+                    if !endpoint.serving {
+                        withdrawn.extend(told.tasks.take(&endpoint.task));
+                    }
                 }
                 AssignmentChange::RemoveEndpoint(task) => withdrawn.extend(told.tasks.take(task)),
                 _ => {}

@@ -183,7 +183,8 @@ mod tests {
 
     #[test]
     fn failures_count_after_the_start_period_or_a_success_and_enough_of_them_are_unhealthy() {
-        let rows: [(&[(i32, u32)], HealthStatus, u32); 6] = [
+        type Row = (&'static [(i32, u32)], HealthStatus, u32);
+        let rows: [Row; 6] = [
             (&[(1, 1), (1, 2), (1, 9)], Starting, 0),
             (&[(1, 1), (1, 10)], Starting, 1),
             (&[(1, 10), (-1, 11)], Unhealthy, 2),
