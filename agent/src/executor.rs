@@ -10,7 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use skep_proto::model::service::PortConfig;
 use skep_proto::model::session::{AssignedSpec, AssignedTask};
-use skep_proto::model::{ContainerId, Labels, NodeId, TaskId};
+use skep_proto::model::{ContainerId, HealthStatus, Labels, NodeId, TaskId};
 
 #[cfg(test)]
 pub(crate) mod fake;
@@ -80,6 +80,8 @@ pub struct Running {
     pub mesh: Option<IpAddr>,
     /// Ports published in host mode, with the numbers that were taken.
     pub host_ports: Vec<PortConfig>,
+    /// The worst health among the containers that have a health check.
+    pub health: Option<HealthStatus>,
 }
 
 /// How containers ended.
@@ -89,6 +91,8 @@ pub struct Exit {
     pub code: i32,
     /// What went wrong besides, for people (`out of memory`, `shim died`); empty when nothing did.
     pub error: String,
+    /// It was unhealthy before it ended.
+    pub unhealthy: bool,
 }
 
 /// The node, as far as tasks are concerned.
@@ -110,8 +114,9 @@ pub trait Executor: Send + Sync + 'static {
     /// Starts the containers and returns once they run.
     async fn start(&self, unit: &TaskUnit) -> Result<Running, ExecutorError>;
 
-    /// Returns when the running containers have ended. Dropping the future is allowed.
-    async fn wait(&self, unit: &TaskUnit) -> Result<Exit, ExecutorError>;
+    /// Returns when the running containers have ended, or when their health is another than `seen`: what they are then.
+    /// Dropping the future is allowed.
+    async fn wait(&self, unit: &TaskUnit, seen: Option<HealthStatus>) -> Result<Containers, ExecutorError>;
 
     /// Ends running containers: stop signal, grace, SIGKILL. Returns when they have ended.
     async fn stop(&self, unit: &TaskUnit) -> Result<Exit, ExecutorError>;

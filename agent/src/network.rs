@@ -40,13 +40,16 @@ pub async fn run(network: Arc<dyn Network>, desired: Arc<Desired>, cancel: Cance
     let mut pause = FIRST_PAUSE;
     let mut applied: Option<Arc<NetworkView>> = None;
     loop {
-        revisions.mark_unchanged();
+        // Before the view: what it says is at least this revision's.
+        let revision = *revisions.borrow_and_update();
         let view = desired.view();
         let next = if applied.as_ref().is_some_and(|applied| Arc::ptr_eq(applied, &view)) {
+            desired.applied_to_network(revision);
             SWEEP
         } else {
             match network.apply(Arc::clone(&view)).await {
                 Ok(()) => {
+                    desired.applied_to_network(revision);
                     applied = Some(view);
                     pause = FIRST_PAUSE;
                     SWEEP

@@ -4,6 +4,7 @@
 //! skep-shim run DIR        the shim of the container whose run directory is DIR
 //! skep-shim init -- WORD…   pid 1 of a container that asked for one: starts the words, reaps orphans
 //! skep-shim whoami [...]   an HTTP server that tells who it is and who asks
+//! sh -c 'whoami ...'       the same, in the built-in image
 //! ```
 
 mod devices;
@@ -22,7 +23,12 @@ use std::process::ExitCode;
 const EX_USAGE: u8 = 64;
 
 fn main() -> ExitCode {
-    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let mut words = std::env::args_os();
+    let program = words.next().unwrap_or_default();
+    let words: Vec<OsString> = words.collect();
+    if Path::new(&program).file_name().is_some_and(|name| name == "sh") {
+        return whoami::shell(&words);
+    }
     let outcome = match words.split_first() {
         Some((mode, [dir])) if mode == "run" => run::run(Path::new(dir)).map_err(|e| e.to_string()),
         Some((mode, words)) if mode == "init" => return init::main(words),

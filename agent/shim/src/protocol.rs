@@ -199,6 +199,9 @@ pub struct Exec {
     /// Initial columns of the terminal.
     #[prost(uint32, tag = "14")]
     pub columns: u32,
+    /// Kill the process and its group when this connection ends before it does.
+    #[prost(bool, tag = "15")]
+    pub kill_on_leave: bool,
 }
 
 /// A resource limit (setrlimit(2)).

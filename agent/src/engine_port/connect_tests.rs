@@ -61,6 +61,7 @@ fn container(config: ContainerConfig, status: ContainerStatus) -> Container {
             started_at: None,
             finished_at: None,
         },
+        health: None,
         restart_count: 0,
         mounts: Vec::new(),
         networks: Vec::new(),

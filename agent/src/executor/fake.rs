@@ -61,6 +61,14 @@ impl FakeNode {
         self.changed.send_modify(|n| *n += 1);
     }
 
+    /// The running containers of the task are seen to be so.
+    pub fn turn(&self, task: TaskId, health: HealthStatus) {
+        if let Some(FakeTask { containers: Containers::Running(running), .. }) = self.inner().tasks.get_mut(&task) {
+            running.health = Some(health);
+        }
+        self.changed.send_modify(|n| *n += 1);
+    }
+
     /// Someone else removes all containers of the task.
     pub fn lose(&self, task: TaskId) {
         self.inner().tasks.remove(&task);
@@ -182,12 +190,12 @@ impl Executor for FakeNode {
         .await?
     }
 
-    async fn wait(&self, unit: &TaskUnit) -> Result<Exit, ExecutorError> {
+    async fn wait(&self, unit: &TaskUnit, seen: Option<HealthStatus>) -> Result<Containers, ExecutorError> {
         let mut changes = self.changed.subscribe();
         loop {
             match self.inner().tasks.get(&unit.task.id).map(|task| task.containers.clone()) {
-                Some(Containers::Running(_)) => {}
-                Some(Containers::Ended(exit)) => return Ok(exit),
+                Some(Containers::Running(running)) if running.health == seen => {}
+                Some(found @ (Containers::Running(_) | Containers::Ended(_))) => return Ok(found),
                 _ => return Err(gone()),
             }
             changes.changed().await.unwrap();
@@ -199,7 +207,9 @@ impl Executor for FakeNode {
         self.run(id, Op::Stop, |inner| match inner.tasks.get_mut(&id) {
             Some(FakeTask { containers: Containers::Ended(exit), .. }) => Ok(exit.clone()),
             Some(task) => {
-                let exit = Exit { code: 137, error: String::new() };
+                let unhealthy =
+                    matches!(&task.containers, Containers::Running(r) if r.health == Some(HealthStatus::Unhealthy));
+                let exit = Exit { code: 137, unhealthy, ..Exit::default() };
                 task.containers = Containers::Ended(exit.clone());
                 Ok(exit)
             }

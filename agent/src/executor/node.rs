@@ -14,14 +14,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::future::{join_all, select_all, try_join_all};
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, join_all, select_all, try_join_all};
 use skep_engine::containers::{
     ContainerError, ContainerFile, Containers as EngineContainers, EtcContents, StartWith, WaitCondition,
 };
 use skep_engine::images::{CollectPolicy, ImageError, ImageRef, Images, PullPolicy};
 use skep_engine::volumes::Volumes;
-use skep_proto::model::engine::{ContainerConfig, ContainerState, NetworkMode};
-use skep_proto::model::{ContainerId, ContainerSpec, NodeDescription, NodeId, TaskId};
+use skep_proto::model::engine::{Container, ContainerConfig, NetworkMode};
+use skep_proto::model::{ContainerId, ContainerSpec, Health, HealthStatus, NodeDescription, NodeId, TaskId};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -119,9 +120,9 @@ impl NodeExecutor {
         (0..unit.spec.task.containers.len()).map(|index| unit.container_id(index))
     }
 
-    /// The states of those containers of the task that exist.
-    fn states(&self, unit: &TaskUnit) -> Vec<ContainerState> {
-        Self::ids(unit).filter_map(|id| self.parts.containers.inspect(id).ok()).map(|found| found.state).collect()
+    /// Those containers of the task that exist.
+    fn existing(&self, unit: &TaskUnit) -> Vec<Container> {
+        Self::ids(unit).filter_map(|id| self.parts.containers.inspect(id).ok()).collect()
     }
 
     async fn running(&self, task: TaskId) -> Result<Running, ExecutorError> {
@@ -130,17 +131,18 @@ impl NodeExecutor {
             pid: 0,
             mesh: sandbox.mesh,
             host_ports: sandbox.host_ports,
+            health: None,
         }))
     }
 
     async fn together(&self, unit: &TaskUnit) -> Result<Containers, ExecutorError> {
-        let states = self.states(unit);
-        let running = if states.iter().any(|state| state.pid != 0) {
+        let existing = self.existing(unit);
+        let running = if existing.iter().any(|container| container.state.pid != 0) {
             self.running(unit.task.id).await?
         } else {
             Running::default()
         };
-        Ok(plan::together(&states, unit.spec.task.containers.len(), running))
+        Ok(plan::together(&existing, unit.spec.task.containers.len(), running))
     }
 
     async fn image(&self, unit: &TaskUnit, index: usize) -> Result<ImageRef, ExecutorError> {
@@ -265,7 +267,7 @@ impl NodeExecutor {
                 Err(error) => return Err(ExecutorError::Temporary(crate::chain(&error).to_string())),
             }
         }
-        match plan::together(&self.states(unit), unit.spec.task.containers.len(), Running::default()) {
+        match plan::together(&self.existing(unit), unit.spec.task.containers.len(), Running::default()) {
             Containers::Ended(exit) => Ok(exit),
             // Removed by hand meanwhile, or never started: they do not run, which is what was asked for.
             Containers::Absent | Containers::Created => Ok(Exit::default()),
@@ -274,10 +276,8 @@ impl NodeExecutor {
     }
 
     /// The task's containers, also those that its spec does not name any more.
-    fn leftovers(&self, task: TaskId) -> Vec<skep_proto::model::engine::Container> {
-        let owned = |container: &skep_proto::model::engine::Container| {
-            container.config.task.is_some_and(|owner| owner.task == task)
-        };
+    fn leftovers(&self, task: TaskId) -> Vec<Container> {
+        let owned = |container: &Container| container.config.task.is_some_and(|owner| owner.task == task);
         self.parts.containers.list(true).into_iter().filter(owned).collect()
     }
 }
@@ -334,24 +334,45 @@ impl Executor for NodeExecutor {
             // They are in the containers now. Nothing starts twice.
             prepared.containers.iter_mut().for_each(|(_, files)| files.clear());
         }
-        let first = self.parts.containers.inspect(unit.container_id(0)).map_or(0, |found| found.state.pid);
+        let existing = self.existing(unit);
+        let pid = existing.first().map_or(0, |found| found.state.pid);
         let (mesh, host_ports) =
             prepared.sandbox.map_or((None, Vec::new()), |sandbox| (sandbox.mesh, sandbox.host_ports));
-        Ok(Running { pid: first, mesh, host_ports })
+        Ok(Running { pid, mesh, host_ports, health: plan::health(&existing) })
     }
 
-    async fn wait(&self, unit: &TaskUnit) -> Result<Exit, ExecutorError> {
-        let waits = Self::ids(unit)
-            .map(|id| self.parts.containers.wait(id, WaitCondition::NotRunning).map(Box::pin))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|error| ExecutorError::Temporary(error.to_string()))?;
-        select_all(waits).await;
+    async fn wait(&self, unit: &TaskUnit, seen: Option<HealthStatus>) -> Result<Containers, ExecutorError> {
+        let gone = |error: ContainerError| ExecutorError::Temporary(error.to_string());
+        let mut changes: Vec<BoxFuture<'_, ()>> = Vec::new();
+        for id in Self::ids(unit) {
+            let end = self.parts.containers.wait(id, WaitCondition::NotRunning).map_err(gone)?;
+            changes.push(end.map(drop).boxed());
+            let mut health = self.parts.containers.health(id).map_err(gone)?;
+            // Beside `seen` it may have changed already, or this container is not the one that it speaks of.
+            let before = health.borrow_and_update().as_ref().map(|health| health.status);
+            changes.push(
+                async move {
+                    let other = |now: &Option<Health>| now.as_ref().map(|health| health.status) != before;
+                    if health.wait_for(other).await.is_err() {
+                        std::future::pending::<()>().await;
+                    }
+                }
+                .boxed(),
+            );
+        }
+        let now = plan::health(&self.existing(unit));
+        if now == seen {
+            select_all(changes).await;
+        }
         match self.together(unit).await? {
-            Containers::Ended(exit) if unit.spec.task.containers.len() == 1 => Ok(exit),
-            Containers::Ended(exit) => self.stop_rest(unit).await.map(|_| exit),
-            Containers::Absent | Containers::Created | Containers::Running(_) => {
+            Containers::Ended(exit) if unit.spec.task.containers.len() > 1 => {
+                self.stop_rest(unit).await?;
+                Ok(Containers::Ended(exit))
+            }
+            Containers::Absent | Containers::Created => {
                 Err(ExecutorError::Temporary("the container ended and left no trace".into()))
             }
+            found @ (Containers::Running(_) | Containers::Ended(_)) => Ok(found),
         }
     }
 

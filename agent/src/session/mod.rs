@@ -11,6 +11,7 @@ pub mod rotation;
 pub mod streams;
 pub mod transport;
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -206,6 +207,8 @@ impl Session {
             status.error.clear();
         });
         self.deps.desired.session_began();
+        let mut in_network = self.deps.desired.in_network();
+        let mut sets = Sets::default();
         loop {
             tokio::select! {
                 message = from_manager.next() => match message.ok_or(Ended::Closed)?? {
@@ -214,8 +217,14 @@ impl Session {
                         heartbeat = beat(welcome.heartbeat);
                         self.deps.status.send_modify(|status| status.welcome = Some(welcome));
                     }
-                    message => self.handle(message).await?,
+                    message => self.handle(message, &mut sets).await?,
                 },
+                Ok(()) = in_network.changed() => {
+                    let revision = *in_network.borrow_and_update();
+                    if let Some(sets) = sets.reached(revision) {
+                        send(&to_manager, AgentMessage::Applied { sets }).await?;
+                    }
+                }
                 reports = self.deps.reports.next() => send(&to_manager, statuses(reports)).await?,
                 _ = heartbeat.tick() => send(&to_manager, AgentMessage::Heartbeat).await?,
                 Ok(()) = self.deps.description.changed() => {
@@ -231,10 +240,10 @@ impl Session {
         }
     }
 
-    async fn handle(&mut self, message: ManagerMessage) -> Result<(), Ended> {
+    async fn handle(&mut self, message: ManagerMessage, sets: &mut Sets) -> Result<(), Ended> {
         match message {
             ManagerMessage::Welcome(_) => debug!("a welcome is taken where messages are read"),
-            ManagerMessage::Assignments(set) => self.assign(set).await?,
+            ManagerMessage::Assignments(set) => sets.add(self.assign(set).await?),
             ManagerMessage::Managers(managers) => self.managers(managers),
             ManagerMessage::OpenStream(open) => self.open_stream(open),
             ManagerMessage::RenewCertificate { role } => {
@@ -245,12 +254,13 @@ impl Session {
         Ok(())
     }
 
-    async fn assign(&self, set: Assignments) -> Result<(), ApplyError> {
+    /// Takes a set over and gives its revision; `None` when the managers' word counts no more.
+    async fn assign(&self, set: Assignments) -> Result<Option<u64>, ApplyError> {
         if *self.deps.leaving.borrow() {
-            return Ok(());
+            return Ok(None);
         }
         debug!(index = set.index, complete = set.complete, changes = set.changes.len(), "assignments");
-        self.deps.desired.apply(set).await
+        self.deps.desired.apply(set).await.map(Some)
     }
 
     fn managers(&mut self, managers: Vec<ManagerPeer>) {
@@ -279,6 +289,28 @@ fn beat(period: Duration) -> tokio::time::Interval {
     let mut heartbeat = tokio::time::interval(period.clamp(HEARTBEAT.0, HEARTBEAT.1));
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
     heartbeat
+}
+
+/// The sets of one session that the node's network has not reached yet.
+#[derive(Debug, Default)]
+struct Sets {
+    count: u64,
+    /// Revision and number.
+    waiting: VecDeque<(u64, u64)>,
+}
+
+impl Sets {
+    /// Another set was taken over at that revision.
+    fn add(&mut self, revision: Option<u64>) {
+        self.count += 1;
+        self.waiting.extend(revision.map(|revision| (revision, self.count)));
+    }
+
+    /// The network is at a revision. Gives the number of the last set in it, unless that was told before.
+    fn reached(&mut self, revision: u64) -> Option<u64> {
+        let reached = self.waiting.iter().take_while(|(of, _)| *of <= revision).count();
+        self.waiting.drain(..reached).next_back().map(|(_, number)| number)
+    }
 }
 
 /// Resolves with `true` once the flag is set, with `false` when it never will be.

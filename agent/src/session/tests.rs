@@ -218,7 +218,7 @@ async fn an_end_that_no_manager_heard_of_is_reported_after_a_restart() {
     world.managers.assign(task(1, TaskState::Running));
     world.eventually("running", |w| w.managers.observed(1) == Some(TaskState::Running)).await;
     world.managers.change(|inner| inner.down.extend([address(1), address(2)]));
-    world.node.end(TaskId(1), crate::executor::Exit { code: 3, error: String::new() });
+    world.node.end(TaskId(1), crate::executor::Exit { code: 3, ..Default::default() });
     tokio::time::sleep(Duration::from_secs(1)).await;
     world.crash().await;
     world.node.lose(TaskId(1));

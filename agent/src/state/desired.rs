@@ -32,6 +32,8 @@ pub struct Desired {
     reports: Arc<Reports>,
     revision: watch::Sender<u64>,
     files: Files,
+    /// The revision that the node's network is at.
+    in_network: watch::Sender<u64>,
 }
 
 impl Desired {
@@ -40,14 +42,21 @@ impl Desired {
         for (id, task) in &held.tasks {
             reports.acknowledge(*id, task.task.observed);
         }
-        Self { held: Mutex::new(held), state, reports, revision: watch::Sender::new(1), files }
+        Self {
+            held: Mutex::new(held),
+            state,
+            reports,
+            revision: watch::Sender::new(1),
+            files,
+            in_network: watch::Sender::new(0),
+        }
     }
 
-    /// Takes a set over: on disk first, then in force.
+    /// Takes a set over: on disk first, then in force. Gives its revision.
     ///
     /// # Errors
     /// When it is refused or cannot be kept. In the latter case everything must be asked for again.
-    pub async fn apply(&self, set: Assignments) -> Result<(), ApplyError> {
+    pub async fn apply(&self, set: Assignments) -> Result<u64, ApplyError> {
         let observed: Vec<_> = set
             .changes
             .iter()
@@ -70,7 +79,18 @@ impl Desired {
             return Err(error.into());
         }
         self.revision.send_modify(|revision| *revision += 1);
-        Ok(())
+        let revision = *self.revision.borrow();
+        Ok(revision)
+    }
+
+    /// The node's network is as [`Self::view`] was at `revision`.
+    pub fn applied_to_network(&self, revision: u64) {
+        self.in_network.send_if_modified(|now| std::mem::replace(now, revision) != revision);
+    }
+
+    /// The revision that the node's network is at.
+    pub fn in_network(&self) -> watch::Receiver<u64> {
+        self.in_network.subscribe()
     }
 
     /// A session began.

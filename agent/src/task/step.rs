@@ -8,6 +8,8 @@
 //! | shutdown | running | live | stop |
 //! | shutdown | absent, created, ended | live | report shutdown |
 //! | ready, running | ended | live | report complete or failed |
+//! | ready, running | running, unhealthy | live | stop |
+//! | ready, running | running, health not known yet | below running | wait |
 //! | ready, running | running | below running | report running |
 //! | ready, running | running | running | wait |
 //! | ready, running | absent | starting, running | report failed: they are gone |
@@ -16,7 +18,7 @@
 //! | ready | created | below starting | ready, then idle |
 //! | running | created | below starting | ready, starting, start |
 
-use skep_proto::model::TaskState;
+use skep_proto::model::{HealthStatus, TaskState};
 
 use crate::executor::{Containers, Exit};
 
@@ -143,7 +145,13 @@ fn bring_up(situation: &Situation) -> Step {
             let state = if error.is_empty() { TaskState::Complete } else { TaskState::Failed };
             Step::Report(Outcome { state, exit_code: Some(exit.code), error })
         }
-        Containers::Running(_) if reached < TaskState::Running => Outcome::of(TaskState::Running),
+        // Its end is then a failure, see `failure`.
+        Containers::Running(running) if running.health == Some(HealthStatus::Unhealthy) => Step::Stop,
+        Containers::Running(running) if reached < TaskState::Running => match running.health {
+            Some(HealthStatus::Starting) if reached < TaskState::Starting => Outcome::of(TaskState::Starting),
+            Some(HealthStatus::Starting) => Step::Wait,
+            Some(HealthStatus::Healthy | HealthStatus::Unhealthy) | None => Outcome::of(TaskState::Running),
+        },
         Containers::Running(_) => Step::Wait,
         Containers::Absent | Containers::Created if was_started(containers, reached) => {
             let error = "the task's containers are gone from its node".into();
@@ -172,6 +180,7 @@ fn was_started(containers: &Containers, reached: TaskState) -> bool {
 /// In Docker's words; empty for a clean end.
 fn failure(exit: &Exit) -> String {
     match (exit.code, exit.error.as_str()) {
+        _ if exit.unhealthy => "task: unhealthy container".to_owned(),
         (0, error) => error.to_owned(),
         (code, "") => format!("task: non-zero exit ({code})"),
         (code, error) => format!("task: non-zero exit ({code}): {error}"),
@@ -193,8 +202,12 @@ mod tests {
         Containers::Running(Default::default())
     }
 
+    fn with_health(health: HealthStatus) -> Containers {
+        Containers::Running(crate::executor::Running { health: Some(health), ..Default::default() })
+    }
+
     fn ended(code: i32) -> Containers {
-        Containers::Ended(Exit { code, error: String::new() })
+        Containers::Ended(Exit { code, ..Exit::default() })
     }
 
     fn at(goal: Goal, containers: Containers, reached: TaskState) -> Situation {
@@ -254,8 +267,29 @@ mod tests {
     }
 
     #[test]
+    fn a_task_runs_once_it_is_healthy_and_one_that_is_not_is_stopped_and_has_failed() {
+        use HealthStatus::{Healthy, Starting as Unknown, Unhealthy};
+        let next = |health, reached| step(&at(Goal::Running, with_health(health), reached));
+        assert_eq!(next(Unknown, Starting), Step::Wait);
+        assert_eq!(next(Unknown, Ready), report(Starting));
+        assert_eq!(next(Healthy, Starting), report(Running));
+        // After a restart of the daemon nothing is known for a while; what runs goes on running.
+        assert_eq!((next(Unknown, Running), next(Healthy, Running)), (Step::Wait, Step::Wait));
+        for reached in [Starting, Running] {
+            assert_eq!(next(Unhealthy, reached), Step::Stop);
+            for code in [0, 137] {
+                let exit = Exit { code, unhealthy: true, ..Exit::default() };
+                let step = step(&at(Goal::Running, Containers::Ended(exit), reached));
+                assert_eq!(step, report_exit(Failed, code, "task: unhealthy container"));
+            }
+        }
+        let exit = Exit { unhealthy: true, ..Exit::default() };
+        assert_eq!(step(&at(Goal::Shutdown, Containers::Ended(exit), Running)), report_exit(Shutdown, 0, ""));
+    }
+
+    #[test]
     fn an_end_with_an_error_is_a_failure_whatever_the_code() {
-        let exit = Exit { code: 0, error: "shim died".into() };
+        let exit = Exit { error: "shim died".into(), ..Exit::default() };
         let Step::Report(outcome) = step(&at(Goal::Running, Containers::Ended(exit), Running)) else { panic!() };
         assert_eq!(outcome.state, Failed);
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use skep_proto::model::{TaskId, TaskState};
+use skep_proto::model::{HealthStatus, TaskId, TaskState};
 use tokio::sync::watch;
 
 use super::step::Goal;
@@ -62,10 +62,22 @@ async fn an_end_by_itself_is_complete_or_failed_by_its_code() {
     for (id, code, state) in [(1, 0, TaskState::Complete), (2, 9, TaskState::Failed)] {
         world.managers.assign(task(id, TaskState::Running));
         world.eventually("running", |w| w.managers.observed(id) == Some(TaskState::Running)).await;
-        world.node.end(TaskId(id), Exit { code, error: String::new() });
+        world.node.end(TaskId(id), Exit { code, ..Exit::default() });
         world.eventually("ended", |w| w.managers.observed(id) == Some(state)).await;
         assert_eq!(world.managers.inner().last[&TaskId(id)].exit_code, Some(code));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_task_that_turns_unhealthy_is_stopped_and_has_failed() {
+    let world = World::new(Duration::from_millis(10));
+    world.managers.assign(task(1, TaskState::Running));
+    reaches(&world, TaskState::Running).await;
+    world.node.turn(TaskId(1), HealthStatus::Healthy);
+    world.node.turn(TaskId(1), HealthStatus::Unhealthy);
+    reaches(&world, TaskState::Failed).await;
+    assert_eq!(world.managers.inner().last[&TaskId(1)].error, "task: unhealthy container");
+    assert!(world.node.log(1).contains(&Op::Stop));
 }
 
 #[tokio::test(start_paused = true)]
@@ -199,7 +211,7 @@ async fn happen(world: &mut World, event: Event, used: &mut std::collections::BT
         Event::Assign(_) => {}
         Event::Desire(id, state) => world.managers.desire(id, state),
         Event::Forget(id) => world.managers.forget(id),
-        Event::End(id, code) => world.node.end(TaskId(id), Exit { code, error: String::new() }),
+        Event::End(id, code) => world.node.end(TaskId(id), Exit { code, ..Exit::default() }),
         Event::Lose(id) => world.node.lose(TaskId(id)),
         Event::Crash => {
             world.crash().await;

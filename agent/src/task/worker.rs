@@ -176,14 +176,18 @@ impl Worker {
     }
 
     async fn wait(&mut self) {
+        let seen = match &self.situation.containers {
+            Containers::Running(running) => running.health,
+            Containers::Absent | Containers::Created | Containers::Ended(_) => None,
+        };
         let result = tokio::select! {
-            result = self.deps.executor.wait(&self.unit) => result,
+            result = self.deps.executor.wait(&self.unit, seen) => result,
             () = unwanted(&mut self.goal) => return,
         };
         match result {
-            Ok(exit) => {
+            Ok(containers) => {
                 self.retry = Retry::default();
-                self.saw(Containers::Ended(exit));
+                self.saw(containers);
             }
             Err(error) => {
                 self.pause("lost sight of the task's containers", &error).await;

@@ -254,13 +254,6 @@ fn check_containers(spec: &ServiceSpec) -> Result<(), ControlError> {
     if container.image.is_empty() {
         return Err(ControlError::InvalidArgument("ContainerSpec: image reference must be provided".into()));
     }
-    let unsupported = [(
-        container.healthcheck.as_ref().is_some_and(|h| h.test.first().is_some_and(|t| t != "NONE")),
-        "a health check of a service",
-    )];
-    if let Some((_, what)) = unsupported.iter().find(|(asked, _)| *asked) {
-        return Err(ControlError::Unsupported((*what).to_owned()));
-    }
     let mut targets = BTreeSet::new();
     for mount in &container.mounts {
         if !mount.target.starts_with('/') {

@@ -36,6 +36,12 @@ pub fn is_live(task: &AssignedTask) -> bool {
     task.desired <= TaskState::Running && !task.observed.is_terminal()
 }
 
+/// Whether a task that is to stop should first lose its new connections. Where its service goes nobody takes its place.
+pub fn may_drain(view: &dyn ClusterView, task: &TaskFacts) -> bool {
+    let service_stays = || task.service.and_then(|id| view.service(id)).is_some_and(|service| !service.pending_delete);
+    task.state == TaskState::Running && task.desired > TaskState::Running && service_stays()
+}
+
 /// Networks that a task needs on its node.
 pub fn networks_used(task: &TaskFacts, node: NodeId) -> impl Iterator<Item = NetworkId> + '_ {
     let uses = task.node == Some(node) && task.state >= TaskState::Assigned && !task.state.is_terminal();

@@ -118,6 +118,13 @@ impl Routes {
         }
     }
 
+    /// Marks tasks of a node by their positions.
+    pub fn mark_own(&self, node: NodeId, handles: impl IntoIterator<Item = u32>) {
+        if let Some(cell) = self.cells.get(&node) {
+            cell.mark(|dirty| dirty.own.extend(handles));
+        }
+    }
+
     /// Marks what changed on every session that it may concern.
     pub fn route(&self, changes: &Changes) {
         match changes {

@@ -9,11 +9,15 @@
 //! store <--batches-- gathered statuses <------------------------------------ session <--reports, beats----- agent
 //! ```
 //!
+//! A task that is to stop gets no new connections first: its node is told to stop it when every node that led to it has
+//! applied that ([`routing`], [`drain`]).
+//!
 //! A change names a key, the view says what is true of it. Heartbeats and vitals stay in memory and never enter Raft.
 
 pub mod byte_stream;
 pub mod derive;
 pub mod dirty;
+mod drain;
 #[cfg(test)]
 pub(crate) mod fake;
 mod files;
@@ -25,6 +29,7 @@ pub mod over_store;
 pub mod ports;
 mod reign;
 pub mod relay;
+mod routing;
 mod session;
 pub mod status;
 pub mod streams;
@@ -69,6 +74,8 @@ pub struct Timing {
     pub send: Duration,
     /// Changes gather this long before a node is told.
     pub debounce: Duration,
+    /// How long a task that is to stop waits at most for the nodes that lead to it.
+    pub drain: Duration,
     /// Pause after a proposal that failed.
     pub retry: Duration,
 }
@@ -82,6 +89,7 @@ impl Default for Timing {
             hello: Duration::from_secs(5),
             send: Duration::from_secs(10),
             debounce: Duration::from_millis(10),
+            drain: Duration::from_secs(3),
             retry: Duration::from_millis(500),
         }
     }

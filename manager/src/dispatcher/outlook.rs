@@ -6,7 +6,7 @@ use std::hash::BuildHasher;
 
 use prost::Message as _;
 use skep_proto::model::session::{AssignmentChange, Assignments, SpecKey};
-use skep_proto::model::{NetworkId, NodeId, ServiceId, TaskId};
+use skep_proto::model::{NetworkId, NodeId, ServiceId, TaskId, TaskState};
 use skep_proto::wire::session as wire;
 
 use super::derive;
@@ -35,6 +35,8 @@ pub struct Outlook {
     /// Networks that each own task uses.
     used: HashMap<u32, Vec<NetworkId>>,
     files: FilesTold,
+    /// Own tasks that the node was told to have running, by position.
+    live: HashMap<u32, TaskId>,
 }
 
 /// Services that a session starts or ceases to follow.
@@ -65,6 +67,7 @@ impl Outlook {
             peers: BTreeMap::new(),
             used: HashMap::new(),
             files: FilesTold::default(),
+            live: HashMap::new(),
         }
     }
 
@@ -99,7 +102,16 @@ impl Outlook {
     }
 
     /// Second half: what to send. `None` when the node knows all.
-    pub fn step(&mut self, view: &dyn ClusterView, dirty: &Dirty, following: &Following) -> Option<Assignments> {
+    ///
+    /// `drains` says of a task, by id and position, whether some node still leads to it. It is asked for running tasks
+    /// that are to stop, and where it says so the node is not told yet; who answers marks the position when that changes.
+    pub fn step(
+        &mut self,
+        view: &dyn ClusterView,
+        dirty: &Dirty,
+        following: &Following,
+        drains: &mut dyn FnMut(TaskId, u32) -> bool,
+    ) -> Option<Assignments> {
         let mut out = Vec::new();
         // As `follow` saw them: what changed since comes with its own mark.
         let networks = self.own_networks();
@@ -108,7 +120,7 @@ impl Outlook {
         self.step_networks(view, dirty, &networks, &mut out);
         let services = self.step_services(view, dirty, following, &networks, &mut out);
         self.step_endpoints(view, dirty, following, &networks, &services, &mut out);
-        self.step_tasks(view, dirty, &networks, &mut out);
+        self.step_tasks(view, dirty, &networks, drains, &mut out);
         self.files.step(view, &mut out);
 
         let complete = !self.begun;
@@ -257,6 +269,7 @@ impl Outlook {
         view: &dyn ClusterView,
         dirty: &Dirty,
         networks: &BTreeSet<NetworkId>,
+        drains: &mut dyn FnMut(TaskId, u32) -> bool,
         out: &mut Vec<AssignmentChange>,
     ) {
         let mut tasks: BTreeMap<u32, Option<TaskFacts>> = BTreeMap::new();
@@ -274,7 +287,17 @@ impl Outlook {
             if task.as_ref().is_some_and(lacks_network) {
                 continue; // It changed after `follow`; the next step brings it with its network.
             }
-            let mut put = task.and_then(|task| derive::assigned(&task, self.node));
+            let mut put = task.as_ref().and_then(|task| derive::assigned(task, self.node));
+            let told_to_run = self.live.remove(&handle);
+            if let (Some(assigned), Some(task)) = (&mut put, &task) {
+                // One of which this session never said that it runs may have been told to stop by an earlier one.
+                if told_to_run == Some(task.id) && derive::may_drain(view, task) && drains(task.id, handle) {
+                    assigned.desired = TaskState::Running;
+                }
+                if assigned.desired <= TaskState::Running {
+                    self.live.insert(handle, task.id);
+                }
+            }
             if let Some(key) = put.as_ref().map(|task| task.spec)
                 && !self.specs.contains_key(&key)
             {

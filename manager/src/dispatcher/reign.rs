@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::dirty::{Cell, Routes};
 use super::liveness::Deadlines;
 use super::ports::{Changes, ClusterStore, ClusterWatch, NodeChange, ProposeError, StatusUpdate};
+use super::routing::{Released, Routing};
 use super::status::{BATCH, GATHER, Gathered};
 use super::{Timing, chain};
 
@@ -27,6 +28,7 @@ pub struct Reign {
     /// Ends all sessions.
     pub(super) over: CancellationToken,
     pub(super) routes: Mutex<Routes>,
+    pub(super) routing: Mutex<Routing>,
     sessions: Mutex<HashMap<NodeId, Session>>,
     deadlines: Mutex<Deadlines>,
     deadlines_changed: Notify,
@@ -69,6 +71,7 @@ impl Reign {
             timing,
             over,
             routes: Mutex::default(),
+            routing: Mutex::default(),
             sessions: Mutex::default(),
             deadlines: Mutex::default(),
             deadlines_changed: Notify::new(),
@@ -97,6 +100,7 @@ impl Reign {
         if let Some(older) = lock(&self.sessions).insert(node, session) {
             older.end.cancel();
         }
+        lock(&self.routing).begin(node, id);
         lock(&self.routes).insert(node, Arc::clone(&cell));
         self.heard_of(node);
         cell.mark(|dirty| dirty.all = true);
@@ -114,6 +118,31 @@ impl Reign {
         if routes.is_current(node, cell) {
             routes.remove(node);
         }
+    }
+
+    /// The node has applied so many sets of its session.
+    pub(super) fn applied(&self, node: NodeId, session: u64, sets: u64) {
+        let released = lock(&self.routing).applied(node, session, sets);
+        self.wake(released);
+    }
+
+    /// Nobody waits any more for the node to lead to tasks no longer.
+    fn forget_routing(&self, node: NodeId) {
+        let released = lock(&self.routing).forget(node);
+        self.wake(released);
+    }
+
+    fn wake(&self, released: Vec<Released>) {
+        if !released.is_empty() {
+            let routes = lock(&self.routes);
+            released.into_iter().for_each(|(node, handle)| routes.mark_own(node, [handle]));
+        }
+    }
+
+    /// Whether a node that should be there has no session: what an earlier leader told it is not known here.
+    pub(super) fn misses_nodes(&self) -> bool {
+        let (view, sessions) = (self.store.view(), lock(&self.sessions));
+        view.nodes().iter().any(|node| node.state == NodeState::Ready && !sessions.contains_key(&node.id))
     }
 
     /// The node lives.
@@ -202,11 +231,14 @@ impl Reign {
     /// A node that was removed has no session any more.
     fn drop_removed_nodes(&self) {
         let view = self.store.view();
+        let mut removed = Vec::new();
         for (node, session) in lock(&self.sessions).iter() {
             if view.node(*node).is_none() {
                 session.end.cancel();
+                removed.push(*node);
             }
         }
+        removed.into_iter().for_each(|node| self.forget_routing(node));
     }
 
     /// Marks nodes down that were not heard of. A new leader has heard of nobody and waits longer at first.
@@ -237,6 +269,7 @@ impl Reign {
         if let Some(session) = lock(&self.sessions).get(&node) {
             session.end.cancel();
         }
+        self.forget_routing(node);
         let view = self.store.view();
         if view.node(node).is_none_or(|node| node.state == NodeState::Down) {
             return;
@@ -285,7 +318,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-async fn sleep_until_or_never(at: Option<Instant>) {
+pub(super) async fn sleep_until_or_never(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
         None => std::future::pending().await,

@@ -10,12 +10,13 @@ use skep_proto::model::session::{
 };
 use skep_proto::model::{Cluster, Node, NodeDescription, NodeId, NodeRole, NodeState, TaskId, Version};
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::dirty::Cell;
+use super::drain::Draining;
 use super::outlook::Outlook;
 use super::ports::{ClusterView, Leadership, NodeChange};
-use super::reign::{Registered, Reign, lock};
+use super::reign::{Registered, Reign, lock, sleep_until_or_never};
 use super::transport::{Inbound, Outbound, Transport, TransportError};
 use super::{chain, derive, status};
 use crate::ca::trust;
@@ -124,6 +125,7 @@ impl AgentSession {
             self.reign.heard_of(self.peer.node);
             match message {
                 AgentMessage::Heartbeat => {}
+                AgentMessage::Applied { sets } => self.reign.applied(self.peer.node, self.id, sets),
                 AgentMessage::Statuses(reports) => self.take_reports(reports),
                 AgentMessage::Describe(description) => {
                     if described.send(description).await.is_err() {
@@ -218,12 +220,22 @@ impl AgentSession {
             welcome,
             trust: Trust::default(),
             recheck,
+            draining: Draining::default(),
         };
         loop {
             let result = tokio::select! {
                 biased;
                 Some(open) = streams.recv() => send(&self.reign, outbound, ManagerMessage::OpenStream(open)).await,
                 () = cell.wait() => writer.tell_changes(outbound, cell).await,
+                () = sleep_until_or_never(writer.draining.next()) => {
+                    let given_up = writer.draining.give_up(Instant::now());
+                    tracing::info!(
+                        node.id = %self.peer.node, tasks = given_up.len(),
+                        "tasks are stopped though a node may still lead to them: it did not answer in time"
+                    );
+                    cell.mark(|dirty| dirty.own.extend(given_up));
+                    Ok(())
+                }
             };
             if let Err(ended) = result {
                 return ended;
@@ -252,6 +264,7 @@ struct Writer<'a> {
     trust: Trust,
     /// The node's record changed: it may say that the node is down.
     recheck: &'a Notify,
+    draining: Draining,
 }
 
 /// What the node's certificate should rest on.
@@ -303,15 +316,26 @@ impl Writer<'_> {
                 send(reign, outbound, ManagerMessage::Welcome(welcome)).await?;
             }
         }
-        if let Some(set) = self.outlook.step(&*view, &dirty, &following) {
+        let limit = Instant::now() + reign.timing.drain;
+        let mut misses_nodes = None;
+        let mut drains = |task, handle| {
+            self.draining.waits(task, handle, limit, || {
+                let is_routed = lock(&reign.routing).wait(task, node, handle);
+                is_routed || *misses_nodes.get_or_insert_with(|| reign.misses_nodes())
+            })
+        };
+        if let Some(set) = self.outlook.step(&*view, &dirty, &following, &mut drains) {
             let gone: Vec<TaskId> = set
                 .changes
                 .iter()
                 .filter_map(|change| if let AssignmentChange::RemoveTask(id) = change { Some(*id) } else { None })
                 .collect();
             reign.drop_vitals(node, self.session.id, &gone);
+            lock(&reign.routing).sending(node, self.session.id, &set);
             send(reign, outbound, ManagerMessage::Assignments(set)).await?;
             while let Some(files) = self.outlook.more_files(&*view) {
+                // Agents count every set.
+                lock(&reign.routing).sending(node, self.session.id, &files);
                 send(reign, outbound, ManagerMessage::Assignments(files)).await?;
             }
         }

@@ -143,7 +143,9 @@ fn complete(
     plan: &mut Plan,
 ) {
     let replaced = slots.iter().filter_map(Slot::newest).map(|row| row.updated_ms).filter(|ms| *ms >= began.0).max();
-    let until = replaced.map_or(now, |ms| Timestamp(ms).after(config.monitor));
+    // Where a failure leads to nothing there is nothing to watch for (swarmkit's updater).
+    let watched = replaced.filter(|_| config.failure_action != FailureAction::Continue);
+    let until = watched.map_or(now, |ms| Timestamp(ms).after(config.monitor));
     if until > now {
         plan.recheck(until);
         return;

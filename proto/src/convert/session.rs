@@ -43,6 +43,7 @@ impl From<&AgentMessage> for wire::AgentMessage {
             AgentMessage::Statuses(reports) => FromAgent::Statuses(wire::Statuses { reports: reports.to_wire() }),
             AgentMessage::Describe(description) => FromAgent::Describe(description.into()),
             AgentMessage::Leaving => FromAgent::Leaving(wire::Leaving {}),
+            AgentMessage::Applied { sets } => FromAgent::Applied(wire::Applied { sets: *sets }),
         };
         Self { message: Some(message) }
     }
@@ -57,6 +58,7 @@ impl TryFrom<wire::AgentMessage> for AgentMessage {
             FromAgent::Statuses(statuses) => Self::Statuses(Vec::from_wire(statuses.reports).at("statuses")?),
             FromAgent::Describe(description) => Self::Describe(description.try_into().at("describe")?),
             FromAgent::Leaving(wire::Leaving {}) => Self::Leaving,
+            FromAgent::Applied(wire::Applied { sets }) => Self::Applied { sets },
         })
     }
 }

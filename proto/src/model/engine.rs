@@ -11,7 +11,7 @@ use super::container::{Driver, Healthcheck};
 use super::isolation::Isolation;
 use super::service::Protocol;
 use super::task::Resources;
-use super::{ContainerId, ContainerSpec, Labels, NetworkId, NodeId, ServiceId, TaskId, Timestamp};
+use super::{ContainerId, ContainerSpec, Health, Labels, NetworkId, NodeId, ServiceId, TaskId, Timestamp};
 
 /// All that a container is created from. Kept as given, so that inspection shows what was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,6 +128,8 @@ pub struct Container {
     pub process: ResolvedProcess,
     /// Where it stands.
     pub state: ContainerState,
+    /// Its health, as of the last run; `None` without a health check and before the first start.
+    pub health: Option<Health>,
     /// How often its restart policy has started it again.
     pub restart_count: u32,
     /// Mounts as resolved.

@@ -29,6 +29,11 @@ pub enum AgentMessage {
     Describe(NodeDescription),
     /// The node leaves the cluster of its own will: its tasks may be replaced at once.
     Leaving,
+    /// The node's network is as the first so many sets of assignments of this session say, or later ones.
+    Applied {
+        /// Number of sets, counted from the session's begin.
+        sets: u64,
+    },
 }
 
 /// First message of a session.

@@ -65,6 +65,7 @@ impl Containers {
             }
             turn.with.network = record.network.clone();
             turn.supervisor = Some(self.supervise(entry.clone(), watch));
+            turn.prober = self.probe_again(&entry);
             return;
         }
         let exit = entry.paths.exit_record();

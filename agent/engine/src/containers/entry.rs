@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Mutex;
 
 use skep_proto::model::engine::{Container, ContainerState, ContainerStatus};
-use skep_proto::model::{ContainerId, Timestamp};
+use skep_proto::model::{ContainerId, Health, Timestamp};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -12,6 +12,7 @@ use super::record::Record;
 use super::run::Paths;
 use super::streams::Ends;
 use super::{ContainerError, StartWith};
+use crate::runtime::health;
 
 /// What those who wait look at.
 #[derive(Debug, Clone, Default)]
@@ -38,6 +39,8 @@ pub struct Entry {
     pub turn: tokio::sync::Mutex<Turn>,
     /// For those who wait.
     pub progress: watch::Sender<Progress>,
+    /// Results of the probes, for those who wait for its health.
+    pub health: watch::Sender<Option<Health>>,
     record: Mutex<Record>,
     /// Clients that attached before the start.
     waiting: Mutex<Vec<Ends>>,
@@ -53,6 +56,8 @@ pub struct Turn {
     pub cleanup: Option<(Background, Background)>,
     /// Reads the shim's events.
     pub supervisor: Option<JoinHandle<()>>,
+    /// Probes the container's health.
+    pub prober: Option<JoinHandle<()>>,
     /// What the last start was given.
     pub with: StartWith,
     /// Failures in a row, for the pause between restarts.
@@ -74,6 +79,7 @@ impl Entry {
             paths,
             turn: tokio::sync::Mutex::default(),
             progress: watch::Sender::new(progress),
+            health: watch::Sender::new(record.health.map(health::unprobed)),
             record: Mutex::new(record),
             waiting: Mutex::default(),
         }
@@ -125,6 +131,7 @@ impl Entry {
             image_id: record.image_id.clone(),
             process: record.process.clone(),
             state: record.state.clone(),
+            health: self.health.borrow().clone(),
             restart_count: record.restart_count,
             mounts: record.mounts(),
             networks: Vec::new(),

@@ -130,13 +130,7 @@ impl Containers {
             stderr: config.attach_stderr,
         };
         let request = self.exec_request(exec, config, entry, tty, wanted, detach, size).await?;
-        let failed = |e: ShimError| match e {
-            ShimError::Refused(text) => ContainerError::StartFailed(format!(
-                "OCI runtime exec failed: exec failed: unable to start container process: {text}: unknown"
-            )),
-            ShimError::Gone(_) => ContainerError::Conflict(format!("Container {} is not running", entry.id)),
-            e @ ShimError::Unexpected => ContainerError::internal("starting a process", std::io::Error::other(e)),
-        };
+        let failed = |error: ShimError| refusal(entry.id, error);
         let mut connection = Connection::open(&entry.paths.run()).await.map_err(failed)?;
         let Answer::Started(started) = connection.ask(Op::Exec(request)).await.map_err(failed)? else {
             return Err(failed(ShimError::Unexpected));
@@ -157,7 +151,7 @@ impl Containers {
     }
 
     #[allow(clippy::too_many_arguments)] // One call; a struct would only repeat the names.
-    async fn exec_request(
+    pub(super) async fn exec_request(
         &self,
         exec: &str,
         config: &ExecConfig,
@@ -195,6 +189,7 @@ impl Containers {
             attach: !detach,
             rows: rows.into(),
             columns: columns.into(),
+            kill_on_leave: false,
         })
     }
 
@@ -249,6 +244,17 @@ impl Containers {
     pub(super) fn forget_execs(&self, id: ContainerId) {
         let mut execs = self.inner.execs.lock().expect("nothing panics while it holds the lock");
         execs.retain(|_, s| s.container != id);
+    }
+}
+
+/// A shim's no, in Docker's words.
+pub(super) fn refusal(container: ContainerId, error: ShimError) -> ContainerError {
+    match error {
+        ShimError::Refused(text) => ContainerError::StartFailed(format!(
+            "OCI runtime exec failed: exec failed: unable to start container process: {text}: unknown"
+        )),
+        ShimError::Gone(_) => ContainerError::Conflict(format!("Container {container} is not running")),
+        e @ ShimError::Unexpected => ContainerError::internal("starting a process", std::io::Error::other(e)),
     }
 }
 

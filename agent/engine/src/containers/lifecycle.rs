@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use skep_proto::model::engine::{ContainerStatus, NetworkMode};
-use skep_proto::model::{ContainerId, Timestamp};
+use skep_proto::model::{ContainerId, HealthStatus, Timestamp};
 use skep_shim::protocol::{Answer, Attach, ExitRecord, Kill, Op, Shutdown, Start, Watch};
 
 use super::entry::{Background, Entry, Turn};
@@ -17,6 +17,7 @@ use super::{
     ContainerError, ContainerFile, Containers, EtcContents, EventKind, NewContainer, StartWith, WaitCondition,
     blocking, copy_up, restart,
 };
+use crate::runtime::health;
 use crate::runtime::spec::{self, Netns};
 use crate::runtime::sysctl;
 
@@ -206,6 +207,7 @@ impl Containers {
         self.note_running(entry, started.pid, started.at_nanos);
         self.publish(entry.id, EventKind::Start);
         turn.supervisor = Some(self.supervise(entry.clone(), watch));
+        turn.prober = self.probe_from_start(entry);
         Ok(())
     }
 
@@ -218,7 +220,9 @@ impl Containers {
             r.state.oom_killed = false;
             r.state.started_at = Some(Timestamp(at_nanos / 1_000_000));
             r.boot = super::adopt::boot_id();
+            r.health = health::Check::of(r.process.healthcheck.as_ref()).map(|_| HealthStatus::Starting);
         });
+        entry.health_begins();
         entry.progress.send_modify(|p| {
             p.running = true;
             p.restarting = false;
@@ -324,6 +328,9 @@ impl Containers {
             None => (137, false, "shim died", now),
         };
         self.execs_of_ended(entry.id);
+        if let Some(prober) = turn.prober.take() {
+            prober.abort();
+        }
         self.clean_up(&entry, &mut turn, false);
         let record = entry.record();
         let ran = state.started_at.map_or(Duration::ZERO, |s| at.since(s));

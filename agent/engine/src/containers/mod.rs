@@ -12,6 +12,7 @@ mod copy_up;
 mod entry;
 mod exec;
 mod files;
+mod health;
 mod lifecycle;
 mod record;
 mod restart;
@@ -30,8 +31,8 @@ use futures_util::stream::BoxStream;
 use skep_proto::model::engine::{
     Container, ContainerConfig, ImageConfig, LogLine, LogQuery, NetworkMode, ResolvedMount,
 };
-use skep_proto::model::{ContainerId, Timestamp};
-use tokio::sync::broadcast;
+use skep_proto::model::{ContainerId, Health, Timestamp};
+use tokio::sync::{broadcast, watch};
 
 use self::entry::Entry;
 pub use self::run::DEFAULT_LOG;
@@ -319,6 +320,14 @@ impl Containers {
             }
             _ => Err(ContainerError::NotFound(reference.to_owned())),
         }
+    }
+
+    /// A container's health, now and as it changes; `None` without a health check and before the first start.
+    ///
+    /// # Errors
+    /// [`ContainerError::NotFound`].
+    pub fn health(&self, id: ContainerId) -> Result<watch::Receiver<Option<Health>>, ContainerError> {
+        Ok(self.entry(id)?.health.subscribe())
     }
 
     /// What a container uses now; zeros when it does not run.

@@ -7,10 +7,10 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use skep_proto::model::Timestamp;
 use skep_proto::model::engine::{
     ContainerConfig, ContainerState, ContainerStatus, NetworkMode, ResolvedMount, ResolvedProcess,
 };
+use skep_proto::model::{HealthStatus, Timestamp};
 
 /// Format of the file. Raised when an older daemon could not read it.
 const FORMAT: u32 = 1;
@@ -44,6 +44,9 @@ pub struct Record {
     pub network: NetworkMode,
     /// The boot in which it last ran; in another one nothing of it is left.
     pub boot: String,
+    /// What its probes showed last; `None` without a health check and before the first start.
+    #[serde(default)]
+    pub health: Option<HealthStatus>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -87,6 +90,7 @@ impl Record {
             stopped_by_hand: false,
             network: NetworkMode::None,
             boot: String::new(),
+            health: None,
         }
     }
 

@@ -1,10 +1,11 @@
 //! What turns a container's configuration into kernel objects: OCI configuration, cgroups, root file system, users.
 //!
-//! [`spec`], [`capabilities`] and [`users`] decide without I/O; [`cgroups`], [`devices`] and [`rootfs`] act.
+//! [`spec`], [`capabilities`], [`users`] and [`health`] decide without I/O; [`cgroups`], [`devices`] and [`rootfs`] act.
 
 pub mod capabilities;
 pub mod cgroups;
 pub mod devices;
+pub mod health;
 pub mod rootfs;
 pub mod spec;
 pub mod sysctl;

@@ -11,6 +11,7 @@ use skep_proto::model::engine::{ContainerConfig, EtcFiles, ImageConfig, Resolved
 
 pub use super::capabilities::capabilities;
 use super::devices::{self, Device};
+use super::health;
 use super::sysctl::sysctls;
 use super::users::User;
 
@@ -137,7 +138,7 @@ pub fn resolve_process(config: &ContainerConfig, image: &ImageConfig) -> Result<
         command,
         labels,
         stop_signal: stop_signal.map_or(Ok(libc::SIGTERM), |s| parse_signal(s))?,
-        healthcheck: spec.healthcheck.clone().or_else(|| image.healthcheck.clone()),
+        healthcheck: health::merge(spec.healthcheck.as_ref(), image.healthcheck.as_ref()),
     })
 }
 

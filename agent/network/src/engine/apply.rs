@@ -44,7 +44,9 @@ impl Inner {
         .await;
         let inner = self.clone();
         let switches = blocking(move || inner.sync_switches()).await;
-        let mut cut = Cut { gone: plan::overlay::vanished(&before, &view), opened: BTreeSet::new() };
+        let mut gone = plan::overlay::vanished(&before, &view);
+        // Each look for connections goes through those of the whole machine: sandboxes are left out where they can have none.
+        let cut = Cut { gone: gone.overlay.clone(), opened: BTreeSet::new() };
         let mut names = self.forget_unknown_names().await;
         let mut sandboxes = Ok(());
         for (id, cell) in self.live_cells() {
@@ -58,7 +60,8 @@ impl Inner {
             sandboxes = sandboxes.and(self.refresh(&id, live, &cut).await);
         }
         let inner = self.clone();
-        cut.opened = opened;
+        gone.overlay.append(&mut gone.mesh);
+        let cut = Cut { gone: gone.overlay, opened };
         let cut = blocking(move || {
             conntrack::cut(&inner.netns, &cut).step("cut connections to tasks that are gone").map(drop)
         })

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
-use skep_proto::model::view::NetworkView;
+use skep_proto::model::view::{EndpointView, NetworkView};
 use skep_proto::model::{NetworkId, NodeId, TaskId};
 
 use crate::config::first_v4;
@@ -80,22 +80,36 @@ pub fn switch_table(ports: &[Port]) -> Table {
 
 /// Addresses by which endpoints were known in `before` and are no longer in `after`: connections to them are cut,
 /// otherwise they hang until their time-out, and UDP never notices. An address that came back elsewhere counts too.
-pub fn vanished(before: &NetworkView, after: &NetworkView) -> BTreeSet<Ipv4Addr> {
-    let now = addresses(after);
-    addresses(before).into_iter().filter(|(address, task)| now.get(address) != Some(task)).map(|(a, _)| a).collect()
+pub fn vanished(before: &NetworkView, after: &NetworkView) -> Vanished {
+    let gone = |addresses: fn(&NetworkView) -> BTreeMap<Ipv4Addr, TaskId>| {
+        let now = addresses(after);
+        addresses(before).into_iter().filter(|(address, task)| now.get(address) != Some(task)).map(|(a, _)| a).collect()
+    };
+    Vanished { overlay: gone(overlay_addresses), mesh: gone(mesh_addresses) }
 }
 
-fn addresses(view: &NetworkView) -> BTreeMap<Ipv4Addr, TaskId> {
-    let mut all = BTreeMap::new();
-    for endpoint in view.endpoints.values() {
-        for attachment in &endpoint.addresses {
-            if let IpNet::V4(net) = attachment.address {
-                all.insert(net.addr(), endpoint.task);
-            }
-        }
-        if let Some(IpAddr::V4(mesh)) = endpoint.mesh {
-            all.insert(mesh, endpoint.task);
-        }
-    }
-    all
+/// Addresses that are no more.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Vanished {
+    /// On overlays: sandboxes have connections to them.
+    pub overlay: BTreeSet<Ipv4Addr>,
+    /// On task links: only nodes have.
+    pub mesh: BTreeSet<Ipv4Addr>,
+}
+
+fn overlay_addresses(view: &NetworkView) -> BTreeMap<Ipv4Addr, TaskId> {
+    let of = |endpoint: &EndpointView| {
+        let task = endpoint.task;
+        let v4 = |net| if let IpNet::V4(net) = net { Some((net.addr(), task)) } else { None };
+        endpoint.addresses.iter().filter_map(|a| v4(a.address)).collect::<Vec<_>>()
+    };
+    view.endpoints.values().flat_map(of).collect()
+}
+
+fn mesh_addresses(view: &NetworkView) -> BTreeMap<Ipv4Addr, TaskId> {
+    let of = |endpoint: &EndpointView| match endpoint.mesh {
+        Some(IpAddr::V4(mesh)) => Some((mesh, endpoint.task)),
+        Some(IpAddr::V6(_)) | None => None,
+    };
+    view.endpoints.values().filter_map(of).collect()
 }

@@ -6,6 +6,7 @@ use skep_proto::model::view::{EndpointAddress, EndpointView, NetworkView, Overla
 use skep_proto::model::{NetworkId, NodeId, ServiceId, TaskId};
 
 use super::names::{LocalName, zones};
+use super::overlay::Vanished;
 use super::{node, overlay, vip};
 use crate::dns::zone::ZoneKey;
 use crate::mac::Mac;
@@ -95,13 +96,13 @@ fn only_addresses_on_other_nodes_are_sent_into_the_tunnel_and_draining_ones_stay
 #[test]
 fn an_address_vanishes_when_its_task_goes_or_another_one_has_it() {
     let before = world();
-    assert_eq!(overlay::vanished(&before, &before), BTreeSet::new());
+    assert_eq!(overlay::vanished(&before, &before), Vanished::default());
     let mut draining = before.clone();
     drain(&mut draining, 2);
-    assert_eq!(overlay::vanished(&before, &draining), BTreeSet::new());
+    assert_eq!(overlay::vanished(&before, &draining), Vanished::default());
     let mut after = before.clone();
     after.endpoints.remove(&TaskId(2));
-    let gone = BTreeSet::from([ip("10.0.1.20"), ip("100.64.64.2")]);
+    let gone = Vanished { overlay: [ip("10.0.1.20")].into(), mesh: [ip("100.64.64.2")].into() };
     assert_eq!(overlay::vanished(&before, &after), gone);
     let mut heir = endpoint(3, HERE, "10.0.1.20");
     heir.mesh = None;

@@ -395,6 +395,7 @@ impl Shim {
             let (process, ends) = Process::with_pipes(&exec.id, exec.stdin).map_err(text)?;
             (process, Some(ends))
         };
+        process.kill_on_leave = exec.kill_on_leave;
         process.launching = Some(exec::start(init.as_fd(), &self.params, exec, ends).map_err(text)?);
         let number = self.next;
         self.next = self.next.wrapping_add(1).max(1);
@@ -438,6 +439,9 @@ impl Shim {
             if let Role::Stream { outputs: [false, false], stdin: false, .. } = client.role {
                 client.role = Role::Control;
             }
+        }
+        if let Some(process) = self.processes.get(&id) {
+            process.kill_if_abandoned();
         }
     }
 
@@ -541,8 +545,14 @@ impl Shim {
         }
     }
 
-    /// A client's connection is over; its process's input may be too.
+    /// A client's connection is over; its process's input may be too, or the process itself.
     fn leave(&mut self, id: u32) {
+        if let Some(Client { role: Role::Stream { process, .. }, .. }) = self.clients.get(&id)
+            && let Some(process) = self.processes.get_mut(process).filter(|p| p.kill_on_leave)
+        {
+            process.abandoned = true;
+            process.kill_if_abandoned();
+        }
         if let Some(Client { role: Role::Stream { stdin: true, .. }, .. }) = self.clients.get(&id) {
             self.end_input(id);
         }

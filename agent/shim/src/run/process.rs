@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 
 /// Input that waits for the process to read it. More stays with the client.
 pub const MAX_INPUT: usize = 64 * 1024;
@@ -35,6 +35,10 @@ pub struct Process {
     pub launching: Option<OwnedFd>,
     /// Exit code, once it was reaped.
     pub exit: Option<i32>,
+    /// It does not outlive the connection that asked for it.
+    pub kill_on_leave: bool,
+    /// That connection is gone.
+    pub abandoned: bool,
 }
 
 /// The other ends of the streams.
@@ -74,6 +78,8 @@ impl Process {
             input_ended: false,
             launching: None,
             exit: None,
+            kill_on_leave: false,
+            abandoned: false,
         }
     }
 
@@ -99,6 +105,15 @@ impl Process {
         match &self.pidfd {
             Some(pidfd) if self.exit.is_none() => Ok(pidfd_send_signal(pidfd, signal)?),
             _ => Err(io::Error::new(io::ErrorKind::NotFound, "process already finished")),
+        }
+    }
+
+    /// Kills it and what it started, as far as that stayed in its process group, once its connection is gone.
+    pub fn kill_if_abandoned(&self) {
+        // Before the launch is over it may not lead a group of its own; after its end the number may be another's.
+        if let (true, None, None, Some(pid)) = (self.abandoned, &self.launching, self.exit, self.pid) {
+            // It has just ended if this fails.
+            let _ = kill_process_group(pid, Signal::KILL);
         }
     }
 

@@ -54,7 +54,6 @@ impl Connection {
 
     /// Sends an answer.
     pub fn answer(&mut self, request: &Request, status: &str, kind: &str, body: &str) -> io::Result<()> {
-        let kind = if kind.is_empty() { "text/plain; charset=utf-8" } else { kind };
         let connection = if request.keep_alive { "keep-alive" } else { "close" };
         let mut message = format!(
             "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: {connection}\r\n\r\n",

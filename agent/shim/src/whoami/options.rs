@@ -5,7 +5,19 @@ use std::time::Duration;
 
 /// Shown with an error.
 pub const USAGE: &str = "usage: whoami [--port N] [--name TEXT] [--sleep SECONDS] [--crash-after SECONDS] [--exit-code N] \
-                         [--tcp-echo PORT]... [--udp-echo PORT]...";
+                         [--healthy-after SECONDS] [--unhealthy-after SECONDS] [--tcp-echo PORT]... [--udp-echo PORT]...";
+
+const KNOWN: [&str; 9] = [
+    "--port",
+    "--name",
+    "--sleep",
+    "--crash-after",
+    "--exit-code",
+    "--healthy-after",
+    "--unhealthy-after",
+    "--tcp-echo",
+    "--udp-echo",
+];
 
 /// What it was told.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,6 +32,10 @@ pub struct Options {
     pub crash_after: Option<Duration>,
     /// With what code it then ends.
     pub exit_code: u8,
+    /// Until then `/health` answers 503.
+    pub healthy_after: Duration,
+    /// From then on `/health` answers 503.
+    pub unhealthy_after: Option<Duration>,
     /// Ports that send back what comes.
     pub tcp_echo: Vec<u16>,
     /// Ports that send back datagrams.
@@ -34,6 +50,8 @@ impl Default for Options {
             sleep: Duration::ZERO,
             crash_after: None,
             exit_code: 1,
+            healthy_after: Duration::ZERO,
+            unhealthy_after: None,
             tcp_echo: Vec::new(),
             udp_echo: Vec::new(),
         }
@@ -53,8 +71,7 @@ impl Options {
                 Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
                 None => (word, None),
             };
-            let known = ["--port", "--name", "--sleep", "--crash-after", "--exit-code", "--tcp-echo", "--udp-echo"];
-            if !known.contains(&name.as_str()) {
+            if !KNOWN.contains(&name.as_str()) {
                 return Err(format!("unknown option {name:?}"));
             }
             let value = given.or_else(|| words.next()).ok_or_else(|| format!("{name} needs a value"))?;
@@ -64,6 +81,8 @@ impl Options {
                 "--sleep" => options.sleep = seconds(&value).ok_or_else(bad)?,
                 "--crash-after" => options.crash_after = Some(seconds(&value).ok_or_else(bad)?),
                 "--exit-code" => options.exit_code = value.parse().map_err(|_| bad())?,
+                "--healthy-after" => options.healthy_after = seconds(&value).ok_or_else(bad)?,
+                "--unhealthy-after" => options.unhealthy_after = Some(seconds(&value).ok_or_else(bad)?),
                 "--tcp-echo" => options.tcp_echo.push(value.parse().map_err(|_| bad())?),
                 "--udp-echo" => options.udp_echo.push(value.parse().map_err(|_| bad())?),
                 _ => options.name = value,

@@ -2,11 +2,11 @@
 
 use skep_proto::model::container::Privileges;
 use skep_proto::model::engine::{
-    ContainerConfig, ContainerRestart, ContainerState, ContainerStatus, NetworkMode, TaskOwner,
+    Container, ContainerConfig, ContainerRestart, ContainerState, ContainerStatus, NetworkMode, TaskOwner,
 };
 use skep_proto::model::isolation::Isolation;
 use skep_proto::model::service::{PortConfig, PublishMode};
-use skep_proto::model::{ContainerSpec, NodeDescription, NodeId};
+use skep_proto::model::{ContainerSpec, HealthStatus, NodeDescription, NodeId};
 use skep_proto::template::task::TaskContext;
 
 use crate::executor::{Containers, Exit, Running, TaskUnit};
@@ -136,22 +136,31 @@ pub fn host_ports(unit: &TaskUnit) -> impl Iterator<Item = &PortConfig> {
     unit.spec.ports.iter().filter(|port| port.mode == PublishMode::Host)
 }
 
-/// The containers of a task, taken together. `states` are those that exist, in order; `wanted` is how many should.
-pub fn together(states: &[ContainerState], wanted: usize, running: Running) -> Containers {
-    if let Some(ended) = states.iter().find_map(end_of) {
+/// The containers of a task, taken together: those that exist, in order; `wanted` is how many should.
+pub fn together(existing: &[Container], wanted: usize, running: Running) -> Containers {
+    if let Some(ended) = existing.iter().find_map(end_of) {
         return Containers::Ended(ended);
     }
-    let live = states.iter().filter(|state| is_live(state.status)).count();
+    let live = existing.iter().filter(|container| is_live(container.state.status)).count();
     match live {
         // Some were not made, or removed by hand: creation makes what is missing.
-        0 if states.len() < wanted => Containers::Absent,
+        0 if existing.len() < wanted => Containers::Absent,
         0 => Containers::Created,
-        _ if live == wanted => {
-            Containers::Running(Running { pid: states.first().map_or(0, |state| state.pid), ..running })
-        }
+        _ if live == wanted => Containers::Running(Running {
+            pid: existing.first().map_or(0, |container| container.state.pid),
+            health: health(existing),
+            ..running
+        }),
         // The start was cut off between two containers. A task is one attempt.
-        _ => Containers::Ended(Exit { code: 0, error: "not all containers of the task were started".into() }),
+        _ => Containers::Ended(Exit { error: "not all containers of the task were started".into(), ..Exit::default() }),
     }
+}
+
+/// One that is unhealthy makes the task so; one that still starts lets it wait.
+pub fn health(existing: &[Container]) -> Option<HealthStatus> {
+    let all = || existing.iter().filter_map(|container| container.health.as_ref()).map(|health| health.status);
+    let worst = [HealthStatus::Unhealthy, HealthStatus::Starting, HealthStatus::Healthy];
+    worst.into_iter().find(|status| all().any(|one| one == *status))
 }
 
 fn is_live(status: ContainerStatus) -> bool {
@@ -162,14 +171,16 @@ fn is_live(status: ContainerStatus) -> bool {
 }
 
 /// How a container ended; `None` when it has not, or never ran.
-fn end_of(state: &ContainerState) -> Option<Exit> {
+fn end_of(container: &Container) -> Option<Exit> {
+    let state = &container.state;
     let ended = match state.status {
         ContainerStatus::Exited | ContainerStatus::Dead | ContainerStatus::Removing => true,
         // It could not be started.
         ContainerStatus::Created => !state.error.is_empty(),
         ContainerStatus::Running | ContainerStatus::Paused | ContainerStatus::Restarting => false,
     };
-    ended.then(|| Exit { code: state.exit_code, error: end_error(state) })
+    let unhealthy = container.health.as_ref().is_some_and(|health| health.status == HealthStatus::Unhealthy);
+    ended.then(|| Exit { code: state.exit_code, error: end_error(state), unhealthy })
 }
 
 fn end_error(state: &ContainerState) -> String {
@@ -178,11 +189,13 @@ fn end_error(state: &ContainerState) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
     use std::sync::Arc;
 
-    use skep_proto::model::NetworkId;
+    use skep_proto::model::engine::{EtcFiles, ResolvedProcess};
     use skep_proto::model::service::Protocol;
     use skep_proto::model::task::{NetworkAttachment, NetworkAttachmentSpec};
+    use skep_proto::model::{Health, NetworkId, Timestamp};
 
     use super::*;
     use crate::test_support::{NODE, unit};
@@ -250,7 +263,7 @@ mod tests {
     #[test]
     fn a_tasks_container_has_swarms_name_id_and_labels() {
         let spec = |unit: &TaskUnit| unit.spec.task.containers[0].clone();
-        let config = container_config(&unit(1), spec(&unit(1)), NODE, 0, NetworkMode::Host);
+        let config = container_config(&unit(1), unit(1).spec.task.containers[0].clone(), NODE, 0, NetworkMode::Host);
         let id = unit(1).task.id;
         assert_eq!(config.name, format!("web.1.{id}"));
         assert_eq!(config.id, skep_proto::model::ContainerId::of_task(id, 0));
@@ -265,32 +278,66 @@ mod tests {
         );
     }
 
-    fn state(status: ContainerStatus, exit_code: i32, error: &str) -> ContainerState {
-        ContainerState {
-            status,
-            pid: 9,
-            exit_code,
-            error: error.into(),
-            oom_killed: false,
-            started_at: None,
-            finished_at: None,
+    fn container(status: ContainerStatus, exit_code: i32, error: &str) -> Container {
+        Container {
+            config: container_config(&unit(1), unit(1).spec.task.containers[0].clone(), NODE, 0, NetworkMode::Host),
+            created_at: Timestamp(0),
+            image_id: String::new(),
+            process: ResolvedProcess::default(),
+            state: ContainerState {
+                status,
+                pid: 9,
+                exit_code,
+                error: error.into(),
+                oom_killed: false,
+                started_at: None,
+                finished_at: None,
+            },
+            health: None,
+            restart_count: 0,
+            mounts: Vec::new(),
+            networks: Vec::new(),
+            ports: Vec::new(),
+            exposed: Vec::new(),
+            log_path: PathBuf::new(),
+            etc: EtcFiles::default(),
         }
+    }
+
+    fn with_health(status: HealthStatus, container: Container) -> Container {
+        Container { health: Some(Health { status, failing_streak: 0, log: Vec::new() }), ..container }
+    }
+
+    #[test]
+    fn a_task_is_as_healthy_as_the_worst_of_its_containers_and_remembers_it_at_the_end() {
+        use HealthStatus::{Healthy, Starting, Unhealthy};
+        let runs = || container(ContainerStatus::Running, 0, "");
+        let of = |all: &[HealthStatus]| health(&all.iter().map(|s| with_health(*s, runs())).collect::<Vec<_>>());
+        assert_eq!(of(&[Healthy, Starting]), Some(Starting));
+        assert_eq!(of(&[Starting, Unhealthy]), Some(Unhealthy));
+        assert_eq!(of(&[Healthy, Healthy]), Some(Healthy));
+        assert_eq!(health(&[runs()]), None);
+        let ended = with_health(Unhealthy, container(ContainerStatus::Exited, 0, ""));
+        assert_eq!(
+            together(&[ended], 1, Running::default()),
+            Containers::Ended(Exit { unhealthy: true, ..Exit::default() })
+        );
     }
 
     #[test]
     fn containers_of_one_task_live_and_end_together() {
         use ContainerStatus::{Created, Exited, Running as Runs};
-        let (created, runs) = (state(Created, 0, ""), state(Runs, 0, ""));
+        let (created, runs) = (container(Created, 0, ""), container(Runs, 0, ""));
         let running = Containers::Running(Running { pid: 9, ..Running::default() });
-        let ended = |code, error: &str| Containers::Ended(Exit { code, error: error.into() });
+        let ended = |code, error: &str| Containers::Ended(Exit { code, error: error.into(), unhealthy: false });
         let cut = "not all containers of the task were started";
         let rows = [
             (vec![], Containers::Absent),
             (vec![created.clone()], Containers::Absent),
             (vec![created.clone(), created.clone()], Containers::Created),
             (vec![runs.clone(), runs.clone()], running),
-            (vec![runs.clone(), state(Exited, 3, "")], ended(3, "")),
-            (vec![state(Created, 127, "no such file"), created.clone()], ended(127, "no such file")),
+            (vec![runs.clone(), container(Exited, 3, "")], ended(3, "")),
+            (vec![container(Created, 127, "no such file"), created.clone()], ended(127, "no such file")),
             (vec![runs.clone(), created], ended(0, cut)),
             (vec![runs], ended(0, cut)),
         ];

@@ -29,9 +29,14 @@ pub(crate) async fn list(
 ) -> Result<axum::Json<Vec<json::ContainerSummary>>, ApiError> {
     let filters = query.filters;
     filters.only(&[
-        "ancestor", "before", "exited", "expose", "id", "is-task", "label", "name", "network", "publish", "since",
-        "status", "volume",
+        "ancestor", "before", "exited", "expose", "health", "id", "is-task", "label", "name", "network", "publish",
+        "since", "status", "volume",
     ])?;
+    for word in filters.get("health") {
+        if !["none", "starting", "healthy", "unhealthy"].contains(&word.as_str()) {
+            return Err(ApiError::bad_request(format!("unrecognised filter value for health: {word}")));
+        }
+    }
     let limit = query.limit.and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0);
     // Asking for a state or a count means all containers.
     let all = query.all.0 || limit.is_some() || !filters.get("status").is_empty() || !filters.get("exited").is_empty();
@@ -107,6 +112,7 @@ fn matches(
         && (names.fit(&config.name) || names.fit(&format!("/{}", config.name)))
         && filters.any("status", |status| state.status.as_str() == status)
         && filters.any("exited", |code| state.status == ContainerStatus::Exited && code.parse() == Ok(state.exit_code))
+        && filters.any("health", |word| container_view::health_word(container) == word)
         && filters.labels("label", &container.process.labels)
         && filters.any("network", |n| container.networks.iter().any(|e| e.network == n || e.network_id.starts_with(n)))
         && filters.any("volume", |v| container.mounts.iter().any(|m| m.name == v || m.target == v))

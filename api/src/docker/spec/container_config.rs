@@ -82,7 +82,10 @@ pub(crate) fn read(id: ContainerId, name: &str, request: json::ContainerCreate) 
         open_stdin: request.open_stdin,
         read_only: host.readonly_rootfs,
         mounts,
-        healthcheck: request.healthcheck.map(container_spec::read_healthcheck).transpose()?,
+        healthcheck: request
+            .healthcheck
+            .map(|check| container_spec::read_healthcheck(check, &container_spec::CONTAINER_WORDS))
+            .transpose()?,
         hosts: host.extra_hosts.iter().map(|h| host_line(h)).collect::<Result<_, _>>()?,
         dns,
         sysctls: host.sysctls,

@@ -36,7 +36,7 @@ pub(crate) fn read(spec: json::ContainerSpec) -> Result<ContainerSpec, ApiError>
         open_stdin: spec.open_stdin,
         read_only: spec.read_only,
         mounts: spec.mounts.into_iter().map(mount::read).collect::<Result<_, _>>()?,
-        healthcheck: spec.healthcheck.map(read_healthcheck).transpose()?,
+        healthcheck: spec.healthcheck.map(|check| read_healthcheck(check, &SERVICE_WORDS)).transpose()?,
         hosts: spec.hosts,
         dns: spec.dns_config.map(read_dns).transpose()?,
         secrets: spec.secrets.into_iter().map(read_secret).collect::<Result<_, _>>()?,
@@ -105,11 +105,20 @@ pub(crate) fn show(spec: &ContainerSpec) -> json::ContainerSpec {
     }
 }
 
-/// Reads a health check; the rules are Swarm's.
+/// What a health check is called in an error: prefix and name.
+pub(crate) type HealthcheckWords = (&'static str, &'static str);
+const SERVICE_WORDS: HealthcheckWords = ("ContainerSpec: ", "HealthConfig");
+/// Those of a plain container.
+pub(crate) const CONTAINER_WORDS: HealthcheckWords = ("", "Healthcheck");
+
+/// Reads a health check; the rules are Docker's.
 ///
 /// # Errors
 /// 400 for spans and counts that make no sense.
-pub(crate) fn read_healthcheck(check: json::Healthcheck) -> Result<Healthcheck, ApiError> {
+pub(crate) fn read_healthcheck(
+    check: json::Healthcheck,
+    (prefix, name): &HealthcheckWords,
+) -> Result<Healthcheck, ApiError> {
     refuse("Healthcheck", &check.rest)?;
     for (what, value) in [
         ("Interval", check.interval),
@@ -118,9 +127,8 @@ pub(crate) fn read_healthcheck(check: json::Healthcheck) -> Result<Healthcheck, 
         ("StartInterval", check.start_interval),
     ] {
         if value != 0 && value < 1_000_000 {
-            return Err(ApiError::invalid_argument(format!(
-                "ContainerSpec: {what} in HealthConfig cannot be less than 1ms"
-            )));
+            let text = format!("{prefix}{what} in {name} cannot be less than 1ms");
+            return Err(ApiError::invalid_argument(text));
         }
     }
     Ok(Healthcheck {
@@ -130,7 +138,7 @@ pub(crate) fn read_healthcheck(check: json::Healthcheck) -> Result<Healthcheck, 
         start_period: duration("StartPeriod", check.start_period)?,
         start_interval: duration("StartInterval", check.start_interval)?,
         retries: u32::try_from(check.retries)
-            .map_err(|_| ApiError::invalid_argument("ContainerSpec: Retries in HealthConfig cannot be negative"))?,
+            .map_err(|_| ApiError::invalid_argument(format!("{prefix}Retries in {name} cannot be negative")))?,
     })
 }
 

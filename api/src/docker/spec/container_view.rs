@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use skep_proto::model::Timestamp;
 use skep_proto::model::container::MountKind;
 use skep_proto::model::engine::{
     Container, ContainerRestart, ContainerStatus, EndpointState, NetworkMode, PortBinding, ResolvedMount,
 };
+use skep_proto::model::{HealthStatus, ProbeResult, Timestamp};
 
 use super::container_spec::{show_healthcheck, show_ulimit};
 use super::{isolation, mount, service};
@@ -54,6 +54,7 @@ pub(crate) fn inspect(container: &Container, size: Option<u64>) -> json::Contain
             error: state.error.clone(),
             started_at: rfc3339_or_zero(state.started_at),
             finished_at: rfc3339_or_zero(state.finished_at),
+            health: health(container),
         },
         image: container.image_id.clone(),
         resolv_conf_path: container.etc.resolv_conf.display().to_string(),
@@ -100,13 +101,53 @@ pub(crate) fn summary(container: &Container, now: Timestamp, size: Option<u64>) 
     }
 }
 
-/// `Up 5 minutes`, `Exited (0) 2 hours ago`, `Created`.
+/// Whether a process of the container exists.
+fn is_up(status: ContainerStatus) -> bool {
+    match status {
+        ContainerStatus::Running | ContainerStatus::Paused => true,
+        ContainerStatus::Created
+        | ContainerStatus::Restarting
+        | ContainerStatus::Removing
+        | ContainerStatus::Exited
+        | ContainerStatus::Dead => false,
+    }
+}
+
+/// Docker's word for a container's health; `none` without a health check. Nothing that has ended is healthy.
+pub(crate) fn health_word(container: &Container) -> &'static str {
+    match &container.health {
+        None => "none",
+        Some(_) if !is_up(container.state.status) => HealthStatus::Unhealthy.as_str(),
+        Some(health) => health.status.as_str(),
+    }
+}
+
+fn health(container: &Container) -> Option<json::Health> {
+    let health = container.health.as_ref()?;
+    let result = |result: &ProbeResult| json::HealthcheckResult {
+        start: rfc3339(result.start),
+        end: rfc3339(result.end),
+        exit_code: result.exit_code,
+        output: result.output.clone(),
+    };
+    Some(json::Health {
+        status: health_word(container),
+        failing_streak: health.failing_streak,
+        log: health.log.iter().map(result).collect(),
+    })
+}
+
+/// `Up 5 minutes`, `Up 5 minutes (healthy)`, `Exited (0) 2 hours ago`, `Created`.
 fn status_line(container: &Container, now: Timestamp) -> String {
     let state = &container.state;
     let ago = |at: Option<Timestamp>| human(at.map_or(Duration::ZERO, |t| now.since(t)));
     match state.status {
         ContainerStatus::Created => "Created".into(),
-        ContainerStatus::Running => format!("Up {}", ago(state.started_at)),
+        ContainerStatus::Running => match health_word(container) {
+            "none" => format!("Up {}", ago(state.started_at)),
+            "starting" => format!("Up {} (health: starting)", ago(state.started_at)),
+            word => format!("Up {} ({word})", ago(state.started_at)),
+        },
         ContainerStatus::Paused => format!("Up {} (Paused)", ago(state.started_at)),
         ContainerStatus::Restarting => {
             format!("Restarting ({}) {} ago", state.exit_code, ago(state.finished_at))

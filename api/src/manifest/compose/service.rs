@@ -14,10 +14,11 @@ use super::{IMAGE_LABEL, Problems, STACK_LABEL, Scope};
 use crate::manifest::yaml::{Entry, Node, Value};
 
 mod deploy;
+mod healthcheck;
 mod ports;
 mod security;
 
-const KEYS: [&str; 30] = [
+const KEYS: [&str; 31] = [
     "image",
     "command",
     "entrypoint",
@@ -48,6 +49,7 @@ const KEYS: [&str; 30] = [
     "init",
     "privileged",
     "devices",
+    "healthcheck",
 ];
 
 /// Keys with a meaning on one host only, which `docker stack deploy` ignores with a warning. Each says what to do instead.
@@ -138,6 +140,7 @@ impl<'a> Reader<'a> {
             }
             "networks" => self.attachments = Some(attachments(value, self.key, self.scope, networks, problems)),
             "ports" => self.endpoint.ports = ports::read(value, problems),
+            "healthcheck" => container.healthcheck = Some(healthcheck::read(value, problems)),
             "deploy" => self.deploy = deploy::read(value, problems),
             // Documentation only: every port of a container is open to its networks.
             "expose" => {}

@@ -325,6 +325,7 @@ impl Engine for FakeEngine {
                 started_at: None,
                 finished_at: None,
             },
+            health: None,
             restart_count: 0,
             mounts,
             networks,

@@ -4,6 +4,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
+use super::health::HealthFlags;
 use super::lists::{ListChanges, Lists};
 use super::mount;
 use super::publish;
@@ -78,6 +79,8 @@ struct Common {
     /// Option of the log driver, KEY=VALUE; may be repeated
     #[arg(long)]
     log_opt: Vec<String>,
+    #[command(flatten)]
+    health: HealthFlags,
     /// vip or dnsrr
     #[arg(long)]
     endpoint_mode: Option<String>,
@@ -375,6 +378,7 @@ impl Common {
         if !self.log_opt.is_empty() {
             object(&mut task["LogDriver"]["Options"]).extend(pairs(&self.log_opt));
         }
+        self.health.apply(&mut spec["TaskTemplate"]["ContainerSpec"])?;
         self.rollouts.apply(spec)
     }
 }
@@ -392,13 +396,13 @@ fn preferences(given: &[String]) -> anyhow::Result<Vec<Value>> {
     given.iter().map(read).collect()
 }
 
-fn set(object: &mut Value, key: &str, value: Option<impl Into<Value>>) {
+pub(super) fn set(object: &mut Value, key: &str, value: Option<impl Into<Value>>) {
     if let Some(value) = value {
         object[key] = value.into();
     }
 }
 
-fn set_in(object: &mut Value, part: &str, key: &str, value: Option<impl Into<Value>>) {
+pub(super) fn set_in(object: &mut Value, part: &str, key: &str, value: Option<impl Into<Value>>) {
     if let Some(value) = value {
         object[part][key] = value.into();
     }

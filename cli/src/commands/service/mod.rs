@@ -1,6 +1,7 @@
 //! `skep service`.
 
 mod flags;
+mod health;
 mod lists;
 mod logs;
 pub mod mount;

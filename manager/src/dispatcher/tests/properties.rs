@@ -158,7 +158,7 @@ impl Told {
         let following = self.outlook.follow(&self.store.read(), &dirty);
         between();
         self.routes.subscribe(N1, &following.more, &following.fewer);
-        let set = self.outlook.step(&self.store.read(), &dirty, &following);
+        let set = self.outlook.step(&self.store.read(), &dirty, &following, &mut |_, _| false);
         set.iter().for_each(|set| self.held.apply(set));
         set
     }
@@ -170,7 +170,7 @@ fn fresh(store: &FakeStore) -> Held {
     let view = store.read();
     let following = outlook.follow(&view, &dirty);
     let mut held = Held::default();
-    held.apply(&outlook.step(&view, &dirty, &following).expect("the first set is always sent"));
+    held.apply(&outlook.step(&view, &dirty, &following, &mut |_, _| false).expect("the first set is always sent"));
     held
 }
 
