@@ -333,6 +333,11 @@ impl Manager {
         })
     }
 
+    /// Why the log can be written no more: this manager takes part again when it is started anew.
+    pub fn disk_failure(&self) -> Option<String> {
+        self.raft.disk_failed().borrow().clone()
+    }
+
     /// The managers of the cluster.
     pub fn managers(&self) -> Vec<(NodeId, SocketAddr)> {
         self.store.view().nodes().values().filter_map(|n| Some((n.id, n.manager?.address))).collect()

@@ -11,7 +11,7 @@ pub mod terminal;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -47,7 +47,15 @@ impl Lab {
     /// # Panics
     /// When it does not come up: a test cannot go on.
     pub fn up(managers: u16, workers: u16, more: &[&str]) -> Self {
-        let dir = tempfile::Builder::new().prefix("skep-e2e-").tempdir().expect("a temporary directory");
+        Self::up_below(&std::env::temp_dir(), managers, workers, more)
+    }
+
+    /// The same, with its files below a directory.
+    ///
+    /// # Panics
+    /// As [`Self::up`].
+    pub fn up_below(parent: &Path, managers: u16, workers: u16, more: &[&str]) -> Self {
+        let dir = tempfile::Builder::new().prefix("skep-e2e-").tempdir_in(parent).expect("a temporary directory");
         let output = Command::new(skep())
             .args(["lab", "up", "--managers", &managers.to_string(), "--workers", &workers.to_string()])
             .arg("--dir")

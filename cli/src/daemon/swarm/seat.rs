@@ -8,7 +8,7 @@
 //! | certificate | `swarm.json` | then |
 //! |---|---|---|
 //! | manager | no number | ask for one, note it, start |
-//! | manager | a number | start with it |
+//! | manager | a number | start with it; also once the disk that its log lies on failed it |
 //! | worker | a number | stop, forget the number, remove the Raft folder |
 //!
 //! While managers are locked, the seat also keeps the node's TLS key sealed.
@@ -33,6 +33,8 @@ use super::saved::Saved;
 
 /// Looked at again this often: what failed is tried again, and not everything that matters is told.
 const SWEEP: Duration = Duration::from_secs(1);
+/// Pause before a manager whose disk failed it, often because it was full, is started again.
+const DISK_PAUSE: Duration = Duration::from_secs(3);
 
 /// The seat.
 pub struct Seat {
@@ -136,6 +138,19 @@ impl Seat {
         Ok(())
     }
 
+    /// Stops a manager whose log could not be written, and starts it from what is on disk: all that it acknowledged.
+    async fn start_again(&self, manager: Arc<Manager>) -> anyhow::Result<()> {
+        let (number, reason) = (manager.raft_id(), manager.disk_failure().unwrap_or_default());
+        tracing::error!(reason, "the managers' log cannot be written here; tried again shortly");
+        drop(manager);
+        self.stop().await;
+        tokio::select! {
+            () = self.stop.cancelled() => return Ok(()),
+            () = tokio::time::sleep(DISK_PAUSE) => {}
+        }
+        self.start(number, None, None).await
+    }
+
     /// Stops the manager and removes what it kept. `managers` are those that the node will ask from now on.
     async fn give_up(&self, managers: &[SocketAddr]) -> anyhow::Result<()> {
         self.stop().await;
@@ -190,14 +205,18 @@ impl Seat {
         let known: Vec<SocketAddr> = session.managers.iter().map(|m| m.address).collect();
         let others = || if known.is_empty() { self.saved().managers } else { known.clone() };
         match (self.is_manager_by_certificate(), self.manager()) {
-            (true, None) => {
-                tracing::info!("this node becomes a manager");
-                self.take(&others()).await
-            }
+            (true, None) => match self.saved().raft_id {
+                Some(number) => self.start(number, None, None).await,
+                None => {
+                    tracing::info!("this node becomes a manager");
+                    self.take(&others()).await
+                }
+            },
             (false, Some(_)) => {
                 tracing::info!("this node is a manager no more");
                 self.give_up(&others()).await
             }
+            (true, Some(manager)) if manager.disk_failure().is_some() => self.start_again(manager).await,
             (true, Some(manager)) => {
                 let seal = manager.seal().map(NodeSeal::new);
                 self.disk.set_seal(seal, &self.connector.live().current())?;
