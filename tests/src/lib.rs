@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -136,7 +136,7 @@ impl Lab {
         self.refresh();
     }
 
-    /// The root directory of a node's daemon.
+    /// The directory that holds all of a node: its root, its sockets, its log.
     pub fn root(&self, node: &str) -> PathBuf {
         self.dir.path().join(node)
     }
@@ -168,6 +168,20 @@ impl Lab {
             bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Makes a config by the docker CLI.
+    ///
+    /// # Errors
+    /// What it writes to its standard error.
+    pub fn create_config(&self, node: &str, name: &str, content: &[u8]) -> anyhow::Result<()> {
+        let mut command = self.docker_command(node, &["config", "create", name, "-"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        // A client that is refused may end before it has read all; what it says comes next.
+        let _ = child.stdin.take().context("it has a standard input")?.write_all(content);
+        let output = child.wait_with_output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(())
     }
 
     /// The same, with all that the CLI says.

@@ -1,6 +1,8 @@
 //! What is killed, each in turn, and what must not be noticed.
+#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
@@ -167,6 +169,46 @@ fn a_killed_follower_is_not_missed_and_catches_up() {
     });
 }
 
+/// Files of a manager's log and snapshots with that ending, in order.
+fn raft_files(lab: &Lab, node: &str, ending: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![lab.root(node).join("root/raft")];
+    while let Some(folder) = folders.pop() {
+        // Folders of unfinished work come and go.
+        let Ok(entries) = std::fs::read_dir(folder) else { continue };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            match path.is_dir() {
+                true => folders.push(path),
+                false => found.push(path),
+            }
+        }
+    }
+    found.retain(|path| path.extension().is_some_and(|e| e == ending));
+    found.sort();
+    found
+}
+
+/// Writes until every manager has snapshots, and has removed the log's first segment: it can only be restored from both.
+fn purge_the_log(lab: &Lab) {
+    lab.docker("m1", &["swarm", "update", "--snapshot-interval", "50"]).unwrap();
+    let first = |node: &str| raft_files(lab, node, "log").first().cloned();
+    let managers = ["m1", "m2", "m3"];
+    let begun = managers.map(first);
+    assert!(begun.iter().all(Option::is_some), "{begun:?}");
+    let content = vec![b'x'; 900_000];
+    for n in 0..100 {
+        lab.create_config("m1", &format!("filler{n}"), &content).unwrap();
+        lab.docker("m1", &["config", "rm", &format!("filler{n}")]).unwrap();
+    }
+    eventually("every manager has a snapshot and has purged its log", || {
+        for (node, begun) in managers.into_iter().zip(&begun) {
+            ensure!(!raft_files(lab, node, "snapshot").is_empty(), "{node} has no snapshot");
+            ensure!(first(node) != *begun, "{node} still has {begun:?}");
+        }
+        Ok(())
+    });
+}
+
 #[test]
 #[ignore = "needs root"]
 fn after_a_power_failure_of_every_node_the_same_cluster_runs_the_same_services() {
@@ -179,6 +221,7 @@ fn after_a_power_failure_of_every_node_the_same_cluster_runs_the_same_services()
     lab.docker("w1", &["volume", "create", "kept"]).unwrap();
     lab.docker("w1", &["run", "-d", "--name", "always", "--restart", "always", IMAGE]).unwrap();
     lab.docker("w1", &["run", "-d", "--name", "once", IMAGE]).unwrap();
+    purge_the_log(&lab);
     let (nodes, tasks) = (lab.docker("m1", &["node", "ls", "-q"]).unwrap(), lab.running("m1", "web"));
     for node in lab.nodes() {
         lab.lab(&["power-off", &node]).unwrap();

@@ -1,12 +1,10 @@
 //! A manager whose disk is full: what was acknowledged stays, tasks run on, and it takes part again once there is room.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
-use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::ensure;
-use skep_tests::{Lab, docker_program, eventually};
+use skep_tests::{Lab, eventually};
 
 /// A file system of a few megabytes, unmounted when dropped.
 struct SmallDisk(tempfile::TempDir);
@@ -40,20 +38,6 @@ impl Drop for SmallDisk {
     }
 }
 
-/// `docker config create NAME -`.
-fn create_config(lab: &Lab, name: &str, content: &[u8]) -> bool {
-    let mut child = Command::new(docker_program())
-        .args(["-H", &format!("unix://{}", lab.socket("m1")), "config", "create", name, "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    // It may end before it has read all.
-    let _ = child.stdin.take().unwrap().write_all(content);
-    child.wait().unwrap().success()
-}
-
 #[test]
 #[ignore = "needs root"]
 fn a_manager_whose_disk_was_full_goes_on_when_there_is_room() {
@@ -70,7 +54,7 @@ fn a_manager_whose_disk_was_full_goes_on_when_there_is_room() {
     // The log has room that it reserved; then it needs more.
     for n in 0..200 {
         let name = format!("c{n}");
-        match create_config(&lab, &name, &content) {
+        match lab.create_config("m1", &name, &content).is_ok() {
             true => acknowledged.push(name),
             false => refused += 1,
         }
@@ -81,10 +65,7 @@ fn a_manager_whose_disk_was_full_goes_on_when_there_is_room() {
     assert_eq!(refused, 2, "the disk was never full");
     lab.http("m1", 8080, "/health").unwrap();
     disk.free();
-    eventually("writes are accepted again", || {
-        ensure!(create_config(&lab, "after", b"x"), "refused");
-        Ok(())
-    });
+    eventually("writes are accepted again", || lab.create_config("m1", "after", b"x"));
     let configs = lab.docker("m1", &["config", "ls", "--format", "{{.Name}}"]).unwrap();
     let lost: Vec<_> = acknowledged.iter().filter(|name| !configs.lines().any(|line| line == **name)).collect();
     assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
