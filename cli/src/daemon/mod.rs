@@ -41,6 +41,7 @@ const LOCK: Duration = Duration::from_secs(3);
 /// # Errors
 /// What keeps it from starting.
 pub fn run(flags: Flags) -> anyhow::Result<ExitCode> {
+    small_pages();
     let config = Config::load(flags)?;
     let filter = EnvFilter::try_new(&config.log).with_context(|| format!("--log {}", config.log))?;
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
@@ -48,7 +49,6 @@ pub fn run(flags: Flags) -> anyhow::Result<ExitCode> {
         rustix::process::geteuid().is_root(),
         "the daemon needs root: it makes namespaces, mounts and cgroups (rootless is not supported)"
     );
-    small_pages();
     // Nobody else has installed one: this is the first thing that uses TLS.
     let _ = rustls::crypto::ring::default_provider().install_default();
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config))
