@@ -128,6 +128,8 @@ fn a_cluster_whose_daemons_were_all_killed_goes_on_as_it_was() {
         ["service", "create", "-d", "--name", "web", "--replicas", "4", "--network", "net", "-p", "8080:80", IMAGE];
     lab.docker("m1", &create).unwrap();
     lab.wait_for_running("m1", "web", 4);
+    // A daemon that is killed before it has heard of the tasks leaves its node without a way to them.
+    eventually("the port answers", || lab.http("w1", 8080, "/health").map(drop));
     let (tasks, nodes) = (lab.running("m1", "web"), lab.docker("m1", &["node", "ls", "-q"]).unwrap());
     for node in lab.nodes() {
         lab.lab(&["kill", &node]).unwrap();

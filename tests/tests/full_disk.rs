@@ -46,6 +46,7 @@ fn a_manager_whose_disk_was_full_goes_on_when_there_is_room() {
     let create = ["service", "create", "-d", "--name", "web", "--replicas", "2", "-p", "8080:80", "skep/whoami:latest"];
     lab.docker("m1", &create).unwrap();
     lab.wait_for_running("m1", "web", 2);
+    eventually("the port answers", || lab.http("m1", 8080, "/health").map(drop));
     let tasks = lab.running("m1", "web");
     disk.fill();
     let content = vec![b'x'; 400_000];
