@@ -10,12 +10,14 @@
 //! The protocol is a value without I/O, clock or randomness of its own (`peer`, `noise`), and so are cutting
 //! and joining of packets (`gso`); `device` are the threads around them and `sys` the calls to the kernel.
 
-#![allow(dead_code, reason = "the threads that use it follow")]
-
+mod allowed;
 mod config;
 mod device;
 mod error;
+mod gso;
 mod keys;
+mod noise;
+mod peer;
 mod status;
 mod sys;
 

@@ -1,14 +1,44 @@
 //! The device: interface, socket, table of peers, and the threads that carry packets between them.
+//!
+//! ```text
+//! interface --read--> tx: cut, seal --sendmmsg--> socket
+//! interface <-writev-- rx: open, check, join <--recvmmsg-- socket      rx also answers handshakes
+//!                      timers: what each peer has due --sendmmsg--> socket
+//! ```
+
+mod batch;
+mod configure;
+mod doorman;
+mod handover;
+mod rx;
+mod send;
+mod shared;
+mod timers;
+mod tx;
 
 use std::{
     fmt,
     net::SocketAddr,
-    os::fd::{AsFd, OwnedFd},
-    sync::Mutex,
+    os::fd::{AsFd as _, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Instant, SystemTime},
 };
 
+use rustix::event::{EventfdFlags, eventfd};
+
+use self::{
+    configure::{Kept, configure},
+    handover::{restore, save},
+    send::send_messages,
+    shared::{Shared, lock},
+};
 use crate::{
-    Config, Counters, Error, Offloads, Options, Status, TapOffload, Tuning,
+    Config, Error, Offloads, Options, PeerStatus, Status, TapOffload, Tuning,
+    peer::Outbox,
     sys::{socket, tap},
 };
 
@@ -28,14 +58,21 @@ impl fmt::Debug for Handover {
     }
 }
 
-/// A WireGuard device. Dropping it stops it, and its interface is gone.
+/// A WireGuard device. Dropping it stops it; its interface is gone with the last copy of its descriptor.
 pub struct Device {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What a device is made of, new or taken over.
+struct Parts {
     name: String,
     listen: SocketAddr,
-    offloads: Offloads,
+    mtu: u32,
     tap: OwnedFd,
     udp: OwnedFd,
-    config: Mutex<Option<Config>>,
+    offloads: Offloads,
+    tuning: Tuning,
 }
 
 impl Device {
@@ -61,14 +98,11 @@ impl Device {
         })?;
         let (tap, offload) = tap::open(&options.name, options.mtu, tuning.offload.tap)
             .map_err(|(step, source)| Error::Interface { name: options.name.clone(), step, source })?;
-        Ok(Device {
-            name: options.name.clone(),
-            listen: socket.listen,
-            offloads: Offloads { tap: offload, udp_segment: socket.udp_segment, udp_gro: socket.udp_gro },
-            tap,
-            udp: socket.fd,
-            config: Mutex::new(None),
-        })
+        let offloads = Offloads { tap: offload, udp_segment: socket.udp_segment, udp_gro: socket.udp_gro };
+        let (name, listen, mtu) = (options.name.clone(), socket.listen, options.mtu);
+        let mut device = Device::new(Parts { name, listen, mtu, tap, udp: socket.fd, offloads, tuning })?;
+        device.start()?;
+        Ok(device)
     }
 
     /// Goes on with the device of an older process. Handshakes to all peers whose endpoint is known start at once,
@@ -84,19 +118,80 @@ impl Device {
     ///
     /// # Errors
     /// As [`Device::adopt`].
-    pub fn adopt_with(handover: Handover, _tuning: Tuning) -> Result<Device, Error> {
+    pub fn adopt_with(handover: Handover, tuning: Tuning) -> Result<Device, Error> {
         let refused = |reason| Error::Handover { reason };
+        let restored = restore(&handover.state)?;
         let [tap, udp]: [OwnedFd; 2] = handover.fds.try_into().map_err(|_| refused("it needs two descriptors"))?;
         let (name, _) = tap::identity(tap.as_fd()).map_err(|_| refused("the first descriptor is no TAP"))?;
         let listen = socket::address(udp.as_fd()).map_err(|_| refused("the second descriptor is no UDP socket"))?;
-        Ok(Device {
-            name,
-            listen,
-            offloads: Offloads { tap: TapOffload::None, udp_segment: false, udp_gro: false },
-            tap,
-            udp,
-            config: Mutex::new(None),
-        })
+        let saved = &restored.saved;
+        let steps = [TapOffload::None, TapOffload::Tso, TapOffload::Uso, TapOffload::Tunnel];
+        let offloads = Offloads {
+            tap: *steps.get(usize::from(saved.tap)).ok_or(refused("it names an offload that this version lacks"))?,
+            udp_segment: saved.udp_segment,
+            udp_gro: saved.udp_gro,
+        };
+        let mut device = Device::new(Parts { name, listen, mtu: saved.mtu, tap, udp, offloads, tuning })?;
+        if let Some((config, endpoints)) = restored.config {
+            let keys: Vec<_> = config.peers.iter().map(|peer| peer.public_key).collect();
+            configure(&device.shared, config, &restored.kept)?;
+            device.greet(&keys, &endpoints);
+        }
+        device.start()?;
+        Ok(device)
+    }
+
+    fn new(parts: Parts) -> Result<Device, Error> {
+        let (_, mac) = tap::identity(parts.tap.as_fd()).map_err(|source| Error::Interface {
+            name: parts.name.clone(),
+            step: "reading its Ethernet address",
+            source,
+        })?;
+        let end = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|error| Error::Thread { name: "wake-up", source: error.into() })?;
+        let shared = Shared {
+            name: parts.name,
+            mac,
+            mtu: parts.mtu,
+            listen: parts.listen,
+            tap: parts.tap,
+            udp: parts.udp,
+            end,
+            tap_offload: parts.offloads.tap,
+            udp_segment: AtomicBool::new(parts.offloads.udp_segment),
+            udp_gro: parts.offloads.udp_gro,
+            timers: Arc::new(parts.tuning.timers.clone()),
+            tuning: parts.tuning,
+            table: Default::default(),
+            config: Default::default(),
+            tally: Default::default(),
+            started: Instant::now(),
+        };
+        Ok(Device { shared: Arc::new(shared), threads: vec![] })
+    }
+
+    /// Starts the threads. They end when the device is dropped, also when not all of them could be started.
+    fn start(&mut self) -> Result<(), Error> {
+        let threads: [(&'static str, fn(&Shared)); 3] =
+            [("wg-tx", tx::run), ("wg-rx", rx::run), ("wg-timers", timers::run)];
+        for (name, run) in threads {
+            let shared = self.shared.clone();
+            let thread = std::thread::Builder::new().name(name.into()).spawn(move || run(&shared));
+            self.threads.push(thread.map_err(|source| Error::Thread { name, source })?);
+        }
+        Ok(())
+    }
+
+    /// Begins handshakes with all peers whose place is known.
+    fn greet(&self, keys: &[crate::PublicKey], endpoints: &[Option<SocketAddr>]) {
+        let table = self.shared.table.load();
+        for (key, endpoint) in keys.iter().zip(endpoints) {
+            let (Some(remote), Some(endpoint)) = (table.by_key.get(key), endpoint) else { continue };
+            *lock(&remote.endpoint) = Some(*endpoint);
+            let mut out = Outbox::new();
+            self.shared.with_env(|env| lock(&remote.core).hurry(env, &mut out));
+            send_messages(&self.shared, remote, &out);
+        }
     }
 
     /// Copies of the descriptors and the state with which [`Device::adopt`] goes on. This device goes on too, until
@@ -106,31 +201,71 @@ impl Device {
     /// When the process may have no more descriptors.
     pub fn handover(&self) -> Result<Handover, Error> {
         let copy = |fd: &OwnedFd| fd.try_clone().map_err(|source| Error::Duplicate { source });
-        Ok(Handover { fds: vec![copy(&self.tap)?, copy(&self.udp)?], state: vec![] })
+        Ok(Handover { fds: vec![copy(&self.shared.tap)?, copy(&self.shared.udp)?], state: save(&self.shared) })
     }
 
-    /// Brings the device to this configuration.
+    /// Brings the device to this configuration. Sessions of peers whose keys stay the same go on.
     ///
     /// # Errors
     /// A configuration that contradicts itself; then nothing is changed.
     pub fn configure(&self, config: Config) -> Result<(), Error> {
-        *self.config.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(config);
-        Ok(())
+        configure(&self.shared, config, &Kept::new())
     }
 
     /// What the device sees now.
     pub fn status(&self) -> Status {
+        let shared = &*self.shared;
+        let (now, wall) = (shared.now(), SystemTime::now());
+        let peers = shared.table.load();
+        let peers = peers.by_key.values().map(|remote| {
+            let handshake_age = lock(&remote.core).latest_handshake().map(|at| now.saturating_sub(at));
+            PeerStatus {
+                public_key: remote.public_key,
+                endpoint: *lock(&remote.endpoint),
+                latest_handshake: handshake_age.and_then(|age| wall.checked_sub(age)),
+                handshake_age,
+                received_bytes: remote.received.load(Ordering::Relaxed),
+                sent_bytes: remote.sent.load(Ordering::Relaxed),
+            }
+        });
         Status {
-            name: self.name.clone(),
-            listen: self.listen,
-            offloads: self.offloads,
-            counters: Counters::default(),
-            peers: vec![],
+            name: shared.name.clone(),
+            listen: shared.listen,
+            offloads: Offloads {
+                tap: shared.tap_offload,
+                udp_segment: shared.udp_segment.load(Ordering::Relaxed),
+                udp_gro: shared.udp_gro,
+            },
+            counters: shared.tally.read(),
+            peers: peers.collect(),
         }
     }
 
     /// Stops reading and ends the threads. The interface stays if its descriptors were handed over.
-    pub fn stop(self) {}
+    pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        // The eventfd's counter cannot be full: nobody else adds to it.
+        let _ = rustix::io::write(&self.shared.end, &1u64.to_ne_bytes());
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!(interface = %self.shared.name, "a thread of the device had ended by a panic");
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Device")
+            .field("name", &self.shared.name)
+            .field("listen", &self.shared.listen)
+            .finish_non_exhaustive()
+    }
 }
 
 fn check(options: &Options) -> Result<(), Error> {
