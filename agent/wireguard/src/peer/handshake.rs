@@ -92,8 +92,9 @@ impl Core {
         let (mut message, keys) = opened.respond(&self.pair, &own, index).ok_or(Refused::Invalid)?;
         self.times.seen = time;
         self.last_accepted = Some(env.now);
-        self.next = Some(self.make_session(&keys, index, false, env.now));
-        self.previous = None;
+        let next = self.make_session(&keys, index, false, env.now);
+        let unconfirmed = self.next.replace(next);
+        self.retire(unconfirmed);
         self.note_received(false, env.now);
         self.send_handshake(&mut message, index, env.now, out);
         Ok(())
@@ -111,9 +112,11 @@ impl Core {
         let keys = self.setting.identity.finish(&self.pair, &outstanding.initiated, message).ok_or(Refused::Invalid)?;
         self.outstanding = None;
         let session = self.make_session(&keys, receiver, true, env.now);
-        // A session that waits for the other side's confirmation may be in use there already.
-        self.previous = self.next.take().or_else(|| self.current.take());
-        self.current = Some(session);
+        let old = self.current.replace(session);
+        self.retire(old);
+        // A session that waits for the other side's confirmation may be in use there already, but not here: it is older.
+        let unconfirmed = self.next.take();
+        self.retire(unconfirmed);
         self.handshake_done(env.now);
         self.note_received(false, env.now);
         if self.queue.is_empty() {

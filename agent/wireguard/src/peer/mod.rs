@@ -8,13 +8,13 @@
 //! |---|---|---|
 //! | next | made as responder; opens | current, once the initiator has used it |
 //! | current | made as initiator, or confirmed; seals and opens | previous, when there is a newer one |
-//! | previous | opens what is still on its way | gone with the next handshake or its age |
+//! | previous | opens what is still on its way | gone with age, or when there are newer ones |
 
 mod handshake;
 mod queue;
 mod timers;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 pub use self::handshake::Refused;
 use self::{handshake::Outstanding, queue::Queue};
@@ -43,6 +43,9 @@ pub struct Env<'a> {
     /// Keys and jitter.
     pub entropy: &'a mut dyn Entropy,
 }
+
+/// Sessions kept for what is still on its way: those of two handshakes that crossed, and the one before.
+const MAX_PREVIOUS: usize = 3;
 
 /// Datagrams to send to the peer, in order.
 pub type Outbox = Vec<Vec<u8>>;
@@ -83,7 +86,8 @@ pub struct Core {
     /// Initiations that are repeated quickly, after a change of process.
     hurried: u8,
     times: Times,
-    previous: Option<Arc<Session>>,
+    /// Newest last. More than one, because both sides may begin a handshake at once.
+    previous: VecDeque<Arc<Session>>,
     current: Option<Arc<Session>>,
     next: Option<Arc<Session>>,
     latest_handshake: Option<Duration>,
@@ -127,7 +131,7 @@ impl Core {
             last_accepted: None,
             hurried: 0,
             times,
-            previous: None,
+            previous: VecDeque::new(),
             current: None,
             next: None,
             latest_handshake: None,
@@ -169,9 +173,9 @@ impl Core {
 
     /// The session that opens messages with this index of ours.
     pub fn session(&self, index: u32, now: Duration) -> Option<Arc<Session>> {
-        [&self.current, &self.next, &self.previous]
-            .into_iter()
-            .flatten()
+        let recent = [&self.current, &self.next].into_iter().flatten();
+        recent
+            .chain(&self.previous)
             .find(|session| session.local_index == index && self.is_usable(session, now))
             .cloned()
     }
@@ -179,7 +183,8 @@ impl Core {
     /// Authentic messages came by the session with this index; `data`: not all of them were empty.
     pub fn received(&mut self, index: u32, data: bool, env: &mut Env<'_>, out: &mut Outbox) {
         if self.next.as_ref().is_some_and(|next| next.local_index == index) {
-            self.previous = self.current.take();
+            let old = self.current.take();
+            self.retire(old);
             self.current = self.next.take();
             self.handshake_done(env.now);
             self.flush(env, out);
@@ -191,6 +196,14 @@ impl Core {
         let aging = |session: &Arc<Session>| session.is_initiator && self.age(session, env.now) >= last_moment;
         if self.current.as_ref().is_some_and(aging) {
             self.want_handshake(env, out);
+        }
+    }
+
+    /// Keeps a session for what is still on its way.
+    fn retire(&mut self, session: Option<Arc<Session>>) {
+        self.previous.extend(session);
+        if self.previous.len() > MAX_PREVIOUS {
+            self.previous.pop_front();
         }
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{Core, Env, Outbox};
+use crate::noise::session::Session;
 
 /// Wiping follows the last session by this many times its life (paper, section 6.3).
 const WIPE_AFTER: u32 = 3;
@@ -18,11 +19,14 @@ impl Core {
         let is_due = |at: Option<Duration>| at.is_some_and(|at| at <= now);
         if is_due(self.due.wipe) {
             self.due.wipe = None;
-            (self.previous, self.current, self.next) = (None, None, None);
+            (self.current, self.next) = (None, None);
+            self.previous.clear();
             (self.cookie, self.outstanding) = (None, None);
         }
-        for session in [&mut self.previous, &mut self.current, &mut self.next] {
-            session.take_if(|session| now.saturating_sub(session.made_at) >= self.setting.timers.reject_after);
+        let is_over = |session: &Session| now.saturating_sub(session.made_at) >= self.setting.timers.reject_after;
+        self.previous.retain(|session| !is_over(session));
+        for session in [&mut self.current, &mut self.next] {
+            session.take_if(|session| is_over(session));
         }
         if is_due(self.due.attempt) {
             if is_due(self.due.give_up) {
