@@ -75,6 +75,9 @@ struct Parts {
     tuning: Tuning,
 }
 
+/// A thread's name and what it runs.
+type Thread = (&'static str, fn(&Shared));
+
 impl Device {
     /// Makes the interface in the calling thread's network namespace and the socket, and starts the threads. The
     /// interface is not up and has no address: that is the caller's. Without [`Device::configure`] it has no peers.
@@ -172,8 +175,7 @@ impl Device {
 
     /// Starts the threads. They end when the device is dropped, also when not all of them could be started.
     fn start(&mut self) -> Result<(), Error> {
-        let threads: [(&'static str, fn(&Shared)); 3] =
-            [("wg-tx", tx::run), ("wg-rx", rx::run), ("wg-timers", timers::run)];
+        let threads: [Thread; 3] = [("wg-tx", tx::run), ("wg-rx", rx::run), ("wg-timers", timers::run)];
         for (name, run) in threads {
             let shared = self.shared.clone();
             let thread = std::thread::Builder::new().name(name.into()).spawn(move || run(&shared));
