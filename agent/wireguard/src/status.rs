@@ -64,7 +64,7 @@ pub struct Counters {
     pub handshakes_tried: u64,
     /// Handshake messages that were refused after that.
     pub handshakes_refused: u64,
-    /// Handshake messages dropped because their sender was above its rate.
+    /// Handshake messages dropped because their sender was above its rate, or too many waited.
     pub handshakes_limited: u64,
     /// Cookies sent instead of an answer, because there was much to do.
     pub cookies_sent: u64,

@@ -90,6 +90,13 @@ fn what_a_stranger_records_and_changes_does_not_reach_the_inside() {
 
     let before = [0, 1].map(|node| world.status(node).counters);
     let mut sent = [0; 2];
+    for to in [0, 1] {
+        // Nothing at all, the least, and runs of it as large as a datagram can be.
+        between.inject(to, &[]);
+        between.inject(to, &[4]);
+        between.inject(to, &vec![4; 65_507]);
+        sent[to] += 2;
+    }
     for (from, message) in &recorded {
         for to in [0, 1] {
             // As it was (to its receiver, and back to its sender), each of these bytes changed, cut, and one byte more.
@@ -150,12 +157,21 @@ fn another_key_and_another_nodes_address_do_not_reach_the_inside() {
     assert_eq!(world.status(0).counters.packets_received, received);
 }
 
+/// Ends a flood, also when the test fails.
+struct Stop(Arc<AtomicBool>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 #[ignore = "needs root"]
 fn a_stranger_who_knows_the_public_key_cannot_make_it_work_hard() {
     let tuning = Tuning { timers: short(), ..Tuning::default() };
     let limit = u64::from(tuning.limits.handshakes_per_second);
-    let world = World::new(2, tuning, false);
+    let mut world = World::new(2, tuning, false);
     let victim = PublicKey::from(&world.nodes[0].key).to_bytes();
     let (a, b) = (&world.nodes[0].netns, &world.nodes[1].netns);
     let streams = [Stream::start(a, b, inner(1, false)), Stream::start(b, a, inner(0, false))];
@@ -164,8 +180,8 @@ fn a_stranger_who_knows_the_public_key_cannot_make_it_work_hard() {
     }
 
     let target = SocketAddr::new(world.nodes[0].outer, PORT);
-    let stop = Arc::new(AtomicBool::new(false));
-    let told = stop.clone();
+    let stop = Stop(Arc::new(AtomicBool::new(false)));
+    let told = stop.0.clone();
     let before = world.status(0).counters;
     let started = Instant::now();
     let flood = within(&world.hub(), move || {
@@ -192,15 +208,16 @@ fn a_stranger_who_knows_the_public_key_cannot_make_it_work_hard() {
             stream.more(1 << 20);
         }
     }
-    stop.store(true, Ordering::Relaxed);
-    let sent = flood.join().unwrap();
+    for stream in streams {
+        stream.finish();
+    }
     let (after, seconds) = (world.status(0).counters, started.elapsed().as_secs() + 2);
+    // A device with no quiet moment can be stopped all the same.
+    world.nodes[0].device.take().unwrap().stop();
+    drop(stop);
+    let sent = flood.join().unwrap();
     let tried = after.handshakes_tried - before.handshakes_tried;
     // Those of before the load was noticed, and of the true peer with its cookie.
     assert!(tried <= limit * seconds + 100, "{tried} of {sent} in {seconds} s");
     assert!(sent > tried * 4, "the flood was none: {sent}");
-    for stream in streams {
-        stream.more(1 << 20);
-        stream.finish();
-    }
 }

@@ -1,6 +1,16 @@
-//! Handshake messages as they come in: first cheap checks, then the peer they are for.
+//! The thread for handshake messages: first cheap checks, then the peer they are for.
+//!
+//! A thread of its own behind a short queue, so that however many strangers knock, data passes.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::Ordering,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    time::Duration,
+};
 
 use super::{
     send::{send_messages, send_to},
@@ -17,24 +27,61 @@ use crate::{
     peer::{Entropy as _, Outbox, Refused},
 };
 
-/// What the receiving thread keeps to judge handshake messages.
-pub struct Doorman<'a> {
+/// Messages that may wait; a thousand nodes may come back at once.
+const WAITING: usize = 1024;
+/// The end is looked for this often; it is also knocked.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// A handshake message and its sender. An empty one only wakes the thread.
+pub struct Knock {
+    bytes: [u8; INITIATION],
+    len: usize,
+    from: SocketAddr,
+}
+
+impl Knock {
+    /// None for a message that is longer than any of a handshake.
+    pub fn new(message: &[u8], from: SocketAddr) -> Option<Knock> {
+        let mut bytes = [0; INITIATION];
+        bytes.get_mut(..message.len())?.copy_from_slice(message);
+        Some(Knock { bytes, len: message.len(), from })
+    }
+}
+
+/// The queue before the thread.
+pub fn door() -> (SyncSender<Knock>, Receiver<Knock>) {
+    sync_channel(WAITING)
+}
+
+/// Runs until the device ends.
+pub fn run(shared: &Shared) {
+    let mut doorman = Doorman::new(shared);
+    let knocks = lock(&shared.knocks);
+    while !shared.is_ending.load(Ordering::Relaxed) {
+        if let Ok(knock) = knocks.recv_timeout(PATIENCE) {
+            doorman.handshake(&shared.table.load(), &knock.bytes[..knock.len], knock.from);
+        }
+    }
+}
+
+/// What the thread keeps to judge handshake messages.
+struct Doorman<'a> {
     shared: &'a Shared,
     gate: Gate,
     baker: Option<(Arc<Identity>, Baker)>,
 }
 
 impl<'a> Doorman<'a> {
-    pub fn new(shared: &'a Shared) -> Doorman<'a> {
+    fn new(shared: &'a Shared) -> Doorman<'a> {
         Doorman { shared, gate: Gate::new(shared.tuning.limits.clone()), baker: None }
     }
 
     /// Takes one message that is no transport message.
-    pub fn handshake(&mut self, table: &Table, bytes: &[u8], from: SocketAddr) {
+    fn handshake(&mut self, table: &Table, bytes: &[u8], from: SocketAddr) {
         let tally = &self.shared.tally;
         let Some(identity) = &table.identity else { return count(&tally.unknown, 1) };
-        let message = Message::parse(bytes);
-        if let Some(Message::Cookie(cookie)) = message {
+        let Some(message) = Message::parse(bytes) else { return };
+        if let Message::Cookie(cookie) = message {
             let remote = table.by_slot.get(&(u32::from_le_bytes(field(bytes, 4)) >> 8));
             let now = self.shared.now();
             if remote.is_none_or(|remote| lock(&remote.core).on_cookie(cookie, now).is_err()) {
@@ -52,9 +99,9 @@ impl<'a> Doorman<'a> {
         }
         count(&tally.handshakes_tried, 1);
         let done = match message {
-            Some(Message::Initiation(message)) => self.initiation(table, identity, message, from),
-            Some(Message::Response(message)) => self.response(table, message, from),
-            _ => return,
+            Message::Initiation(message) => self.initiation(table, identity, message, from),
+            Message::Response(message) => self.response(table, message, from),
+            Message::Cookie(_) | Message::Transport { .. } => return,
         };
         if done.is_err() {
             count(&tally.handshakes_refused, 1);

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! interface --read--> tx: cut, seal --sendmmsg--> socket
-//! interface <-writev-- rx: open, check, join <--recvmmsg-- socket      rx also answers handshakes
+//! interface <-writev-- rx: open, check, join <--recvmmsg-- socket
+//!                      doorman: answers handshakes <--bounded queue-- rx
 //!                      timers: what each peer has due --sendmmsg--> socket
 //! ```
 
@@ -20,18 +21,21 @@ use std::{
     fmt,
     net::SocketAddr,
     os::fd::{AsFd as _, OwnedFd},
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use rustix::event::{EventfdFlags, eventfd};
+use zeroize::Zeroizing;
 
 use self::{
     configure::{Kept, configure},
+    doorman::Knock,
     handover::{restore, save},
     send::send_messages,
     shared::{Shared, lock},
@@ -41,6 +45,9 @@ use crate::{
     peer::Outbox,
     sys::{socket, tap},
 };
+
+/// After an error of interface or socket: it may have been taken away, or comes back.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// What another process needs to go on with a device: copies of its descriptors, and its state without session keys.
 ///
@@ -73,6 +80,17 @@ struct Parts {
     udp: OwnedFd,
     offloads: Offloads,
     tuning: Tuning,
+}
+
+/// Runs a thread's loop again should it panic. Nothing is known to make it; but then one message must not end all
+/// traffic of a node.
+fn guard(name: &'static str, shared: &Shared, run: fn(&Shared)) {
+    while catch_unwind(AssertUnwindSafe(|| run(shared))).is_err() {
+        tracing::error!(interface = %shared.name, thread = name, "a thread of the device panicked and goes on");
+        if !shared.wait(None, Some(PAUSE)) {
+            return;
+        }
+    }
 }
 
 /// A thread's name and what it runs.
@@ -123,7 +141,8 @@ impl Device {
     /// As [`Device::adopt`].
     pub fn adopt_with(handover: Handover, tuning: Tuning) -> Result<Device, Error> {
         let refused = |reason| Error::Handover { reason };
-        let restored = restore(&handover.state)?;
+        let state = Zeroizing::new(handover.state);
+        let restored = restore(&state)?;
         let [tap, udp]: [OwnedFd; 2] = handover.fds.try_into().map_err(|_| refused("it needs two descriptors"))?;
         let (name, _) = tap::identity(tap.as_fd()).map_err(|_| refused("the first descriptor is no TAP"))?;
         let listen = socket::address(udp.as_fd()).map_err(|_| refused("the second descriptor is no UDP socket"))?;
@@ -152,6 +171,7 @@ impl Device {
         })?;
         let end = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| Error::Thread { name: "wake-up", source: error.into() })?;
+        let (door, knocks) = doorman::door();
         let shared = Shared {
             name: parts.name,
             mac,
@@ -160,6 +180,7 @@ impl Device {
             tap: parts.tap,
             udp: parts.udp,
             end,
+            is_ending: AtomicBool::new(false),
             tap_offload: parts.offloads.tap,
             udp_segment: AtomicBool::new(parts.offloads.udp_segment),
             udp_gro: parts.offloads.udp_gro,
@@ -168,6 +189,8 @@ impl Device {
             table: Default::default(),
             config: Default::default(),
             tally: Default::default(),
+            door,
+            knocks: knocks.into(),
             started: Instant::now(),
         };
         Ok(Device { shared: Arc::new(shared), threads: vec![] })
@@ -175,10 +198,11 @@ impl Device {
 
     /// Starts the threads. They end when the device is dropped, also when not all of them could be started.
     fn start(&mut self) -> Result<(), Error> {
-        let threads: [Thread; 3] = [("wg-tx", tx::run), ("wg-rx", rx::run), ("wg-timers", timers::run)];
+        let threads: [Thread; 4] =
+            [("wg-tx", tx::run), ("wg-rx", rx::run), ("wg-door", doorman::run), ("wg-timers", timers::run)];
         for (name, run) in threads {
             let shared = self.shared.clone();
-            let thread = std::thread::Builder::new().name(name.into()).spawn(move || run(&shared));
+            let thread = std::thread::Builder::new().name(name.into()).spawn(move || guard(name, &shared, run));
             self.threads.push(thread.map_err(|source| Error::Thread { name, source })?);
         }
         Ok(())
@@ -251,8 +275,13 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
+        self.shared.is_ending.store(true, Ordering::Relaxed);
         // The eventfd's counter cannot be full: nobody else adds to it.
         let _ = rustix::io::write(&self.shared.end, &1u64.to_ne_bytes());
+        // A full queue keeps its thread awake by itself.
+        if let Some(knock) = Knock::new(&[], self.shared.listen) {
+            let _ = self.shared.door.try_send(knock);
+        }
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
                 tracing::error!(interface = %self.shared.name, "a thread of the device had ended by a panic");

@@ -1,18 +1,19 @@
-//! The thread from the socket to the interface: receive, open in place, check, join, write. Handshakes pass here too.
+//! The thread from the socket to the interface: receive, open in place, check, join, write. Handshake messages go to their own thread.
 
 use std::{
     io::IoSlice,
     net::{IpAddr, SocketAddr},
     ops::Range,
     os::fd::AsFd as _,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use arc_swap::Guard;
 
 use super::{
-    doorman::Doorman,
+    PAUSE,
+    doorman::Knock,
     send::send_messages,
     shared::{Remote, Shared, Table, count, lock},
 };
@@ -29,9 +30,6 @@ use crate::{
     sys::receive::{Inbox, Received},
 };
 
-/// After an error of the socket.
-const PAUSE: Duration = Duration::from_millis(50);
-
 /// Runs until the device ends.
 pub fn run(shared: &Shared) {
     let mut inbox = Inbox::new();
@@ -39,10 +37,9 @@ pub fn run(shared: &Shared) {
         shared,
         table: shared.table.load(),
         joiner: Joiner::new(shared.tap_offload, &shared.tuning.vxlan_ports, shared.mac),
-        doorman: Doorman::new(shared),
         run: None,
     };
-    loop {
+    while !shared.is_ending.load(Ordering::Relaxed) {
         match inbox.receive(shared.udp.as_fd()) {
             Ok((room, received)) => {
                 receiver.table = shared.table.load();
@@ -74,7 +71,6 @@ struct Receiver<'a> {
     shared: &'a Shared,
     table: Guard<Arc<Table>>,
     joiner: Joiner,
-    doorman: Doorman<'a>,
     run: Option<Run>,
 }
 
@@ -102,8 +98,10 @@ impl Receiver<'_> {
                     self.transport(room, range, receiver, counter, received.from, now);
                 }
                 Some(_) => {
-                    self.end_run(received.from);
-                    self.doorman.handshake(&self.table, &room[range], received.from);
+                    let knock = Knock::new(&room[range], received.from);
+                    if knock.is_none_or(|knock| self.shared.door.try_send(knock).is_err()) {
+                        count(&self.shared.tally.handshakes_limited, 1);
+                    }
                 }
                 None => count(&self.shared.tally.unknown, 1),
             }

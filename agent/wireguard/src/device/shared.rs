@@ -7,6 +7,7 @@ use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{Receiver, SyncSender},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -15,6 +16,7 @@ use arc_swap::ArcSwap;
 use rand::TryRngCore as _;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use super::doorman::Knock;
 use crate::{
     Config, Counters, PublicKey, TapOffload, Timers, Tuning,
     allowed::Allowed,
@@ -30,8 +32,10 @@ pub struct Shared {
     pub listen: SocketAddr,
     pub tap: OwnedFd,
     pub udp: OwnedFd,
-    /// An eventfd: readable once the threads are to end.
+    /// An eventfd: readable once the threads are to end, for those that wait …
     pub end: OwnedFd,
+    /// … and true, for those that always have something to do.
+    pub is_ending: AtomicBool,
     pub tap_offload: TapOffload,
     /// Turned off when the kernel turns out to refuse it on the way that packets take.
     pub udp_segment: AtomicBool,
@@ -42,6 +46,9 @@ pub struct Shared {
     /// As last configured; held while a new configuration is brought about.
     pub config: Mutex<Option<Config>>,
     pub tally: Tally,
+    /// Handshake messages on their way to their thread.
+    pub door: SyncSender<Knock>,
+    pub knocks: Mutex<Receiver<Knock>>,
     pub started: Instant,
 }
 

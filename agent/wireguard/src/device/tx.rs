@@ -1,11 +1,15 @@
 //! The thread from the interface to the socket: read, cut, seal, send; to the end with each batch, so that the order
 //! within a flow is kept.
 
-use std::{os::fd::AsFd as _, sync::Arc, time::Duration};
+use std::{
+    os::fd::AsFd as _,
+    sync::{Arc, atomic::Ordering},
+};
 
 use rustix::io::Errno;
 
 use super::{
+    PAUSE,
     batch::{Batch, FULL},
     send::flush,
     shared::{Remote, Shared, count},
@@ -17,15 +21,13 @@ use crate::{
 
 /// Frames in a batch, so that the first of them does not wait while small ones keep coming.
 const MAX_READS: usize = 64;
-/// After an error of the interface: it may have been taken away, or comes back.
-const PAUSE: Duration = Duration::from_millis(50);
 
 /// Runs until the device ends.
 pub fn run(shared: &Shared) {
     let mut frame = vec![0; FRAME_HEADER + (1 << 16)];
     let mut sender = Sender { shared, batch: Batch::new(shared.mtu as usize), to: None, reads: 0 };
     let mut is_lost = false;
-    loop {
+    while !shared.is_ending.load(Ordering::Relaxed) {
         match rustix::io::read(&shared.tap, &mut frame) {
             Ok(len) => {
                 sender.frame(&mut frame[..len]);

@@ -71,7 +71,8 @@ impl Inbox {
             let len = (message.msg_len as usize).min(ROOM);
             let truncated = message.msg_hdr.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0;
             let Some(from) = addresses[i].get() else { continue };
-            if truncated {
+            // An empty datagram is nothing, and would be a run of segments of no size.
+            if truncated || len == 0 {
                 continue;
             }
             let segment = segment_of(&message.msg_hdr).filter(|size| *size > 0).unwrap_or(len);
