@@ -50,6 +50,29 @@ enum Action {
         #[arg(required = true)]
         networks: Vec<String>,
     },
+    /// Have a container join a network
+    Connect {
+        /// The network
+        network: String,
+        /// The container
+        container: String,
+        /// Further name of the container there; may be repeated
+        #[arg(long)]
+        alias: Vec<String>,
+        /// Address asked for
+        #[arg(long)]
+        ip: Option<std::net::Ipv4Addr>,
+    },
+    /// Have a container leave a network
+    Disconnect {
+        /// Also one that is not there any more
+        #[arg(short, long)]
+        force: bool,
+        /// The network
+        network: String,
+        /// The container
+        container: String,
+    },
     /// Remove networks
     #[command(alias = "remove")]
     Rm {
@@ -86,6 +109,16 @@ pub async fn run(command: NetworkCommand, client: &Client) -> anyhow::Result<()>
                 found.push(client.get(&format!("/networks/{network}")).await?);
             }
             println!("{}", serde_json::to_string_pretty(&found)?);
+        }
+        Action::Connect { network, container, alias, ip } => {
+            let address = ip.map(|ip| ip.to_string()).unwrap_or_default();
+            let endpoint = json!({"Aliases": alias, "IPAMConfig": {"IPv4Address": address}});
+            let request = json!({"Container": container, "EndpointConfig": endpoint});
+            client.post(&format!("/networks/{network}/connect"), &request).await?;
+        }
+        Action::Disconnect { force, network, container } => {
+            let request = json!({"Container": container, "Force": force});
+            client.post(&format!("/networks/{network}/disconnect"), &request).await?;
         }
         Action::Rm { networks } => {
             for network in &networks {
