@@ -1,10 +1,9 @@
 //! `skep network`.
 
 use clap::{Args, Subcommand};
-use http::Method;
 use serde_json::{Value, json};
 
-use super::{pairs, text};
+use super::{inspect_each, pairs, remove_each, text};
 use crate::client::Client;
 use crate::output::human::short_id;
 use crate::output::table::Table;
@@ -103,13 +102,6 @@ pub async fn run(command: NetworkCommand, client: &Client) -> anyhow::Result<()>
             }
             table.print();
         }
-        Action::Inspect { networks } => {
-            let mut found: Vec<Value> = Vec::new();
-            for network in &networks {
-                found.push(client.get(&format!("/networks/{network}")).await?);
-            }
-            println!("{}", serde_json::to_string_pretty(&found)?);
-        }
         Action::Connect { network, container, alias, ip } => {
             let address = ip.map(|ip| ip.to_string()).unwrap_or_default();
             let endpoint = json!({"Aliases": alias, "IPAMConfig": {"IPv4Address": address}});
@@ -120,12 +112,8 @@ pub async fn run(command: NetworkCommand, client: &Client) -> anyhow::Result<()>
             let request = json!({"Container": container, "Force": force});
             client.post(&format!("/networks/{network}/disconnect"), &request).await?;
         }
-        Action::Rm { networks } => {
-            for network in &networks {
-                client.call(Method::DELETE, &format!("/networks/{network}"), None).await?;
-                println!("{network}");
-            }
-        }
+        Action::Inspect { networks } => inspect_each(client, "/networks", &networks).await?,
+        Action::Rm { networks } => remove_each(client, "/networks", &networks).await?,
     }
     Ok(())
 }

@@ -6,9 +6,10 @@ use skep_proto::model::container::{Driver, VolumeOptions};
 use skep_proto::model::network::IpamConfig;
 use skep_proto::model::{Annotations, NetworkSpec};
 
-use super::decode::{boolean, entries, items, pairs, parsed, text, unknown_key};
-use super::{Problems, STACK_LABEL};
+use crate::manifest::Problems;
+use crate::manifest::decode::{boolean, entries, items, pairs, parsed, text, unknown_key};
 use crate::manifest::problem::Place;
+use crate::manifest::stack::STACK_LABEL;
 use crate::manifest::yaml::{Entry, Node};
 
 const NETWORK_KEYS: [&str; 9] =

@@ -7,10 +7,14 @@ use skep_proto::model::service::EndpointSpec;
 use skep_proto::model::task::NetworkAttachmentSpec;
 use skep_proto::model::{Annotations, ContainerSpec, ServiceMode, ServiceSpec, TaskSpec};
 
-use super::decode::{boolean, bytes, command, duration, entries, items, pairs, parsed, text, texts, unknown_key};
+use super::Names;
 use super::files::Files;
 use super::network::Networks;
-use super::{IMAGE_LABEL, Problems, STACK_LABEL, Scope};
+use crate::manifest::Problems;
+use crate::manifest::decode::{
+    boolean, bytes, command, duration, entries, items, pairs, parsed, text, texts, unknown_key,
+};
+use crate::manifest::stack::{IMAGE_LABEL, STACK_LABEL, StackService};
 use crate::manifest::yaml::{Entry, Node, Value};
 
 mod deploy;
@@ -64,12 +68,12 @@ const ONE_HOST_KEYS: [(&str, &str); 5] = [
 /// Reads one service.
 pub fn read(
     entry: &Entry,
-    scope: &Scope,
+    names: &Names<'_>,
     networks: &mut Networks,
     files: &mut Files,
     problems: &mut Problems,
-) -> ServiceSpec {
-    let mut service = Reader::new(&entry.key, scope);
+) -> StackService {
+    let mut service = Reader::new(&entry.key, names);
     for field in entries(&entry.value, "a service", problems) {
         service.field(field, networks, files, problems);
     }
@@ -78,7 +82,7 @@ pub fn read(
 
 struct Reader<'a> {
     key: &'a str,
-    scope: &'a Scope,
+    names: &'a Names<'a>,
     labels: BTreeMap<String, String>,
     container: ContainerSpec,
     attachments: Option<Vec<NetworkAttachmentSpec>>,
@@ -87,12 +91,12 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn new(key: &'a str, scope: &'a Scope) -> Self {
-        let stack = (STACK_LABEL.to_owned(), scope.stack.clone());
+    fn new(key: &'a str, names: &'a Names<'a>) -> Self {
+        let stack = (STACK_LABEL.to_owned(), names.scope.stack.to_owned());
         let container = ContainerSpec { labels: [stack.clone()].into(), ..ContainerSpec::default() };
         Self {
             key,
-            scope,
+            names,
             labels: [stack].into(),
             container,
             attachments: None,
@@ -121,7 +125,7 @@ impl<'a> Reader<'a> {
             "tmpfs" => container.mounts.extend(texts(value, "tmpfs", problems).iter().map(|target| tmpfs(target))),
             "volumes" => {
                 for item in items(value, "volumes", problems) {
-                    container.mounts.extend(volume(item, self.scope, problems));
+                    container.mounts.extend(volume(item, self.names, problems));
                 }
             }
             "secrets" => container.secrets = files.secrets(value, problems),
@@ -138,7 +142,9 @@ impl<'a> Reader<'a> {
             "devices" => {
                 container.privileges.get_or_insert_default().devices = security::devices(value, problems);
             }
-            "networks" => self.attachments = Some(attachments(value, self.key, self.scope, networks, problems)),
+            "networks" => {
+                self.attachments = Some(attachments(value, self.key, self.names.scope.stack, networks, problems))
+            }
             "ports" => self.endpoint.ports = ports::read(value, problems),
             "healthcheck" => container.healthcheck = Some(healthcheck::read(value, problems)),
             "deploy" => self.deploy = deploy::read(value, problems),
@@ -152,20 +158,20 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn finish(self, entry: &Entry, networks: &mut Networks, problems: &mut Problems) -> ServiceSpec {
-        let Self { key, scope, mut labels, container, attachments, mut endpoint, deploy } = self;
+    fn finish(self, entry: &Entry, networks: &mut Networks, problems: &mut Problems) -> StackService {
+        let Self { key, names, mut labels, container, attachments, mut endpoint, deploy } = self;
         if container.image.is_empty() {
             problems.add(entry.place, format!("the service {key} has no image"));
         }
         let attachments = attachments.unwrap_or_else(|| {
-            let target = networks.use_of("default", &scope.stack, entry.place, problems);
+            let target = networks.use_of("default", names.scope.stack, entry.place, problems);
             vec![NetworkAttachmentSpec { target, aliases: vec![key.to_owned()], ..NetworkAttachmentSpec::default() }]
         });
         labels.insert(IMAGE_LABEL.to_owned(), container.image.clone());
         labels.extend(deploy.labels);
         endpoint.mode = deploy.endpoint_mode;
-        ServiceSpec {
-            annotations: Annotations { name: format!("{}_{key}", scope.stack), labels },
+        let spec = ServiceSpec {
+            annotations: Annotations { name: format!("{}_{key}", names.scope.stack), labels },
             task: TaskSpec {
                 containers: vec![container],
                 resources: deploy.resources,
@@ -178,7 +184,9 @@ impl<'a> Reader<'a> {
             update: deploy.update,
             rollback: deploy.rollback,
             endpoint: Some(endpoint),
-        }
+        };
+        let key = key.to_owned();
+        StackService { key, place: entry.place, spec, depends_on: Vec::new(), schedule: None, pod: None }
     }
 }
 
@@ -237,9 +245,9 @@ fn mount(kind: MountKind, source: String, target: String) -> Mount {
 }
 
 /// One mount, in the short form `[SOURCE:]TARGET[:MODE]` or the long one.
-fn volume(node: &Node, scope: &Scope, problems: &mut Problems) -> Option<Mount> {
+fn volume(node: &Node, names: &Names<'_>, problems: &mut Problems) -> Option<Mount> {
     if let Value::Mapping(_) = node.value {
-        return long_volume(node, scope, problems);
+        return long_volume(node, names, problems);
     }
     let line = text(node, "a volume", problems);
     let parts: Vec<&str> = line.split(':').collect();
@@ -264,10 +272,10 @@ fn volume(node: &Node, scope: &Scope, problems: &mut Problems) -> Option<Mount> 
             _ => problems.add(node.place, format!("{word:?} is no mode of a volume that skep supports: ro or rw")),
         }
     }
-    resolve(node, result, scope, problems)
+    resolve(node, result, names, problems)
 }
 
-fn long_volume(node: &Node, scope: &Scope, problems: &mut Problems) -> Option<Mount> {
+fn long_volume(node: &Node, names: &Names<'_>, problems: &mut Problems) -> Option<Mount> {
     let mut result = mount(MountKind::Volume, String::new(), String::new());
     for field in entries(node, "a volume", problems) {
         let value = &field.value;
@@ -311,11 +319,11 @@ fn long_volume(node: &Node, scope: &Scope, problems: &mut Problems) -> Option<Mo
     if result.target.is_empty() {
         problems.add(node.place, "a volume needs a target");
     }
-    resolve(node, result, scope, problems)
+    resolve(node, result, names, problems)
 }
 
 /// Replaces the file's name of a volume by its name on the nodes.
-fn resolve(node: &Node, mut mount: Mount, scope: &Scope, problems: &mut Problems) -> Option<Mount> {
+fn resolve(node: &Node, mut mount: Mount, names: &Names<'_>, problems: &mut Problems) -> Option<Mount> {
     match mount.kind {
         MountKind::Bind if !mount.source.starts_with('/') => {
             problems.add(
@@ -324,7 +332,7 @@ fn resolve(node: &Node, mut mount: Mount, scope: &Scope, problems: &mut Problems
             );
             return None;
         }
-        MountKind::Volume if !mount.source.is_empty() => match scope.volumes.get(&mount.source) {
+        MountKind::Volume if !mount.source.is_empty() => match names.volumes.get(&mount.source) {
             Some(volume) => {
                 mount.source.clone_from(&volume.name);
                 mount.volume.clone_from(&volume.options);
@@ -342,7 +350,7 @@ fn resolve(node: &Node, mut mount: Mount, scope: &Scope, problems: &mut Problems
 fn attachments(
     node: &Node,
     key: &str,
-    scope: &Scope,
+    stack: &str,
     networks: &mut Networks,
     problems: &mut Problems,
 ) -> Vec<NetworkAttachmentSpec> {
@@ -351,12 +359,12 @@ fn attachments(
     if let Value::Sequence(list) = &node.value {
         return list
             .iter()
-            .map(|item| own(networks.use_of(&text(item, "a network", problems), &scope.stack, item.place, problems)))
+            .map(|item| own(networks.use_of(&text(item, "a network", problems), stack, item.place, problems)))
             .collect();
     }
     let mut result = Vec::new();
     for entry in entries(node, "networks", problems) {
-        let mut attachment = own(networks.use_of(&entry.key, &scope.stack, entry.place, problems));
+        let mut attachment = own(networks.use_of(&entry.key, stack, entry.place, problems));
         for field in entries(&entry.value, "a network of a service", problems) {
             match field.key.as_str() {
                 "aliases" => attachment.aliases.extend(texts(&field.value, "aliases", problems)),

@@ -3,19 +3,21 @@ use skep_proto::model::container::MountKind;
 use skep_proto::model::service::PublishMode;
 use skep_proto::model::{ServiceMode, ServiceSpec};
 
-use super::*;
+use crate::manifest::fake::{self, FakeDisk};
+use crate::manifest::stack::{Content, IMAGE_LABEL, STACK_LABEL, Stack};
 
 fn stack(content: &str) -> Stack {
-    read("stack.yml", content, None, "demo").unwrap_or_else(|problems| panic!("{problems}"))
+    let disk = FakeDisk::with(&[("own.key", "key")]);
+    fake::read(&[("stack.yml", content)], &fake::options(), &disk).unwrap_or_else(|problems| panic!("{problems}"))
 }
 
 fn problems(content: &str) -> Vec<(usize, usize, String)> {
-    let problems = read("stack.yml", content, None, "demo").unwrap_err();
+    let problems = fake::read(&[("stack.yml", content)], &fake::options(), &FakeDisk::default()).unwrap_err();
     problems.all().iter().map(|p| (p.place.line, p.place.column, p.message.clone())).collect()
 }
 
 fn service<'a>(stack: &'a Stack, name: &str) -> &'a ServiceSpec {
-    stack.services.iter().find(|s| s.annotations.name == name).expect("the service is there")
+    &stack.parts.services.iter().find(|s| s.spec.annotations.name == name).expect("the service is there").spec
 }
 
 #[test]
@@ -30,7 +32,7 @@ fn a_stack_is_named_and_labelled_as_docker_stack_deploy_does() {
     assert_eq!(web.task.networks[0].aliases, ["web"]);
     let ports = &web.endpoint.as_ref().unwrap().ports;
     assert_eq!((ports[0].published, ports[0].target, ports[1].mode), (Some(8080), 80, PublishMode::Host));
-    assert_eq!(stack.networks.iter().map(|n| n.annotations.name.as_str()).collect::<Vec<_>>(), ["demo_default"]);
+    assert_eq!(stack.parts.networks.iter().map(|n| n.annotations.name.as_str()).collect::<Vec<_>>(), ["demo_default"]);
 }
 
 #[test]
@@ -45,13 +47,13 @@ fn volumes_and_networks_are_resolved_to_their_names_in_the_cluster() {
     assert_eq!(mounts, [(MountKind::Volume, "demo_data", false), (MountKind::Bind, "/srv", true)]);
     assert_eq!(db.task.networks.iter().map(|n| n.target.as_str()).collect::<Vec<_>>(), ["demo_back", "out"]);
     assert_eq!(db.task.networks[0].aliases, ["db", "sql"]);
-    assert_eq!((stack.networks.len(), stack.external_networks), (1, vec!["out".to_owned()]));
+    assert_eq!((stack.parts.networks.len(), stack.parts.external_networks), (1, vec!["out".to_owned()]));
 }
 
 #[test]
 fn every_problem_of_a_file_is_told_with_its_place() {
     let found = problems(
-        "services:\n  web:\n    imag: nginx\n    build: .\n    deploy: {replicas: many}\n    volumes: ['nowhere:/x']\n    environment: {A: $B}\n",
+        "services:\n  web:\n    imag: nginx\n    build: .\n    deploy: {replicas: many}\n    volumes: ['nowhere:/x']\n    environment: {A: $1}\n",
     );
     let lines: Vec<usize> = found.iter().map(|p| p.0).collect();
     assert_eq!(lines, [2, 3, 4, 5, 6, 7], "{found:#?}");
@@ -61,7 +63,7 @@ fn every_problem_of_a_file_is_told_with_its_place() {
 #[test]
 fn the_default_network_may_be_configured() {
     let stack = stack("services: {web: {image: x}}\nnetworks: {default: {attachable: true, name: shared}}\n");
-    assert!(stack.networks[0].attachable);
+    assert!(stack.parts.networks[0].attachable);
     assert_eq!(service(&stack, "demo_web").task.networks[0].target, "shared");
 }
 
@@ -71,7 +73,7 @@ proptest! {
         let content = "name: a\nservices:\n  web:\n    image: x\n    ports: [\"80:80\"]\n    deploy:\n      replicas: 2\n      resources: {limits: {cpus: '0.5', memory: 64M}}\n";
         let at = at.min(content.len());
         let mutated = format!("{}{with}{}", &content[..at], &content[at..]);
-        let _ = read("f", &mutated, None, "demo").map_err(|e| e.to_string());
+        let _ = fake::read(&[("f", &mutated)], &fake::options(), &FakeDisk::default()).map_err(|e| e.to_string());
     }
 }
 
@@ -95,12 +97,9 @@ fn secrets_and_configs_are_declared_once_and_used_in_the_short_and_the_long_form
     assert_eq!(container.cap_drop, ["ALL"]);
     let limits: Vec<_> = container.ulimits.iter().map(|l| (l.name.as_str(), l.soft, l.hard)).collect();
     assert_eq!(limits, [("nofile", 1, 2), ("nproc", 3, 3)]);
-    let files: Vec<_> = stack.files.iter().map(|f| (f.name.as_str(), f.source.clone())).collect();
-    let expected = [
-        ("demo_own", Source::File("./own.key".into())),
-        ("shared", Source::External),
-        ("conf-1", Source::Content("hello".into())),
-    ];
+    let files: Vec<_> = stack.parts.files.iter().map(|f| (f.name.as_str(), f.content.clone())).collect();
+    let expected =
+        [("demo_own", Some(Content(b"key".to_vec()))), ("shared", None), ("conf-1", Some(Content(b"hello".to_vec())))];
     assert_eq!(files, expected);
 }
 

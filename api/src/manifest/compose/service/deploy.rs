@@ -8,7 +8,7 @@ use skep_proto::model::service::{EndpointMode, FailureAction, UpdateConfig, Upda
 use skep_proto::model::task::{Limits, Placement, Reservations, Resources, RestartCondition, RestartPolicy};
 
 use crate::manifest::Problems;
-use crate::manifest::compose::decode::{bytes, duration, entries, items, pairs, parsed, text, texts, unknown_key};
+use crate::manifest::decode::{bytes, duration, entries, items, pairs, parsed, text, texts, unknown_key};
 use crate::manifest::yaml::{Entry, Node};
 
 /// What the section says.

@@ -3,8 +3,8 @@
 use skep_proto::model::container::Ulimit;
 use skep_proto::model::isolation::DeviceMapping;
 
-use crate::manifest::compose::Problems;
-use crate::manifest::compose::decode::{entries, parsed, texts, unknown_key};
+use crate::manifest::Problems;
+use crate::manifest::decode::{entries, parsed, texts, unknown_key};
 use crate::manifest::yaml::{Node, Value};
 
 /// Names as Docker's client writes them: upper case, with `CAP_`, but for `ALL`. The daemon knows which there are.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::manifest::problem::{Place, Problems};
+use crate::manifest::problem::Problems;
 use crate::manifest::yaml::{Entry, Node, Value};
 
 /// Entries of a mapping; none for an absent one. Anything else is a problem.
@@ -32,23 +32,15 @@ pub fn items<'a>(node: &'a Node, what: &str, problems: &mut Problems) -> &'a [Rc
     }
 }
 
-/// A single value as text. Compose interpolates variables in it, which skep does not do yet: refused, not passed on.
+/// A single value as text.
 pub fn text(node: &Node, what: &str, problems: &mut Problems) -> String {
     match &node.value {
-        Value::Scalar { text, .. } => interpolated(text, node.place, problems),
+        Value::Scalar { text, .. } => text.clone(),
         _ => {
             problems.add(node.place, format!("{what} is a single value, not {}", node.kind()));
             String::new()
         }
     }
-}
-
-fn interpolated(text: &str, place: Place, problems: &mut Problems) -> String {
-    let plain = text.replace("$$", "");
-    if plain.contains('$') {
-        problems.add(place, "variables ($NAME, ${NAME}) are not supported by skep yet; write $$ for a dollar sign");
-    }
-    text.replace("$$", "$")
 }
 
 /// A value of any type that is read from text.
