@@ -9,6 +9,7 @@ pub mod id;
 pub mod isolation;
 pub mod network;
 pub mod node;
+pub mod pod;
 pub mod secret;
 pub mod service;
 pub mod session;
