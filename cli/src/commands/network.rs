@@ -1,10 +1,9 @@
 //! `skep network`.
 
 use clap::{Args, Subcommand};
-use http::Method;
 use serde_json::{Value, json};
 
-use super::{pairs, text};
+use super::{inspect_each, pairs, remove_each, text};
 use crate::client::Client;
 use crate::output::human::short_id;
 use crate::output::table::Table;
@@ -80,19 +79,8 @@ pub async fn run(command: NetworkCommand, client: &Client) -> anyhow::Result<()>
             }
             table.print();
         }
-        Action::Inspect { networks } => {
-            let mut found: Vec<Value> = Vec::new();
-            for network in &networks {
-                found.push(client.get(&format!("/networks/{network}")).await?);
-            }
-            println!("{}", serde_json::to_string_pretty(&found)?);
-        }
-        Action::Rm { networks } => {
-            for network in &networks {
-                client.call(Method::DELETE, &format!("/networks/{network}"), None).await?;
-                println!("{network}");
-            }
-        }
+        Action::Inspect { networks } => inspect_each(client, "/networks", &networks).await?,
+        Action::Rm { networks } => remove_each(client, "/networks", &networks).await?,
     }
     Ok(())
 }

@@ -25,10 +25,9 @@ pub struct LocalNetwork(pub Arc<ClusterNetwork>);
 #[async_trait]
 impl Sandboxes for LocalNetwork {
     async fn ensure(&self, request: SandboxRequest) -> Result<Sandbox, SandboxError> {
-        let view = self.0.view();
         let spec = specification(&request)?;
         let made = self.0.layer().create_sandbox(spec).await.map_err(error)?;
-        Ok(sandbox(&made, &view))
+        Ok(sandbox(&made, &self.0.view()))
     }
 
     async fn remove(&self, id: &str) -> Result<(), SandboxError> {

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::stream::BoxStream;
 use skep_api::ports::BoxDuplex;
 use skep_api::ports::control::{
     ContainerLocation, ControlError, ControlPlane, NodeStatus, ObjectFilter, Reference, Rotations, ServiceStatus,
@@ -181,6 +182,9 @@ impl ControlPlane for Control {
 
     async fn tasks(&self, filter: &TaskFilter) -> Result<Vec<TaskView>, ControlError> {
         self.list_tasks(filter).await
+    }
+    fn started_tasks(&self, service: ServiceId) -> BoxStream<'static, TaskView> {
+        tasks::started(&self.parts.store, service)
     }
     async fn task(&self, reference: &Reference) -> Result<TaskView, ControlError> {
         self.get_task(reference).await

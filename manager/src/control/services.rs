@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use skep_api::ports::control::{ControlError, ObjectFilter, ServiceStatus, ServiceUpdate};
 use skep_proto::model::service::{Endpoint, EndpointMode, PreviousSpec, UpdateState, UpdateStatus};
-use skep_proto::model::{Meta, Service, ServiceId, ServiceMode, ServiceSpec};
+use skep_proto::model::{Meta, Service, ServiceId, ServiceMode, ServiceSpec, dependency, schedule};
 
 use super::{Control, files, lookup, names, networks, pods};
 use crate::orchestrator::rebalance;
@@ -198,6 +198,7 @@ fn mode_name(mode: ServiceMode) -> &'static str {
 /// What makes no sense whatever the state is.
 fn check(spec: &ServiceSpec) -> Result<(), ControlError> {
     names::check_dns_name(&spec.annotations.name)?;
+    check_labels(spec)?;
     let invalid = |text: String| Err(ControlError::InvalidArgument(text));
     if let Some(how) = spec.annotations.labels.get(rebalance::LABEL)
         && ![rebalance::AUTO, rebalance::ONCE].contains(&how.as_str())
@@ -235,6 +236,20 @@ fn check(spec: &ServiceSpec) -> Result<(), ControlError> {
                 "placement preference {preference:?} is not known: tasks spread over node.labels.NAME or engine.labels.NAME"
             ));
         }
+    }
+    Ok(())
+}
+
+/// Labels that have a meaning to the cluster.
+fn check_labels(spec: &ServiceSpec) -> Result<(), ControlError> {
+    let labels = &spec.annotations.labels;
+    let dependencies = dependency::read(labels).map_err(ControlError::InvalidArgument)?;
+    if dependencies.iter().any(|d| d.service == spec.annotations.name) {
+        let message = format!("the label {} names the service itself: it would never start", dependency::LABEL);
+        return Err(ControlError::InvalidArgument(message));
+    }
+    if labels.contains_key(schedule::LABEL) {
+        return Err(ControlError::Unsupported("a schedule".into()));
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 pub mod annotations;
 pub mod cluster;
 pub mod container;
+pub mod dependency;
 pub mod engine;
 pub mod health;
 pub mod id;
@@ -10,6 +11,7 @@ pub mod isolation;
 pub mod network;
 pub mod node;
 pub mod pod;
+pub mod schedule;
 pub mod secret;
 pub mod service;
 pub mod session;

@@ -206,11 +206,16 @@ impl Inner {
         if switch.is_none() {
             let view = self.state().view.clone();
             let wanted = view.networks.get(&network).ok_or(NetworkError::UnknownNetwork { network })?;
-            *switch = Some(Switch::create(&self.config, &self.netns, wanted, self.mtu())?);
+            let local = self.state().place.underlay();
+            let local = local.ok_or_else(|| NetworkError::Config { what: "no IPv4 data path".into() })?;
+            *switch = Some(Switch::create(&self.config, &self.netns, wanted, local, self.mtu())?);
         }
-        let view = self.state().view.clone();
+        let (view, node) = {
+            let state = self.state();
+            (state.view.clone(), state.place.node)
+        };
         let result = match switch.as_mut() {
-            Some(switch) => switch.attach(attachment, &view, self.config.node),
+            Some(switch) => switch.attach(attachment, &view, node),
             None => Ok(()),
         };
         if result.is_err()

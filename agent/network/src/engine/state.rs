@@ -10,7 +10,7 @@ use skep_proto::model::NetworkId;
 use skep_proto::model::service::Protocol;
 use skep_proto::model::view::NetworkView;
 
-use crate::config::{Config, NodeAddresses, node_addresses};
+use crate::config::{Config, NodeAddresses, Place, node_addresses};
 use crate::error::NetworkError;
 use crate::mac::Mac;
 use crate::names::{DnsPorts, SandboxDns};
@@ -79,6 +79,8 @@ pub struct Remembered {
 /// All bookkeeping.
 #[derive(Debug, Default)]
 pub struct State {
+    /// Where the node stands.
+    pub place: Place,
     /// What the managers want, as of the last time they were heard.
     pub view: Arc<NetworkView>,
     /// What was kept of it.
@@ -357,8 +359,6 @@ mod tests {
         Config {
             state_dir: "/state".into(),
             run_dir: "/run".into(),
-            node: skep_proto::model::NodeId(1),
-            data_path: vec![IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))],
             vxlan_port: 4789,
             prefix: "sk".into(),
             bridge_subnet: "172.17.0.0/28".parse().unwrap(),

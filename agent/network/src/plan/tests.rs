@@ -92,10 +92,10 @@ fn only_addresses_on_other_nodes_are_sent_into_the_tunnel_and_draining_ones_stay
     let mac = Mac::of(ip("10.0.1.20"));
     let wanted =
         [Neighbour::Tunnel(mac, ip("192.0.2.2")), Neighbour::Port(mac), Neighbour::Address(ip("10.0.1.20"), mac)];
-    assert_eq!(overlay::remote_entries(&view, NET, HERE, &BTreeSet::new()), BTreeSet::from(wanted));
+    assert_eq!(overlay::remote_entries(&view, NET, Some(HERE), &BTreeSet::new()), BTreeSet::from(wanted));
     let local = BTreeSet::from([ip("10.0.1.20")]);
-    assert_eq!(overlay::remote_entries(&view, NET, HERE, &local), BTreeSet::new());
-    assert_eq!(overlay::remote_entries(&view, NetworkId(9), HERE, &BTreeSet::new()), BTreeSet::new());
+    assert_eq!(overlay::remote_entries(&view, NET, Some(HERE), &local), BTreeSet::new());
+    assert_eq!(overlay::remote_entries(&view, NetworkId(9), Some(HERE), &BTreeSet::new()), BTreeSet::new());
 }
 
 #[test]

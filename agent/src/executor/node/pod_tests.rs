@@ -54,6 +54,9 @@ fn ended(code: i32, at: u64) -> Option<Container> {
 
 use Role::{Init, Main, Sidecar};
 
+/// Containers as they are, by their roles.
+type All<'a> = &'a [(Role, Option<Container>)];
+
 /// Members in the order of a spec: the main ones first.
 fn members(all: &[(Role, Option<Container>)]) -> Vec<Member> {
     all.iter().map(|(role, container)| member(*role, container.clone())).collect()
@@ -69,7 +72,7 @@ fn exit(code: i32, error: &str) -> Containers {
 
 #[test]
 fn init_containers_run_one_after_the_other_and_the_main_ones_together() {
-    let rows: [(&[(Role, Option<Container>)], &[usize]); 8] = [
+    let rows: [(All<'_>, &[usize]); 8] = [
         (&[(Main, created()), (Main, created())], &[0, 1]),
         (&[(Main, created()), (Init, created()), (Init, created())], &[1]),
         (&[(Main, created()), (Init, runs()), (Init, created())], &[]),
@@ -121,7 +124,7 @@ fn a_task_runs_from_its_first_container_on_and_starts_until_all_are_ready() {
 #[test]
 fn one_containers_failure_is_the_tasks_and_the_first_one_counts() {
     use RestartCondition::{Any, OnFailure};
-    let rows: [(&[(Role, Option<Container>)], RestartCondition, Containers); 10] = [
+    let rows: [(All<'_>, RestartCondition, Containers); 10] = [
         (&[(Main, ended(0, 1))], Any, exit(0, "")),
         (&[(Main, ended(3, 1))], Any, exit(3, "")),
         (&[(Main, runs()), (Main, ended(3, 5))], Any, exit(3, "container main ended")),

@@ -297,7 +297,7 @@ fn read_task(task: json::TaskSpec) -> Result<TaskSpec, ApiError> {
         task.container_spec.ok_or_else(|| ApiError::invalid_argument("ContainerSpec: missing in service spec"))?;
     let mut containers = vec![container_spec::read(container)?];
     if let Some(pod) = task.pod {
-        pod::read(pod, &mut containers);
+        pod::read(pod, &mut containers)?;
     }
     Ok(TaskSpec {
         containers,

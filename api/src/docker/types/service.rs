@@ -158,9 +158,9 @@ pub(crate) struct Pod {
     pub name: String,
     /// What the first container has beside Docker's `ContainerSpec`.
     pub first: skep_proto::model::pod::PodContainer,
-    /// The other containers.
+    /// The other containers: the model's, with ids as text.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub containers: Vec<skep_proto::model::ContainerSpec>,
+    pub containers: Vec<serde_json::Value>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
