@@ -12,6 +12,7 @@ mod lookup;
 mod names;
 mod networks;
 mod nodes;
+mod pods;
 mod refusal;
 mod secrets;
 mod services;

@@ -7,7 +7,7 @@ use skep_api::ports::control::{ControlError, ObjectFilter, ServiceStatus, Servic
 use skep_proto::model::service::{Endpoint, EndpointMode, PreviousSpec, UpdateState, UpdateStatus};
 use skep_proto::model::{Meta, Service, ServiceId, ServiceMode, ServiceSpec, dependency, schedule};
 
-use super::{Control, files, lookup, names, networks};
+use super::{Control, files, lookup, names, networks, pods};
 use crate::orchestrator::rebalance;
 use crate::scheduler::{constraint, rank};
 use crate::store::{Change, State};
@@ -106,6 +106,9 @@ fn changed(old: &Service, update: ServiceUpdate, state: &State) -> Result<Servic
     } else {
         update.spec
     };
+    if !update.rollback {
+        pods::keep(&mut spec, &old.spec);
+    }
     check(&spec)?;
     if spec.annotations.name != old.spec.annotations.name {
         return Err(ControlError::InvalidArgument("renaming services is not supported".into()));
@@ -225,7 +228,7 @@ fn check(spec: &ServiceSpec) -> Result<(), ControlError> {
     if spec.mode.is_job() && (spec.update.is_some() || spec.rollback.is_some()) {
         return invalid("Jobs may not have an update config".into());
     }
-    check_containers(spec)?;
+    pods::check(&spec.task)?;
     check_resources(spec)?;
     check_ports(spec)?;
     for expression in &spec.task.placement.constraints {
@@ -266,31 +269,6 @@ fn check_job_count(what: &str, count: u64) -> Result<(), ControlError> {
     Ok(())
 }
 
-fn check_containers(spec: &ServiceSpec) -> Result<(), ControlError> {
-    let [container] = spec.task.containers.as_slice() else {
-        return Err(ControlError::Unsupported("a task with more than one container".into()));
-    };
-    if container.image.is_empty() {
-        return Err(ControlError::InvalidArgument("ContainerSpec: image reference must be provided".into()));
-    }
-    let mut targets = BTreeSet::new();
-    for mount in &container.mounts {
-        if !mount.target.starts_with('/') {
-            return Err(ControlError::InvalidArgument(format!(
-                "invalid mount target, must be an absolute path: {}",
-                mount.target
-            )));
-        }
-        if !targets.insert(&mount.target) {
-            return Err(ControlError::InvalidArgument(format!(
-                "ContainerSpec: duplicate mount point: {}",
-                mount.target
-            )));
-        }
-    }
-    Ok(())
-}
-
 fn check_resources(spec: &ServiceSpec) -> Result<(), ControlError> {
     let limits = spec.task.resources.limits.clone().unwrap_or_default();
     let reservations = spec.task.resources.reservations.clone().unwrap_or_default();
@@ -314,6 +292,7 @@ fn check_resources(spec: &ServiceSpec) -> Result<(), ControlError> {
 
 fn check_ports(spec: &ServiceSpec) -> Result<(), ControlError> {
     let Some(endpoint) = &spec.endpoint else { return Ok(()) };
+    pods::check_redirects(&endpoint.redirects)?;
     let mut published = BTreeSet::new();
     for port in &endpoint.ports {
         if port.target == 0 {
