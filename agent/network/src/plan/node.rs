@@ -68,8 +68,8 @@ pub struct BridgeFacts {
 }
 
 /// The other nodes as the mesh and the VXLAN filter need them.
-pub fn peers(view: &NetworkView, node: NodeId) -> BTreeMap<u16, Ipv4Addr> {
-    let others = view.peers.values().filter(|peer| peer.node != node);
+pub fn peers(view: &NetworkView, node: Option<NodeId>) -> BTreeMap<u16, Ipv4Addr> {
+    let others = view.peers.values().filter(|peer| Some(peer.node) != node);
     others.filter_map(|peer| Some((peer.index, first_v4(&peer.data_path)?))).collect()
 }
 
