@@ -44,15 +44,26 @@ impl Forwarder {
         Self { shared, state: Mutex::default() }
     }
 
-    /// Hands `entry` to `leader` and waits for its answer.
+    /// Hands `entry` to `leader` and waits for its answer, until another leads: one that was cut off never answers, and
+    /// what waits for it would hold up what the next one could take.
     pub(super) async fn forward(&self, leader: &Leader, entry: Bytes, deadline: Instant) -> Outcome {
-        match tokio::time::timeout_at(deadline, self.send(leader, entry)).await {
-            // Until the request is on the stream, it is certainly in no log.
-            Err(_) | Ok(None) => Outcome::NotLeader(None),
-            Ok(Some(answer)) => match tokio::time::timeout_at(deadline, answer).await {
+        let mut known = self.shared.leader.clone();
+        let replaced = known.wait_for(|now| now.as_ref().is_some_and(|now| now.term > leader.term));
+        tokio::pin!(replaced);
+        let sent = tokio::select! {
+            biased;
+            sent = tokio::time::timeout_at(deadline, self.send(leader, entry)) => sent.ok().flatten(),
+            _ = &mut replaced => None,
+        };
+        // Until the request is on the stream, it is certainly in no log.
+        let Some(answer) = sent else { return Outcome::NotLeader(None) };
+        tokio::select! {
+            biased;
+            answered = tokio::time::timeout_at(deadline, answer) => match answered {
                 Ok(Ok(outcome)) => outcome,
                 Ok(Err(_)) | Err(_) => Outcome::Unknown,
             },
+            _ = replaced => Outcome::Unknown,
         }
     }
 
