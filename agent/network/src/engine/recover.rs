@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use skep_proto::model::NetworkId;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
+use super::cuts::Cuts;
 use super::node::{self, Node};
 use super::sandbox::{Live, ports_of};
 use super::state::{Bridge, OnDisk, Record, Remembered, State, netns_path};
@@ -62,6 +63,7 @@ pub fn recover(config: Config, node_netns: Netns, names: Arc<dyn Names>) -> Resu
         applying: AsyncMutex::new(()),
         names_checked: AtomicBool::new(false),
         zones: AsyncMutex::new(None),
+        cuts: Cuts::default(),
     };
     // With what was remembered of the cluster: its traffic goes on until the managers are heard.
     inner.sync_node()?;
