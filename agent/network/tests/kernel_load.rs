@@ -22,6 +22,8 @@ const PORTS: (u16, u16) = (40_000, 41_499);
 const LIFE: Duration = Duration::from_millis(3);
 /// How many tasks come and go; `SKEP_LOAD_ROUNDS` says otherwise.
 const ROUNDS: u128 = 5;
+/// How often the tasks behind a service change.
+const SWAPS: u128 = 200;
 /// Connections that have nothing to do with it: looking through them takes time.
 const OTHERS: u16 = 30_000;
 
@@ -157,5 +159,39 @@ async fn a_connection_that_was_lost_on_its_way_to_a_task_is_led_to_another_once_
     w.apply().await;
     for asked in asked {
         asked.join().unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn a_port_whose_tasks_change_all_the_time_never_refuses() {
+    let mut w = World::new(1);
+    let net = w.network(1);
+    let service = w.service(1, net, "10.0.1.200/24", &[(Protocol::Tcp, 8080, 80)]);
+    w.apply().await;
+    for number in 1..=3 {
+        let task = w.task(number, 0, Some(service), net, &format!("10.0.1.{}/24", 10 + number)).await;
+        serve_slowly(&task.netns);
+    }
+    let client = w.task(9, 0, None, net, "10.0.1.19/24").await;
+    w.apply().await;
+    let outside = Clients::start(&w.hub(), &format!("{}:8080", w.nodes[0].address), 8);
+    let inside = Clients::start(&client.netns, "10.0.1.200:80", 8);
+    let swaps = std::env::var("SKEP_LOAD_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(SWAPS);
+    for swap in 0..swaps {
+        // Others than before, each time.
+        for number in 1..=3 {
+            w.view.endpoints.get_mut(&TaskId(number)).unwrap().serving = number != 1 + swap % 3;
+        }
+        w.apply().await;
+    }
+    for (way, clients) in [("port", outside), ("virtual address", inside)] {
+        let (answered, failures) = clients.finish();
+        println!("{way}: {answered} answered, {} lost", failures.len());
+        assert!(
+            failures.is_empty(),
+            "{} of {answered} connections by the {way} were lost: {failures:?}",
+            failures.len()
+        );
     }
 }

@@ -59,7 +59,7 @@ pub fn sandbox_table(services: &BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>, dns: DnsPorts
             continue;
         }
         let chain = format!("vip-{vip}");
-        table.chain(&chain, vec![Rule::new().balance(backends.clone(), None)]);
+        table.chain(&chain, Rule::lead_to(backends, None));
         chosen.put(vip.octets().to_vec(), Value::Verdict(Verdict::Goto(chain)));
     }
     table.sets.insert("vips".into(), chosen);
