@@ -107,9 +107,10 @@ fn a_rolling_update_loses_no_request() {
             ensure!(load.answered() >= requests / rounds.len() as u64, "{}", load.answered());
             Ok(())
         });
+        let slow = load.slow();
         let (answered, failures) = load.finish();
         println!(
-            "{order}, {parallelism} at a time: {replicas} tasks in {took:.2?}, {answered} requests, {} lost",
+            "{order}, {parallelism} at a time: {replicas} tasks in {took:.2?}, {answered} requests, {} lost, {slow} slow",
             failures.len()
         );
         assert!(failures.is_empty(), "{} of {answered} requests were lost: {failures:#?}", failures.len());

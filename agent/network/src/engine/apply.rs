@@ -8,11 +8,11 @@ use skep_proto::model::service::Protocol;
 use skep_proto::model::view::NetworkView;
 use tokio::sync::OwnedMutexGuard;
 
-use super::conntrack::Cut;
+use super::cuts::Due;
 use super::node::Own;
 use super::sandbox::Live;
 use super::state::{Bridge, Remembered};
-use super::{Inner, SwitchCell, blocking, conntrack, lock, node, sysctl};
+use super::{Inner, SwitchCell, blocking, lock, node, sysctl};
 use crate::error::{NetworkError, Step};
 use crate::netlink::Rtnl;
 use crate::spec::{DEFAULT_BRIDGE, SandboxId};
@@ -48,6 +48,13 @@ impl Inner {
             (std::mem::replace(&mut state.view, view.clone()), keep, opened)
         };
         self.changed.send_modify(|count| *count += 1);
+        let gone = plan::leaving::vanished(&before, &view);
+        // What was led to a task must not go on to its heir. Before the heir has connections that could be mistaken.
+        let heirs = gone.clone().among(&plan::leaving::serving(&view));
+        let inherited = match heirs.is_empty() {
+            true => Ok(()),
+            false => self.cut_all(Due { gone: heirs, ..Due::default() }).await,
+        };
         let inner = self.clone();
         let node = blocking(move || {
             if let Some(remembered) = keep {
@@ -58,9 +65,6 @@ impl Inner {
         .await;
         let inner = self.clone();
         let switches = blocking(move || inner.sync_switches()).await;
-        let mut gone = plan::overlay::vanished(&before, &view);
-        // Each look for connections goes through those of the whole machine: sandboxes are left out where they can have none.
-        let cut = Cut { gone: gone.overlay.clone(), opened: BTreeSet::new() };
         let mut names = self.forget_unknown_names().await;
         let mut sandboxes = Ok(());
         for (id, cell) in self.live_cells() {
@@ -71,17 +75,11 @@ impl Inner {
             {
                 names = self.serve_names(&id, there).await;
             }
-            sandboxes = sandboxes.and(self.refresh(&id, live, &cut).await);
+            sandboxes = sandboxes.and(self.refresh(&id, live).await);
         }
-        let inner = self.clone();
-        gone.overlay.append(&mut gone.mesh);
-        let cut = Cut { gone: gone.overlay, opened };
-        let cut = blocking(move || {
-            conntrack::cut(&inner.netns, &cut).step("cut connections to tasks that are gone").map(drop)
-        })
-        .await;
         self.publish_zones().await;
-        node.and(switches).and(sandboxes).and(cut).and(names)
+        self.cut_later(Due { gone, opened, ..Due::default() }, plan::leaving::drained(&before, &view));
+        node.and(switches).and(sandboxes).and(inherited).and(names)
     }
 
     /// Has the name server forget the sandboxes that are no more, once after a start.
@@ -118,17 +116,11 @@ impl Inner {
         self: &Arc<Self>,
         id: &SandboxId,
         mut live: OwnedMutexGuard<Option<Live>>,
-        cut: &Cut,
     ) -> Result<(), NetworkError> {
         let record = self.state().records.get(id).cloned();
         let Some(record) = record else { return Ok(()) };
-        let (inner, cut) = (self.clone(), cut.clone());
-        blocking(move || {
-            let Some(there) = live.as_mut() else { return Ok(()) };
-            there.load_rules(&inner, &record)?;
-            conntrack::cut(&there.netns, &cut).step("cut connections to tasks that are gone").map(drop)
-        })
-        .await
+        let inner = self.clone();
+        blocking(move || live.as_mut().map_or(Ok(()), |there| there.load_rules(&inner, &record))).await
     }
 
     pub(super) fn sync_node(&self) -> Result<(), NetworkError> {

@@ -1,5 +1,10 @@
 //! Connections to addresses that are no more, cut: otherwise they hang until their time-out (ctnetlink,
 //! include/uapi/linux/netfilter/nfnetlink_conntrack.h).
+//!
+//! A client uses a port again while its last connection from there is still remembered. So between a look at the
+//! connections and a deletion, the same client, ports and published port may have become a connection to another
+//! task, under the same id (the kernel derives it from the place in memory, and that is used again at once). Whatever is
+//! deleted here is therefore named by what makes it doomed, the address that answers, and never by what the client sent.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -14,6 +19,7 @@ use crate::sys::netns::Netns;
 const SUBSYSTEM: u16 = 1 << 8;
 const GET: u16 = SUBSYSTEM | 1;
 const DELETE: u16 = SUBSYSTEM | 2;
+const STATISTICS: u16 = SUBSYSTEM | 5;
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 const DUMP: u16 = 0x300;
@@ -21,14 +27,29 @@ const IPV4: u8 = 2;
 /// Attributes of a connection.
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
-const ID: u16 = 12;
+const STATUS: u16 = 3;
 const ZONE: u16 = 18;
+const FILTER: u16 = 25;
+const STATUS_MASK: u16 = 26;
+/// Of a filter: which parts of the reply's tuple count.
+const FILTER_REPLY: u16 = 2;
+/// That part is the source address.
+const BY_SOURCE: u32 = 1;
+/// State of a connection that was answered (`IPS_SEEN_REPLY`).
+const ANSWERED: u32 = 2;
+/// Of statistics: how many connections there are.
+const ENTRIES: u16 = 1;
+/// So many addresses are looked for one by one, each a walk of some milliseconds through the kernel's table; for more,
+/// what is there is read once, which takes some hundred.
+const WALKS: usize = 16;
 
 /// Which connections are cut.
 #[derive(Debug, Clone, Default)]
 pub struct Cut {
     /// Those whose answers would come from these addresses.
     pub gone: BTreeSet<Ipv4Addr>,
+    /// Those that got no answer from these addresses. Left alone by kernels before 6.11.
+    pub half_open: BTreeSet<Ipv4Addr>,
     /// Those to these UDP ports that lead nowhere else: a client that kept sending to a port that was closed would
     /// never be led to the task that it was published for.
     pub opened: BTreeSet<u16>,
@@ -38,11 +59,77 @@ pub struct Cut {
 ///
 /// # Errors
 /// Those of the socket. A connection that ended meanwhile is no error.
-pub fn cut(netns: &Netns, cut: &Cut) -> io::Result<usize> {
-    if cut.gone.is_empty() && cut.opened.is_empty() {
-        return Ok(0);
+pub fn cut(netns: &Netns, cut: &Cut) -> io::Result<()> {
+    if cut.gone.is_empty() && cut.half_open.is_empty() && cut.opened.is_empty() {
+        return Ok(());
     }
     let mut socket = NetlinkSocket::open(netns, Protocol::Netfilter)?;
+    if !has_connections(&mut socket)? {
+        return Ok(());
+    }
+    for address in &cut.half_open {
+        if !delete_where(&mut socket, *address, true)? {
+            break;
+        }
+    }
+    let mut rest = Cut { half_open: BTreeSet::new(), ..cut.clone() };
+    if rest.gone.len() <= WALKS {
+        while let Some(address) = rest.gone.first().copied() {
+            if !delete_where(&mut socket, address, false)? {
+                break;
+            }
+            rest.gone.remove(&address);
+        }
+    }
+    if rest.gone.is_empty() && rest.opened.is_empty() { Ok(()) } else { look_through(&mut socket, &rest) }
+}
+
+/// Whether the namespace has any connection: most sandboxes have none, most of the time.
+fn has_connections(socket: &mut NetlinkSocket) -> io::Result<bool> {
+    let mut request = Vec::new();
+    // The one answer is marked as part of several; the acknowledgement is what ends it.
+    header(&mut request, STATISTICS, REQUEST | ACK, 1, 0, 0, &[]);
+    let answer = socket.request(&request)?;
+    let entries = answer.messages.iter().find_map(|message| find(message.get(4..)?, ENTRIES));
+    Ok(entries.is_none_or(|entries| entries.iter().any(|byte| *byte != 0)))
+}
+
+/// Has the kernel delete all connections that `address` answers, or those of them that it has not answered yet. False
+/// when it cannot: it deletes by a filter since Linux 6.11.
+fn delete_where(socket: &mut NetlinkSocket, address: Ipv4Addr, unanswered: bool) -> io::Result<bool> {
+    let attrs = filter(address, unanswered);
+    let mut request = Vec::new();
+    header(&mut request, DELETE, REQUEST | ACK, 1, IPV4, 0, attrs.as_slice());
+    // The version, after the family. With 0 the family is ignored.
+    request[17] = 1;
+    match socket.request(&request)?.errors.into_iter().next() {
+        None => Ok(true),
+        Some((_, error)) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOENT)) => {
+            Ok(false)
+        }
+        Some((_, error)) => Err(error),
+    }
+}
+
+/// A kernel that knows no filters takes this for an incomplete name of one connection, and refuses.
+fn filter(address: Ipv4Addr, unanswered: bool) -> Attrs {
+    let mut attrs = Attrs::new();
+    attrs.nest(TUPLE_REPLY, |tuple| {
+        tuple.nest(1, |ip| {
+            ip.bytes(1, &address.octets());
+        });
+    });
+    attrs.nest(FILTER, |filter| {
+        filter.bytes(FILTER_REPLY, &BY_SOURCE.to_ne_bytes());
+    });
+    if unanswered {
+        attrs.u32(STATUS, 0).u32(STATUS_MASK, ANSWERED);
+    }
+    attrs
+}
+
+/// Reads all connections and deletes those that `cut` names.
+fn look_through(socket: &mut NetlinkSocket, cut: &Cut) -> io::Result<()> {
     let mut request = Vec::new();
     header(&mut request, GET, REQUEST | DUMP, 1, IPV4, 0, &[]);
     let answer = socket.request(&request)?;
@@ -57,7 +144,7 @@ pub fn cut(netns: &Netns, cut: &Cut) -> io::Result<usize> {
             return Err(error);
         }
     }
-    Ok(doomed.len())
+    Ok(())
 }
 
 /// One direction of a connection.
@@ -88,12 +175,9 @@ fn deletion(connection: &[u8], cut: &Cut) -> Option<Attrs> {
         return None;
     }
     let mut attrs = Attrs::new();
-    let original = find(connection, TUPLE_ORIGINAL)?;
-    attrs.bytes(TUPLE_ORIGINAL | 0x8000, original);
-    for kind in [ID, ZONE] {
-        if let Some(value) = find(connection, kind) {
-            attrs.bytes(kind, value);
-        }
+    attrs.bytes(TUPLE_REPLY | 0x8000, find(connection, TUPLE_REPLY)?);
+    if let Some(zone) = find(connection, ZONE) {
+        attrs.bytes(ZONE, zone);
     }
     Some(attrs)
 }
@@ -123,7 +207,7 @@ mod tests {
     #[test]
     fn connections_to_the_gone_and_untranslated_ones_to_opened_udp_ports_are_cut() {
         let (client, node, task) = ([192, 0, 2, 9], [192, 0, 2, 1], [100, 64, 64, 2]);
-        let cut = Cut { gone: [Ipv4Addr::from(task)].into(), opened: [8080].into() };
+        let cut = Cut { gone: [Ipv4Addr::from(task)].into(), opened: [8080].into(), ..Cut::default() };
         let is_cut = |there, back| deletion(&connection(there, back), &cut).is_some();
         assert!(is_cut(direction(client, node, 6, 80), direction(task, client, 6, 9)));
         assert!(is_cut(direction(client, node, UDP, 8080), direction(node, client, UDP, 9)));
@@ -131,6 +215,16 @@ mod tests {
         assert!(!is_cut(direction(client, node, UDP, 81), direction(node, client, UDP, 9)));
         // On its way out by this node, whose address it took.
         assert!(!is_cut(direction(client, [198, 51, 100, 1], UDP, 8080), direction([198, 51, 100, 1], node, UDP, 9)));
+    }
+
+    #[test]
+    fn what_is_deleted_is_named_by_who_answers_and_not_by_what_the_client_sent() {
+        let (client, node, task) = ([192, 0, 2, 9], [192, 0, 2, 1], [100, 64, 64, 2]);
+        let cut = Cut { gone: [Ipv4Addr::from(task)].into(), ..Cut::default() };
+        let back = direction(task, client, 6, 40_000);
+        let attrs = deletion(&connection(direction(client, node, 6, 8080), back.clone()), &cut).unwrap();
+        assert_eq!(find(attrs.as_slice(), TUPLE_REPLY), Some(back.as_slice()));
+        assert_eq!(find(attrs.as_slice(), TUPLE_ORIGINAL), None);
     }
 
     proptest! {

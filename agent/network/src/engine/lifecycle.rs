@@ -7,10 +7,12 @@ use skep_proto::model::service::Protocol;
 use tokio::sync::OwnedMutexGuard;
 
 use super::conntrack::Cut;
+use super::cuts::{Due, node_addresses};
 use super::sandbox::{self, Live};
 use super::state::{OnDisk, Record};
 use super::{Inner, LiveCell, blocking, conntrack, lock, ports};
 use crate::error::{NetworkError, Step};
+use crate::plan::leaving::Places;
 use crate::record;
 use crate::spec::{Sandbox, SandboxId, SandboxSpec};
 
@@ -149,9 +151,9 @@ impl Inner {
             record::delete(&inner.record_path(&record.spec.id))?;
             inner.state().records.remove(&record.spec.id);
             inner.load_node_rules()?;
-            let addresses = record.task_address().into_iter().chain(record.links.iter().map(|l| l.address.addr()));
-            let cut = Cut { gone: addresses.collect(), ..Cut::default() };
-            conntrack::cut(&inner.netns, &cut).step("cut connections to a sandbox").map(drop)
+            let gone = Places { node: node_addresses(&record).collect(), ..Places::default() };
+            inner.cut_later(Due { gone, ..Due::default() }, Places::default());
+            Ok(())
         })
         .await?;
         self.forget_cell(id);

@@ -7,6 +7,7 @@
 mod apply;
 mod bridges;
 mod conntrack;
+mod cuts;
 mod lifecycle;
 mod links;
 mod node;
@@ -29,6 +30,7 @@ use skep_proto::model::view::NetworkView;
 use skep_proto::model::{NetworkId, NodeId};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
+use self::cuts::Cuts;
 use self::node::Node;
 use self::sandbox::Live;
 pub use self::state::Bridge;
@@ -69,6 +71,8 @@ struct Inner {
     names_checked: AtomicBool,
     /// What the name server was told last.
     zones: AsyncMutex<Option<Zones>>,
+    /// Connections to be cut.
+    cuts: Cuts,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

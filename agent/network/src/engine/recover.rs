@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use skep_proto::model::NetworkId;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
+use super::cuts::Cuts;
 use super::node::{self, Node};
 use super::sandbox::{Live, ports_of};
 use super::state::{Bridge, OnDisk, Record, Remembered, State, netns_path};
@@ -68,6 +69,7 @@ pub fn recover(config: Config, place: Place, node_netns: Netns, names: Arc<dyn N
         applying: AsyncMutex::new(()),
         names_checked: AtomicBool::new(false),
         zones: AsyncMutex::new(None),
+        cuts: Cuts::default(),
     };
     // With what was remembered of the cluster: its traffic goes on until the managers are heard.
     inner.sync_node()?;

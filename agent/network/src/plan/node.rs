@@ -205,10 +205,9 @@ fn ipv4_table(facts: &NodeFacts) -> Table {
     table.base("forward", Kind::Filter, Hook::Forward, FILTER, forward_rules(facts, &mesh));
     table.base("source", Kind::Nat, Hook::Postrouting, SRCNAT, source_rules(facts, &mesh, loopback));
     for ((protocol, port), (target, addresses)) in &facts.ingress {
-        table.chain(
-            ingress_chain(*protocol, *port),
-            vec![Rule::new().or_ct_mark(PUBLISHED_MARK), Rule::new().balance(addresses.clone(), Some(*target))],
-        );
+        let mut rules = vec![Rule::new().or_ct_mark(PUBLISHED_MARK)];
+        rules.extend(Rule::new().lead_to(addresses, Some(*target)));
+        table.chain(ingress_chain(*protocol, *port), rules);
     }
     table
 }

@@ -1,11 +1,11 @@
 //! One overlay network on this node: who is behind which node, and who may send from which port.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
-use skep_proto::model::view::{EndpointView, NetworkView};
-use skep_proto::model::{NetworkId, NodeId, TaskId};
+use skep_proto::model::view::NetworkView;
+use skep_proto::model::{NetworkId, NodeId};
 
 use crate::config::first_v4;
 use crate::mac::Mac;
@@ -76,40 +76,4 @@ pub fn switch_table(ports: &[Port]) -> Table {
     // Before anything else in the bridge (ebtables' brouting chain is at -300 too).
     table.base("senders-only", Kind::Filter, Hook::Prerouting, -300, rules);
     table
-}
-
-/// Addresses by which endpoints were known in `before` and are no longer in `after`: connections to them are cut,
-/// otherwise they hang until their time-out, and UDP never notices. An address that came back elsewhere counts too.
-pub fn vanished(before: &NetworkView, after: &NetworkView) -> Vanished {
-    let gone = |addresses: fn(&NetworkView) -> BTreeMap<Ipv4Addr, TaskId>| {
-        let now = addresses(after);
-        addresses(before).into_iter().filter(|(address, task)| now.get(address) != Some(task)).map(|(a, _)| a).collect()
-    };
-    Vanished { overlay: gone(overlay_addresses), mesh: gone(mesh_addresses) }
-}
-
-/// Addresses that are no more.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Vanished {
-    /// On overlays: sandboxes have connections to them.
-    pub overlay: BTreeSet<Ipv4Addr>,
-    /// On task links: only nodes have.
-    pub mesh: BTreeSet<Ipv4Addr>,
-}
-
-fn overlay_addresses(view: &NetworkView) -> BTreeMap<Ipv4Addr, TaskId> {
-    let of = |endpoint: &EndpointView| {
-        let task = endpoint.task;
-        let v4 = |net| if let IpNet::V4(net) = net { Some((net.addr(), task)) } else { None };
-        endpoint.addresses.iter().filter_map(|a| v4(a.address)).collect::<Vec<_>>()
-    };
-    view.endpoints.values().flat_map(of).collect()
-}
-
-fn mesh_addresses(view: &NetworkView) -> BTreeMap<Ipv4Addr, TaskId> {
-    let of = |endpoint: &EndpointView| match endpoint.mesh {
-        Some(IpAddr::V4(mesh)) => Some((mesh, endpoint.task)),
-        Some(IpAddr::V6(_)) | None => None,
-    };
-    view.endpoints.values().filter_map(of).collect()
 }

@@ -6,8 +6,8 @@ use skep_proto::model::service::{EndpointMode, PortConfig, Protocol, PublishMode
 use skep_proto::model::view::{EndpointAddress, EndpointView, NetworkView, OverlayNetwork, Peer, ServiceView};
 use skep_proto::model::{NetworkId, NodeId, ServiceId, TaskId};
 
+use super::leaving::{self, Places};
 use super::names::{LocalName, zones};
-use super::overlay::Vanished;
 use super::vip::Behind;
 use super::{node, overlay, vip};
 use crate::dns::zone::ZoneKey;
@@ -101,18 +101,23 @@ fn only_addresses_on_other_nodes_are_sent_into_the_tunnel_and_draining_ones_stay
 #[test]
 fn an_address_vanishes_when_its_task_goes_or_another_one_has_it() {
     let before = world();
-    assert_eq!(overlay::vanished(&before, &before), Vanished::default());
+    assert_eq!(leaving::vanished(&before, &before), Places::default());
     let mut draining = before.clone();
     drain(&mut draining, 2);
-    assert_eq!(overlay::vanished(&before, &draining), Vanished::default());
+    let place = Places { overlay: [(NET, ip("10.0.1.20"))].into(), node: [ip("100.64.64.2")].into() };
+    assert_eq!(leaving::vanished(&before, &draining), Places::default());
+    assert_eq!(leaving::drained(&before, &draining), place);
     let mut after = before.clone();
     after.endpoints.remove(&TaskId(2));
-    let gone = Vanished { overlay: [ip("10.0.1.20")].into(), mesh: [ip("100.64.64.2")].into() };
-    assert_eq!(overlay::vanished(&before, &after), gone);
+    assert_eq!(leaving::vanished(&before, &after), place);
     let mut heir = endpoint(3, HERE, "10.0.1.20");
     heir.mesh = None;
     after.endpoints.insert(TaskId(3), heir);
-    assert_eq!(overlay::vanished(&before, &after), gone);
+    assert_eq!(leaving::vanished(&before, &after), place);
+    // The heir serves there.
+    let rest = place.without(&leaving::serving(&after));
+    assert_eq!(rest, Places { overlay: BTreeSet::new(), node: [ip("100.64.64.2")].into() });
+    assert_eq!(leaving::drained(&before, &after), rest);
 }
 
 #[test]

@@ -71,12 +71,10 @@ pub fn sandbox_table(services: &BTreeMap<Ipv4Addr, Behind>, dns: DnsPorts) -> Ta
         }
         let chain = format!("vip-{vip}");
         let redirect = |led: &PortRedirect| {
-            Rule::new()
-                .destination_port(protocol_number(led.protocol), led.port)
-                .balance(tasks.clone(), Some(led.target))
+            Rule::new().destination_port(protocol_number(led.protocol), led.port).lead_to(tasks, Some(led.target))
         };
-        let itself = Rule::new().balance(tasks.clone(), None);
-        table.chain(&chain, redirects.iter().map(redirect).chain([itself]).collect());
+        let itself = Rule::new().lead_to(tasks, None);
+        table.chain(&chain, redirects.iter().flat_map(redirect).chain(itself).collect());
         chosen.put(vip.octets().to_vec(), Value::Verdict(Verdict::Goto(chain)));
     }
     table.sets.insert("vips".into(), chosen);

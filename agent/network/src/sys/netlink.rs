@@ -123,10 +123,13 @@ fn read_messages(mut bytes: &[u8], answer: &mut Answer) -> bool {
         let flags = u16::from_ne_bytes([header[6], header[7]]);
         let Some(payload) = bytes.get(HEADER..length) else { break };
         match kind {
-            NLMSG_ERROR => match payload.get(..4).and_then(|code| code.try_into().ok()).map(i32::from_ne_bytes) {
-                Some(0) => answer.acknowledged += 1,
-                code => answer.errors.push((word(8), io::Error::from_raw_os_error(-code.unwrap_or(-5)))),
-            },
+            NLMSG_ERROR => {
+                unfinished = false;
+                match payload.get(..4).and_then(|code| code.try_into().ok()).map(i32::from_ne_bytes) {
+                    Some(0) => answer.acknowledged += 1,
+                    code => answer.errors.push((word(8), io::Error::from_raw_os_error(-code.unwrap_or(-5)))),
+                }
+            }
             NLMSG_DONE => unfinished = false,
             _ => {
                 unfinished = flags & NLM_F_MULTI != 0;

@@ -1,0 +1,96 @@
+//! Addresses that tasks leave, whose connections would otherwise hang until their time-out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+use skep_proto::model::view::{EndpointView, NetworkView};
+use skep_proto::model::{NetworkId, TaskId};
+
+/// Addresses of tasks.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Places {
+    /// On overlays: sandboxes have connections to them.
+    pub overlay: BTreeSet<(NetworkId, Ipv4Addr)>,
+    /// On task links and local bridges: only nodes have.
+    pub node: BTreeSet<Ipv4Addr>,
+}
+
+impl Places {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.overlay.is_empty() && self.node.is_empty()
+    }
+
+    /// Adds others.
+    pub fn add(&mut self, mut others: Self) {
+        self.overlay.append(&mut others.overlay);
+        self.node.append(&mut others.node);
+    }
+
+    /// Leaves others out.
+    #[must_use]
+    pub fn without(mut self, others: &Self) -> Self {
+        self.overlay.retain(|place| !others.overlay.contains(place));
+        self.node.retain(|place| !others.node.contains(place));
+        self
+    }
+
+    /// Those that are among others too.
+    #[must_use]
+    pub fn among(mut self, others: &Self) -> Self {
+        self.overlay.retain(|place| others.overlay.contains(place));
+        self.node.retain(|place| others.node.contains(place));
+        self
+    }
+
+    /// Those on overlays of these networks.
+    pub fn on(&self, networks: &BTreeSet<NetworkId>) -> BTreeSet<Ipv4Addr> {
+        self.overlay.iter().filter(|(network, _)| networks.contains(network)).map(|(_, address)| *address).collect()
+    }
+
+    /// All addresses.
+    pub fn all(&self) -> BTreeSet<Ipv4Addr> {
+        self.overlay.iter().map(|(_, address)| *address).chain(self.node.iter().copied()).collect()
+    }
+}
+
+/// Where tasks that get new connections are.
+pub fn serving(view: &NetworkView) -> Places {
+    let there = || view.endpoints.values().filter(|endpoint| endpoint.serving);
+    Places { overlay: there().flat_map(overlay).collect(), node: there().filter_map(mesh).collect() }
+}
+
+/// Where tasks got new connections in `before` and get none in `after`.
+pub fn drained(before: &NetworkView, after: &NetworkView) -> Places {
+    serving(before).without(&serving(after))
+}
+
+/// Where tasks were known in `before` and are no longer in `after`. A place that another task has counts too.
+pub fn vanished(before: &NetworkView, after: &NetworkView) -> Places {
+    let overlay_of = |view: &NetworkView| -> BTreeMap<_, TaskId> {
+        view.endpoints.values().flat_map(|e| overlay(e).map(|place| (place, e.task))).collect()
+    };
+    let mesh_of = |view: &NetworkView| -> BTreeMap<_, TaskId> {
+        view.endpoints.values().filter_map(|e| Some((mesh(e)?, e.task))).collect()
+    };
+    Places { overlay: gone(overlay_of(before), &overlay_of(after)), node: gone(mesh_of(before), &mesh_of(after)) }
+}
+
+fn gone<K: Ord>(before: BTreeMap<K, TaskId>, after: &BTreeMap<K, TaskId>) -> BTreeSet<K> {
+    before.into_iter().filter(|(place, task)| after.get(place) != Some(task)).map(|(place, _)| place).collect()
+}
+
+fn overlay(endpoint: &EndpointView) -> impl Iterator<Item = (NetworkId, Ipv4Addr)> + '_ {
+    endpoint.addresses.iter().filter_map(|attachment| match attachment.address {
+        IpNet::V4(net) => Some((attachment.network, net.addr())),
+        IpNet::V6(_) => None,
+    })
+}
+
+fn mesh(endpoint: &EndpointView) -> Option<Ipv4Addr> {
+    match endpoint.mesh {
+        Some(IpAddr::V4(mesh)) => Some(mesh),
+        Some(IpAddr::V6(_)) | None => None,
+    }
+}

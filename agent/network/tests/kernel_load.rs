@@ -1,0 +1,197 @@
+//! Constant load while tasks come and go: nobody's connection but theirs is touched.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs, reason = "a test")]
+
+mod world;
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use skep_proto::model::TaskId;
+use skep_proto::model::service::Protocol;
+use world::{World, run, within};
+
+/// Ports that clients connect from. So few that each is used again within a fraction of a second, while the node still
+/// remembers its last connection.
+const PORTS: (u16, u16) = (40_000, 41_499);
+/// How long a connection lives.
+const LIFE: Duration = Duration::from_millis(3);
+/// How many tasks come and go; `SKEP_LOAD_ROUNDS` says otherwise.
+const ROUNDS: u128 = 5;
+/// How often the tasks behind a service change.
+const SWAPS: u128 = 200;
+/// Connections that have nothing to do with it: looking through them takes time.
+const OTHERS: u16 = 30_000;
+
+/// Answers each client after [`LIFE`], then closes.
+fn serve_slowly(netns: &Path) {
+    let listener = within(netns, || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)).unwrap()).join().unwrap();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            thread::spawn(move || {
+                let _ = stream.read(&mut [0; 8]);
+                thread::sleep(LIFE);
+                let _ = stream.write_all(b"here");
+            });
+        }
+    });
+}
+
+/// What clients in a namespace saw.
+struct Clients {
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
+    threads: Vec<thread::JoinHandle<Vec<String>>>,
+}
+
+impl Clients {
+    fn start(netns: &Path, to: &str, count: usize) -> Self {
+        let (stop, answered) = (Arc::new(AtomicBool::default()), Arc::new(AtomicU64::default()));
+        let to: SocketAddr = to.parse().unwrap();
+        let client = |_| {
+            let (stop, answered) = (stop.clone(), answered.clone());
+            within(netns, move || {
+                let mut failures = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    match ask(&to) {
+                        Ok(text) if text == "here" => drop(answered.fetch_add(1, Ordering::Relaxed)),
+                        other => failures.push(format!("{other:?}")),
+                    }
+                }
+                failures
+            })
+        };
+        let threads = (0..count).map(client).collect();
+        Self { stop, answered, threads }
+    }
+
+    fn finish(self) -> (u64, Vec<String>) {
+        self.stop.store(true, Ordering::Relaxed);
+        let failures = self.threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+        (self.answered.load(Ordering::Relaxed), failures)
+    }
+}
+
+fn ask(to: &SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(to, Duration::from_secs(3))?;
+    stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+    stream.write_all(b"?")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn a_task_that_goes_takes_no_connection_of_another_with_it() {
+    let mut w = World::new(2);
+    let net = w.network(1);
+    let service = w.service(1, net, "10.0.1.200/24", &[(Protocol::Tcp, 8080, 80)]);
+    w.apply().await;
+    for (number, node) in [(1, 0), (2, 1)] {
+        let task = w.task(number, node, Some(service), net, &format!("10.0.1.{}/24", 10 + number)).await;
+        serve_slowly(&task.netns);
+    }
+    w.apply().await;
+    let hub = w.hub();
+    run(&format!(
+        "nsenter --net={} busybox sysctl -w net.ipv4.ip_local_port_range='{} {}'",
+        hub.display(),
+        PORTS.0,
+        PORTS.1
+    ));
+    let node = w.nodes[0].address;
+    let noise = within(&hub, move || {
+        let socket = UdpSocket::bind("0.0.0.0:9").unwrap();
+        for port in 10_000..10_000 + OTHERS {
+            let _ = socket.send_to(b"x", (node, port));
+        }
+    });
+    noise.join().unwrap();
+    let clients = Clients::start(&hub, &format!("{node}:8080"), 8);
+    let rounds = std::env::var("SKEP_LOAD_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(ROUNDS);
+    for number in 3..3 + rounds {
+        let task = w.task(number, 0, Some(service), net, &format!("10.0.1.{}/24", 10 + number)).await;
+        serve_slowly(&task.netns);
+        w.apply().await;
+        let answered = clients.answered.load(Ordering::Relaxed);
+        world::eventually("more answers", || clients.answered.load(Ordering::Relaxed) > answered + 200);
+        w.view.endpoints.get_mut(&TaskId(number)).unwrap().serving = false;
+        w.apply().await;
+        // Longer than any connection lives: it has none when it goes.
+        thread::sleep(LIFE * 5);
+        w.view.endpoints.remove(&TaskId(number));
+        w.apply().await;
+        w.nodes[0].network.delete_sandbox(&task.id).await.unwrap();
+    }
+    let (answered, failures) = clients.finish();
+    println!("{answered} answered, {} lost", failures.len());
+    assert!(failures.is_empty(), "{} of {answered} connections were lost: {failures:?}", failures.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn a_connection_that_was_lost_on_its_way_to_a_task_is_led_to_another_once_that_one_drains() {
+    let mut w = World::new(1);
+    let net = w.network(1);
+    let service = w.service(1, net, "10.0.1.200/24", &[(Protocol::Tcp, 8080, 80)]);
+    w.apply().await;
+    let deaf = w.task(1, 0, Some(service), net, "10.0.1.11/24").await;
+    let inside = format!("nsenter --net={}", deaf.netns.display());
+    run(&format!(
+        "{inside} nft 'add table ip deaf; add chain ip deaf in {{ type filter hook input priority 0; policy drop; }}'"
+    ));
+    let client = w.task(2, 0, None, net, "10.0.1.12/24").await;
+    w.apply().await;
+    // Both ways to a service: its published port, and its virtual address.
+    let asked = [(w.hub(), format!("{}:8080", w.nodes[0].address)), (client.netns.clone(), "10.0.1.200:80".to_owned())]
+        .map(|(netns, to)| {
+            within(&netns, move || TcpStream::connect_timeout(&to.parse().unwrap(), Duration::from_secs(30)))
+        });
+    thread::sleep(Duration::from_millis(100));
+    let other = w.task(3, 0, Some(service), net, "10.0.1.13/24").await;
+    serve_slowly(&other.netns);
+    w.view.endpoints.get_mut(&TaskId(1)).unwrap().serving = false;
+    w.apply().await;
+    for asked in asked {
+        asked.join().unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn a_port_whose_tasks_change_all_the_time_never_refuses() {
+    let mut w = World::new(1);
+    let net = w.network(1);
+    let service = w.service(1, net, "10.0.1.200/24", &[(Protocol::Tcp, 8080, 80)]);
+    w.apply().await;
+    for number in 1..=3 {
+        let task = w.task(number, 0, Some(service), net, &format!("10.0.1.{}/24", 10 + number)).await;
+        serve_slowly(&task.netns);
+    }
+    let client = w.task(9, 0, None, net, "10.0.1.19/24").await;
+    w.apply().await;
+    let outside = Clients::start(&w.hub(), &format!("{}:8080", w.nodes[0].address), 8);
+    let inside = Clients::start(&client.netns, "10.0.1.200:80", 8);
+    let swaps = std::env::var("SKEP_LOAD_ROUNDS").ok().and_then(|n| n.parse().ok()).unwrap_or(SWAPS);
+    for swap in 0..swaps {
+        // Others than before, each time.
+        for number in 1..=3 {
+            w.view.endpoints.get_mut(&TaskId(number)).unwrap().serving = number != 1 + swap % 3;
+        }
+        w.apply().await;
+    }
+    for (way, clients) in [("port", outside), ("virtual address", inside)] {
+        let (answered, failures) = clients.finish();
+        println!("{way}: {answered} answered, {} lost", failures.len());
+        assert!(
+            failures.is_empty(),
+            "{} of {answered} connections by the {way} were lost: {failures:?}",
+            failures.len()
+        );
+    }
+}
