@@ -11,7 +11,7 @@ use super::node::{MAIN_TABLE, index_of};
 use super::state::{Record, netns_path};
 use super::switch::{Attachment, Switch};
 use super::sysctl;
-use crate::config::TASK_GROUP;
+use crate::config::{PORT_GROUP, TASK_GROUP};
 use crate::error::{NetworkError, Step};
 use crate::mac::Mac;
 use crate::names::DnsPorts;
@@ -124,7 +124,7 @@ fn make_link(
             let bridge = index_of(node, &names.bridge(bridge.number))?;
             let name = names.bridge_port(record.slot, link.number());
             let mtu = inner.mtu();
-            let veth = Veth { name: &name, mac: None, mtu, bridge: Some(bridge), group: 0, peer: peer(mtu) };
+            let veth = Veth { name: &name, mac: None, mtu, bridge: Some(bridge), group: PORT_GROUP, peer: peer(mtu) };
             node.send(Requests::new().delete_link(&name).add_veth(&veth)).step("make a link to a bridge")?;
             let quiet = [(format!("ipv6/conf/{name}/disable_ipv6"), "1")];
             sysctl::write(&inner.netns, &quiet).step("set up a link to a bridge")?;
