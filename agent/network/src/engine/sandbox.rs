@@ -20,6 +20,7 @@ use crate::nft::Tables;
 use crate::plan::vip::{sandbox_table, services};
 use crate::spec::{LinkKind, SandboxLink};
 use crate::sys::netns::{self, Netns};
+use crate::sys::notices::Notices;
 
 /// Index of the loopback link in a new namespace.
 const LOOPBACK: u32 = 1;
@@ -36,12 +37,14 @@ pub struct Live {
     pub dns: DnsPorts,
     /// Whether the name server said so to this process.
     pub names_confirmed: bool,
+    /// Hears of changes of its rules.
+    pub notices: Notices,
 }
 
 impl Live {
     /// A sandbox in an open namespace, whose rules are not known.
     pub fn new(netns: Netns, dns: DnsPorts, names_confirmed: bool) -> Self {
-        Self { netns, tables: Tables::default(), dns, names_confirmed }
+        Self { netns, tables: Tables::default(), dns, names_confirmed, notices: Notices::default() }
     }
 
     /// Brings its rules to what the managers want.
