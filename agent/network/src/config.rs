@@ -57,6 +57,8 @@ impl Place {
 pub const TASK_GROUP: u32 = 0x534b_0001;
 /// Group of local bridges.
 pub const BRIDGE_GROUP: u32 = 0x534b_0002;
+/// Group of sandboxes' ports on local bridges.
+pub const PORT_GROUP: u32 = 0x534b_0003;
 /// VXLAN network of the routing mesh. Numbers below 4096 are never given to networks of the cluster.
 pub const MESH_VNI: u32 = 16;
 /// Connection mark of a connection that came by the mesh: this and the entry node's index.

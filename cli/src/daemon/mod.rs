@@ -68,6 +68,11 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         settling.0.run(settling.1).await;
         Ok(())
     });
+    let watching = (services.network.clone(), stop.clone());
+    servers.spawn(async move {
+        watching.0.layer().watch(watching.1).await;
+        Ok(())
+    });
     for ApiAddress::Unix(path) in &config.hosts {
         let listener = docker::bind_unix(path).await.with_context(|| format!("listening on {}", path.display()))?;
         servers.spawn(docker::serve(listener, router.clone(), stop.clone(), GRACE));

@@ -19,6 +19,7 @@ mod sandbox;
 mod state;
 mod switch;
 mod sysctl;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -28,7 +29,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ipnet::Ipv4Net;
 use skep_proto::model::view::NetworkView;
 use skep_proto::model::{NetworkId, NodeId};
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::sync::{Mutex as AsyncMutex, watch as channel};
+use tokio_util::sync::CancellationToken;
 
 use self::cuts::Cuts;
 use self::node::Node;
@@ -62,7 +64,7 @@ struct Inner {
     switches: Mutex<BTreeMap<NetworkId, SwitchCell>>,
     live: Mutex<BTreeMap<SandboxId, LiveCell>>,
     /// Raised after each change of the view, for those who wait for their network.
-    changed: watch::Sender<u64>,
+    changed: channel::Sender<u64>,
     /// MTU of the data path's link in bytes, as of the last look.
     mtu: AtomicU32,
     /// One view at a time.
@@ -225,6 +227,12 @@ impl NodeNetwork {
     /// The local bridges, the default one included.
     pub fn bridges(&self) -> Vec<Bridge> {
         self.inner.state().bridges.values().cloned().collect()
+    }
+
+    /// Brings back, until `stop`, what somebody else takes away: rules, links, addresses of links, forwarding entries. It
+    /// hears of each change from the kernel and looks twice a second; without changes that costs one system call per namespace.
+    pub async fn watch(&self, stop: CancellationToken) {
+        watch::run(&self.inner, stop).await;
     }
 
     /// Removes everything that this layer made: sandboxes, switches, links, rules, records. For a node that leaves.

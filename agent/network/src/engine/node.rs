@@ -28,6 +28,7 @@ const ETHERNET_MTU: u32 = 1500;
 pub struct Node {
     tables: Tables,
     mesh: Option<Mesh>,
+    distrusted: bool,
 }
 
 /// What the mesh link of this node follows from.
@@ -68,7 +69,8 @@ impl Node {
         let moved = before.as_ref().is_some_and(|mesh| Some(mesh.own) != own);
         let usable = found.as_ref().filter(|link| own.is_some_and(|own| link.mac == Some(Mac::of_node(own.index))));
         let usable = usable.filter(|_| !moved);
-        let known = before.filter(|mesh| Some(mesh.link) == usable.map(|link| link.index));
+        let distrusted = std::mem::take(&mut self.distrusted);
+        let known = before.filter(|mesh| !distrusted && Some(mesh.link) == usable.map(|link| link.index));
         if usable.is_none() {
             // The filter comes before the link: whoever reaches the port from now on was let in by it.
             let before = NodeFacts { mesh: false, ..facts.clone() };
@@ -78,13 +80,18 @@ impl Node {
         let Some(own) = own else { return Ok(()) };
         let mut mesh = match (known, usable) {
             (Some(mesh), _) => mesh,
-            (None, Some(link)) => Mesh::recover(&mut rtnl, own, link.index)?,
+            (None, Some(link)) => Mesh::recover(config, &mut rtnl, own, link.index)?,
             (None, None) => Mesh::create(config, netns, &mut rtnl, own)?,
         };
         self.tables.set(netns, node_tables(facts)).step("load the node's rules")?;
         mesh.sync(config, &mut rtnl, &facts.peers)?;
         self.mesh = Some(mesh);
         Ok(())
+    }
+
+    /// Somebody else may have changed what belongs to the mesh link: the next [`Self::sync`] looks at the kernel.
+    pub fn distrust(&mut self) {
+        self.distrusted = true;
     }
 
     /// Loads the rules alone.
@@ -115,10 +122,6 @@ impl Mesh {
     fn create(config: &Config, netns: &Netns, rtnl: &mut Rtnl, own: Own) -> Result<Self, NetworkError> {
         let Own { index, underlay: local } = own;
         let name = config.names().mesh();
-        let too_small = || NetworkError::RangeTooSmall { range: config.infra, index };
-        let addresses = node_addresses(config.infra, index).ok_or_else(too_small)?;
-        let range = mesh_range(config.infra).ok_or_else(too_small)?;
-        let next_hop = mesh_next_hop(config.infra).ok_or_else(too_small)?;
         let mtu = underlay_mtu(Some(local), rtnl)?.saturating_sub(VXLAN_OVERHEAD);
         let mac = Some(Mac::of_node(index));
         let vxlan = Vxlan { name: &name, vni: MESH_VNI, local, port: config.vxlan_port, mtu, proxy: false, mac };
@@ -127,6 +130,16 @@ impl Mesh {
         let parameters = [("rp_filter", "2"), ("accept_local", "1"), ("route_localnet", "1")];
         sysctl::write(netns, &sysctl::of_link(&name, &parameters)).step("set up the mesh link")?;
         let link = index_of(rtnl, &name)?;
+        Self::set_up(config, rtnl, own, link)?;
+        Ok(Self { link, own, entries: BTreeSet::new(), routes: BTreeMap::new() })
+    }
+
+    /// What belongs to the link: address, routes, the rule for replies. Harmless where it is so already.
+    fn set_up(config: &Config, rtnl: &mut Rtnl, own: Own, link: u32) -> Result<(), NetworkError> {
+        let too_small = || NetworkError::RangeTooSmall { range: config.infra, index: own.index };
+        let addresses = node_addresses(config.infra, own.index).ok_or_else(too_small)?;
+        let range = mesh_range(config.infra).ok_or_else(too_small)?;
+        let next_hop = mesh_next_hop(config.infra).ok_or_else(too_small)?;
         let mut requests = Requests::new();
         requests
             .add_address(link, addresses.mesh, 32)
@@ -135,11 +148,11 @@ impl Mesh {
             .replace_neighbour(link, Neighbour::Address(next_hop, Mac::NEXT_HOP))
             .replace_route(Ipv4Net::default(), Via::Gateway(next_hop, link), MESH_TABLE)
             .add_mark_rule(MESH_RULE, MESH_MARK, MESH_MASK, MESH_TABLE);
-        rtnl.send(&requests).step("set up the mesh link")?;
-        Ok(Self { link, own, entries: BTreeSet::new(), routes: BTreeMap::new() })
+        rtnl.send(&requests).step("set up the mesh link")
     }
 
-    fn recover(rtnl: &mut Rtnl, own: Own, link: u32) -> Result<Self, NetworkError> {
+    fn recover(config: &Config, rtnl: &mut Rtnl, own: Own, link: u32) -> Result<Self, NetworkError> {
+        Self::set_up(config, rtnl, own, link)?;
         let found = rtnl.neighbours(link).step("read neighbours")?;
         let entries =
             found.into_iter().filter(|entry| !matches!(entry, Neighbour::Address(_, mac) if *mac == Mac::NEXT_HOP));
@@ -200,8 +213,13 @@ pub fn underlay_mtu(local: Option<Ipv4Addr>, rtnl: &mut Rtnl) -> Result<u32, Net
 pub fn ensure_bridge(config: &Config, netns: &Netns, bridge: &Bridge, mtu: u32) -> Result<(), NetworkError> {
     let name = config.names().bridge(bridge.number);
     let mut rtnl = Rtnl::open(netns).step("open rtnetlink")?;
-    if rtnl.link(&name).step("read a link")?.is_some() {
-        return Ok(());
+    if let Some(link) = rtnl.link(&name).step("read a link")? {
+        let mut requests = Requests::new();
+        requests.add_address(link.index, bridge.gateway(), bridge.subnet.prefix_len());
+        if !link.up {
+            requests.set_up(link.index);
+        }
+        return rtnl.send(&requests).step("give a bridge its address");
     }
     rtnl.send(Requests::new().add_bridge(&name, Some(Mac::of(bridge.gateway())), mtu, BRIDGE_GROUP))
         .step("make a bridge")?;

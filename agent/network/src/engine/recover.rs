@@ -17,7 +17,7 @@ use super::sandbox::{Live, ports_of};
 use super::state::{Bridge, OnDisk, Record, Remembered, State, netns_path};
 use super::switch::Switch;
 use super::{Inner, LiveCell, SwitchCell};
-use crate::config::{Config, Place};
+use crate::config::{Config, PORT_GROUP, Place};
 use crate::error::{NetworkError, Step};
 use crate::names::Names;
 use crate::netlink::{Requests, Rtnl};
@@ -134,15 +134,18 @@ fn remove_leftover_links(
     records: &BTreeMap<SandboxId, Record>,
 ) -> Result<(), NetworkError> {
     let names = config.names();
-    let mut known = BTreeSet::new();
+    let (mut known, mut ports) = (BTreeSet::new(), BTreeSet::new());
     for record in records.values() {
         known.insert(names.task_link(record.slot));
-        known.extend(record.links.iter().map(|link| names.bridge_port(record.slot, link.number())));
+        ports.extend(record.links.iter().map(|link| names.bridge_port(record.slot, link.number())));
     }
     let mut rtnl = Rtnl::open(netns).step("open rtnetlink")?;
     let mut requests = Requests::new();
     for link in rtnl.links().step("read links")? {
-        if names.is_sandbox_link(&link.name) && !known.contains(&link.name) {
+        if ports.contains(&link.name) {
+            // Those of an earlier release were in none.
+            requests.set_group(link.index, PORT_GROUP);
+        } else if names.is_sandbox_link(&link.name) && !known.contains(&link.name) {
             requests.delete_link(&link.name);
         }
     }

@@ -11,7 +11,7 @@ use super::node::{MAIN_TABLE, index_of};
 use super::state::{Record, netns_path};
 use super::switch::{Attachment, Switch};
 use super::sysctl;
-use crate::config::TASK_GROUP;
+use crate::config::{PORT_GROUP, TASK_GROUP};
 use crate::error::{NetworkError, Step};
 use crate::mac::Mac;
 use crate::names::DnsPorts;
@@ -20,6 +20,7 @@ use crate::nft::Tables;
 use crate::plan::vip::{sandbox_table, services};
 use crate::spec::{LinkKind, SandboxLink};
 use crate::sys::netns::{self, Netns};
+use crate::sys::notices::Notices;
 
 /// Index of the loopback link in a new namespace.
 const LOOPBACK: u32 = 1;
@@ -36,12 +37,14 @@ pub struct Live {
     pub dns: DnsPorts,
     /// Whether the name server said so to this process.
     pub names_confirmed: bool,
+    /// Hears of changes of its rules.
+    pub notices: Notices,
 }
 
 impl Live {
     /// A sandbox in an open namespace, whose rules are not known.
     pub fn new(netns: Netns, dns: DnsPorts, names_confirmed: bool) -> Self {
-        Self { netns, tables: Tables::default(), dns, names_confirmed }
+        Self { netns, tables: Tables::default(), dns, names_confirmed, notices: Notices::default() }
     }
 
     /// Brings its rules to what the managers want.
@@ -124,7 +127,7 @@ fn make_link(
             let bridge = index_of(node, &names.bridge(bridge.number))?;
             let name = names.bridge_port(record.slot, link.number());
             let mtu = inner.mtu();
-            let veth = Veth { name: &name, mac: None, mtu, bridge: Some(bridge), group: 0, peer: peer(mtu) };
+            let veth = Veth { name: &name, mac: None, mtu, bridge: Some(bridge), group: PORT_GROUP, peer: peer(mtu) };
             node.send(Requests::new().delete_link(&name).add_veth(&veth)).step("make a link to a bridge")?;
             let quiet = [(format!("ipv6/conf/{name}/disable_ipv6"), "1")];
             sysctl::write(&inner.netns, &quiet).step("set up a link to a bridge")?;

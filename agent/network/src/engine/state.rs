@@ -287,9 +287,15 @@ impl State {
                 }
             }
         }
+        let on_bridges = self.records.values().flat_map(|record| record.links.iter().map(move |link| (record, link)));
+        let on_bridges = on_bridges.filter(|(_, link)| matches!(link.kind, LinkKind::Bridge(_)));
+        let port = |(record, link): (&Record, &SandboxLink)| {
+            (names.bridge_port(record.slot, link.number()), link.address.addr())
+        };
         NodeFacts {
             bridges: bridges.collect(),
-            names,
+            ports: on_bridges.map(port).collect(),
+            names: config.names(),
             vxlan_port: config.vxlan_port,
             mesh: self.remembered.index.is_some(),
             peers: self.remembered.peers.clone(),

@@ -20,6 +20,7 @@ use crate::nft::Tables;
 use crate::plan::overlay::{BRIDGE, VXLAN, remote_entries, switch_table};
 use crate::spec::SandboxId;
 use crate::sys::netns::{self, Netns};
+use crate::sys::notices::Notices;
 
 /// A switch.
 #[derive(Debug)]
@@ -34,6 +35,7 @@ pub struct Switch {
     tables: Tables,
     entries: BTreeSet<Neighbour>,
     ports: BTreeMap<SandboxId, (u32, Ipv4Addr)>,
+    notices: Notices,
 }
 
 /// An attachment to make.
@@ -111,7 +113,8 @@ impl Switch {
         requests.set_mtu(vxlan, mtu).set_bridge(vxlan, bridge).set_port(vxlan, closed_port()).set_up(vxlan);
         inside.send(&requests).step("attach a VXLAN link to its bridge")?;
         let (entries, ports) = (BTreeSet::new(), BTreeMap::new());
-        Ok(Self { network: network.id, path, netns, bridge, vxlan, mtu, tables, entries, ports })
+        let notices = Notices::default();
+        Ok(Self { network: network.id, path, netns, bridge, vxlan, mtu, tables, entries, ports, notices })
     }
 
     /// Finds the switch that an earlier process made. `ports` are the attachments that should be there, by the name of
@@ -150,6 +153,7 @@ impl Switch {
             tables: Tables::default(),
             entries,
             netns,
+            notices: Notices::default(),
         })
     }
 
@@ -176,6 +180,45 @@ impl Switch {
     /// Whether nothing is attached.
     pub fn is_unused(&self) -> bool {
         self.ports.is_empty()
+    }
+
+    /// Looks at what the kernel holds after somebody else changed it. Ports that are gone are forgotten; what remains is
+    /// brought back by [`Self::sync`].
+    ///
+    /// # Errors
+    /// [`NetworkError::Kernel`] when bridge or VXLAN link are gone: then only another switch helps.
+    pub fn look(&mut self) -> Result<(), NetworkError> {
+        let mut inside = Rtnl::open(&self.netns).step("open rtnetlink")?;
+        let links = inside.links().step("read links")?;
+        let find = |index: u32| links.iter().find(|link| link.index == index);
+        let (bridge, vxlan) = (find(self.bridge).ok_or_else(gone)?, find(self.vxlan).ok_or_else(gone)?);
+        let mut requests = Requests::new();
+        for link in [bridge, vxlan].into_iter().filter(|link| !link.up) {
+            requests.set_up(link.index);
+        }
+        self.ports.retain(|_, (port, _)| find(*port).is_some());
+        let ports = self.ports.values().filter_map(|(port, address)| Some((find(*port)?, Some(*address))));
+        for (link, address) in ports.chain([(vxlan, None)]) {
+            if link.bridge != Some(self.bridge) || !link.up {
+                requests.set_bridge(link.index, self.bridge).set_port(link.index, closed_port()).set_up(link.index);
+                if let Some(address) = address {
+                    requests.replace_neighbour(link.index, Neighbour::Port(Mac::of(address)));
+                }
+            }
+        }
+        inside.send(&requests).step("attach the links of a switch again")?;
+        self.entries = inside.neighbours(self.vxlan).step("read neighbours")?.into_iter().collect();
+        Ok(())
+    }
+
+    /// Whether a sandbox has its port here.
+    pub fn has(&self, id: &SandboxId) -> bool {
+        self.ports.contains_key(id)
+    }
+
+    /// Whether anything here changed since the last look.
+    pub fn is_changed(&mut self) -> bool {
+        self.notices.changed(&self.netns, true)
     }
 
     /// Makes the link between the switch and a sandbox; its end in the sandbox is left down.

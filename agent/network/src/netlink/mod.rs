@@ -6,4 +6,4 @@ mod requests;
 mod socket;
 
 pub use requests::{Neighbour, Requests, Veth, VethPeer, Via, Vxlan};
-pub use socket::Rtnl;
+pub use socket::{Link, Rtnl};

@@ -231,6 +231,14 @@ impl Requests {
         self.push(RouteNetlinkMessage::SetLink(message), 0, NO_ERROR)
     }
 
+    /// Puts a link into a group of links.
+    pub fn set_group(&mut self, index: u32, group: u32) -> &mut Self {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes = vec![LinkAttribute::Group(group)];
+        self.push(RouteNetlinkMessage::SetLink(message), 0, NO_ERROR)
+    }
+
     /// Makes a link a port of a bridge.
     pub fn set_bridge(&mut self, index: u32, bridge: u32) -> &mut Self {
         let mut message = LinkMessage::default();

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::Ipv4Net;
 use netlink_packet_core::{Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -28,6 +28,10 @@ pub struct Link {
     pub mac: Option<Mac>,
     /// Kind (`veth`, `bridge`, …), empty for others.
     pub kind: String,
+    /// Index of the bridge that it is a port of.
+    pub bridge: Option<u32>,
+    /// Set up.
+    pub up: bool,
 }
 
 /// An rtnetlink socket in a namespace.
@@ -170,11 +174,14 @@ fn append(out: &mut Vec<u8>, message: &RouteNetlinkMessage, flags: u16, sequence
 
 fn read_link(message: RouteNetlinkMessage) -> Option<Link> {
     let RouteNetlinkMessage::NewLink(message) = message else { return None };
-    let mut link = Link { index: message.header.index, name: String::new(), mtu: 0, mac: None, kind: String::new() };
+    let up = message.header.flags.contains(LinkFlags::Up);
+    let (index, name, kind) = (message.header.index, String::new(), String::new());
+    let mut link = Link { index, name, mtu: 0, mac: None, kind, bridge: None, up };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Controller(bridge) => link.bridge = (bridge != 0).then_some(bridge),
             LinkAttribute::Address(mac) => link.mac = mac.try_into().ok().map(Mac),
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {

@@ -71,6 +71,11 @@ impl Rule {
         self.meta(Meta::IifGroup, true, group.to_ne_bytes().to_vec())
     }
 
+    /// The packet came in by a link that is not of the group.
+    pub fn iif_group_not(self, group: u32) -> Self {
+        self.meta(Meta::IifGroup, false, group.to_ne_bytes().to_vec())
+    }
+
     /// The packet goes out by a link of the group.
     pub fn oif_group(self, group: u32) -> Self {
         self.meta(Meta::OifGroup, true, group.to_ne_bytes().to_vec())
@@ -160,6 +165,18 @@ impl Rule {
             Expr::Meta { key: Meta::Iif, dreg: 0 },
             Expr::Payload { base: Base::Link, offset: 6, len: 6, dreg: 1 },
             Expr::Payload { base: Base::Network, offset, len: 4, dreg: 3 },
+        ])
+        .in_set(set, false)
+    }
+
+    /// As [`Self::sender_in`], with the incoming link's name instead of its index.
+    pub fn port_sender_in(self, ether_type: u16, offset: u32, set: &str) -> Self {
+        self.with([
+            Expr::Payload { base: Base::Link, offset: 12, len: 2, dreg: 0 },
+            Expr::Cmp { sreg: 0, equal: true, data: ether_type.to_be_bytes().to_vec() },
+            Expr::Meta { key: Meta::IifName, dreg: 0 },
+            Expr::Payload { base: Base::Link, offset: 6, len: 6, dreg: 4 },
+            Expr::Payload { base: Base::Network, offset, len: 4, dreg: 6 },
         ])
         .in_set(set, false)
     }

@@ -81,6 +81,8 @@ pub enum Field {
     Zone,
     /// Index of a link, in host order.
     Link,
+    /// Name of a link, padded to 16 bytes.
+    Name,
 }
 
 impl Field {
@@ -89,6 +91,7 @@ impl Field {
         match self {
             Self::Address | Self::Mark | Self::Link => 4,
             Self::Ether => 6,
+            Self::Name => 16,
             Self::Protocol => 1,
             Self::Port | Self::Zone => 2,
         }
@@ -103,6 +106,7 @@ impl Field {
             Self::Port => 13,
             Self::Mark => 19,
             Self::Link => 20,
+            Self::Name => 41,
             // nft has no named type for zones that may stand in a declaration; an integer prints well enough.
             Self::Zone => 4,
         }

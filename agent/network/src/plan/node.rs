@@ -17,13 +17,14 @@ use skep_proto::model::NodeId;
 use skep_proto::model::service::{Protocol, PublishMode};
 use skep_proto::model::view::NetworkView;
 
+use super::overlay::{ARP_SENDER, IPV4_SENDER};
 use crate::config::{
-    BRIDGE_GROUP, LinkNames, MESH_MARK, MESH_MASK, PUBLISHED_MARK, TASK_GROUP, first_v4, node_addresses,
+    BRIDGE_GROUP, LinkNames, MESH_MARK, MESH_MASK, PORT_GROUP, PUBLISHED_MARK, TASK_GROUP, first_v4, node_addresses,
 };
 use crate::mac::Mac;
 use crate::netlink::Neighbour;
 use crate::nft::expr::Verdict;
-use crate::nft::rule::{Rule, SCTP, TCP, UDP};
+use crate::nft::rule::{Rule, SCTP, TCP, UDP, link_name};
 use crate::nft::table::{Family, Field, Hook, Kind, MapTo, Set, Table, Value, address_and_port, concat, service_key};
 
 /// Priorities of nft's names `raw`, `mangle`, `dstnat`, `filter`, `srcnat`.
@@ -48,6 +49,8 @@ pub struct NodeFacts {
     pub peers: BTreeMap<u16, Ipv4Addr>,
     /// Local bridges.
     pub bridges: Vec<BridgeFacts>,
+    /// Sandboxes' ports on local bridges, by link, with the address behind each.
+    pub ports: BTreeMap<String, Ipv4Addr>,
     /// Addresses of this node's sandboxes on their task links.
     pub tasks: BTreeSet<Ipv4Addr>,
     /// Ports of this node alone.
@@ -137,11 +140,29 @@ fn zone(index: u16) -> [u8; 2] {
 
 /// All our tables in the node's namespace.
 pub fn node_tables(facts: &NodeFacts) -> Vec<Table> {
-    let mut tables = vec![ipv4_table(facts)];
+    let mut tables = vec![ipv4_table(facts), bridge_table(facts)];
     if facts.mesh {
         tables.push(mesh_table(facts));
     }
     tables
+}
+
+/// The filter of local bridges: a sandbox may send only as what is attached to its port. Bridges of others pass.
+fn bridge_table(facts: &NodeFacts) -> Table {
+    let mut table = Table::new(Family::Bridge, facts.names.table());
+    let mut senders = Set::of([Field::Name, Field::Ether, Field::Address]);
+    for (link, address) in &facts.ports {
+        senders.add(concat(&[&link_name(link), &Mac::of(*address).0, &address.octets()]));
+    }
+    table.sets.insert("senders".into(), senders);
+    let rules = vec![
+        Rule::new().iif_group_not(PORT_GROUP).accept(),
+        Rule::new().port_sender_in(IPV4_SENDER.0, IPV4_SENDER.1, "senders").accept(),
+        Rule::new().port_sender_in(ARP_SENDER.0, ARP_SENDER.1, "senders").accept(),
+        Rule::new().drop(),
+    ];
+    table.base("senders-only", Kind::Filter, Hook::Prerouting, RAW, rules);
+    table
 }
 
 /// What leaves the mesh link gets its Ethernet destination from its mark.
@@ -224,19 +245,23 @@ fn forward_rules(facts: &NodeFacts, mesh: &str) -> Vec<Rule> {
         vxlan().iif_group(TASK_GROUP).drop(),
         vxlan().iif_group(BRIDGE_GROUP).drop(),
         Rule::new().established().accept(),
+    ];
+    // Before what lets published ports through: they are no way out either.
+    for bridge in facts.bridges.iter().filter(|bridge| bridge.internal) {
+        rules.push(Rule::new().iif(&bridge.link).oif(&bridge.link).accept());
+        rules.push(Rule::new().iif(&bridge.link).drop());
+        rules.push(Rule::new().oif(&bridge.link).drop());
+    }
+    rules.extend([
         // Published ports are the only way between sandboxes of different networks.
         Rule::new().oif_group(TASK_GROUP).was_dnat().accept(),
         Rule::new().oif_group(TASK_GROUP).iif(mesh).accept(),
         Rule::new().oif_group(TASK_GROUP).drop(),
         Rule::new().oif(mesh).was_dnat().accept(),
         Rule::new().oif(mesh).drop(),
-    ];
-    for bridge in &facts.bridges {
+    ]);
+    for bridge in facts.bridges.iter().filter(|bridge| !bridge.internal) {
         rules.push(Rule::new().iif(&bridge.link).oif(&bridge.link).accept());
-        if bridge.internal {
-            rules.push(Rule::new().iif(&bridge.link).drop());
-            rules.push(Rule::new().oif(&bridge.link).drop());
-        }
     }
     rules.push(Rule::new().oif_group(BRIDGE_GROUP).was_dnat().accept());
     rules.push(Rule::new().oif_group(BRIDGE_GROUP).drop());

@@ -21,9 +21,9 @@ pub const BRIDGE: &str = "br0";
 pub const TABLE: &str = "skep";
 
 /// EtherType of IPv4 and offset of the source address in its header.
-const IPV4_SENDER: (u16, u32) = (0x0800, 12);
+pub(super) const IPV4_SENDER: (u16, u32) = (0x0800, 12);
 /// EtherType of ARP and offset of the sender's IPv4 address in it (RFC 826).
-const ARP_SENDER: (u16, u32) = (0x0806, 14);
+pub(super) const ARP_SENDER: (u16, u32) = (0x0806, 14);
 
 /// Addresses of a network that live on other nodes: each needs its VXLAN destination, its bridge port and its answer
 /// to ARP. What is attached here is never among them, whatever the managers still say.

@@ -5,3 +5,4 @@ pub mod detach;
 pub mod fds;
 pub mod netlink;
 pub mod netns;
+pub mod notices;
