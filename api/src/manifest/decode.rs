@@ -213,9 +213,13 @@ pub fn bytes_of(text: &str) -> Option<i64> {
 
 /// A key that is not one of those known: a problem that names the nearest one.
 pub fn unknown_key(entry: &Entry, inside: &str, known: &[&str], problems: &mut Problems) {
-    let nearest = known.iter().map(|k| (distance(k, &entry.key), k)).min().filter(|(d, _)| *d <= 2);
-    let hint = nearest.map(|(_, key)| format!("; did you mean {key}?")).unwrap_or_default();
+    let hint = nearest(&entry.key, known).map(|key| format!("; did you mean {key}?")).unwrap_or_default();
     problems.add(entry.place, format!("{inside} has no key {:?} that skep supports{hint}", entry.key));
+}
+
+/// The word that another one was probably meant to be.
+pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    known.iter().map(|k| (distance(k, word), *k)).min().filter(|(d, _)| *d <= 2).map(|(_, key)| key)
 }
 
 /// Levenshtein distance, for words.

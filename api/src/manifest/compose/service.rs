@@ -262,7 +262,7 @@ impl<'a> Reader<'a> {
             endpoint: Some(endpoint),
         };
         let schedule = deploy.schedule.map(|(_, schedule)| schedule);
-        StackService { key: key.clone(), place: entry.place, spec, depends_on: self.depends_on, schedule, pod: None }
+        StackService { key: key.clone(), place: entry.place, spec, depends_on: self.depends_on, schedule }
     }
 }
 

@@ -5,6 +5,8 @@
 
 use serde_json::{Map, Value, json};
 
+use super::wanted::each_reference;
+
 /// Lists whose entries have a key, and the member that is it. Lines of `Env` are `NAME=VALUE`.
 const KEYED: [(&str, &str); 6] = [
     ("Mounts", "Target"),
@@ -24,6 +26,7 @@ const OF_THE_CLUSTER: [&str; 3] = ["skep.rebalance", "skep.schedule.last-run", "
 /// The form in which a service's spec is compared.
 pub fn canonical(spec: &Value) -> Value {
     let mut spec = spec.clone();
+    each_reference(&mut spec, |_, reference, _, id| remove(reference, id));
     let task = &mut spec["TaskTemplate"];
     for key in ["ForceUpdate", "Runtime"] {
         remove(task, key);
@@ -137,12 +140,9 @@ fn keyed(name: &str, value: &Value) -> Option<Value> {
     }
 }
 
-/// An entry of a keyed list: references by name alone.
+/// An entry of a keyed list.
 fn entry(list: &str, item: &Value) -> Value {
     let mut item = item.clone();
-    for id in ["SecretID", "ConfigID"] {
-        remove(&mut item, id);
-    }
     if list == "Ports" {
         remove_if(&mut item, "Protocol", &json!("tcp"));
         remove_if(&mut item, "PublishMode", &json!("ingress"));

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 pub use canonical::{canonical, full_image};
 pub use diff::Field;
-pub use wanted::{FileWanted, Wanted};
+pub use wanted::{FileWanted, Wanted, each_reference};
 
 use super::stack::FileKind;
 
@@ -363,15 +363,12 @@ fn version_of(name: &str, file: &str) -> Option<u64> {
 /// The spec with the names that secrets and configs have in the cluster.
 fn with_names(spec: &Value, names: &BTreeMap<(FileKind, String), String>) -> Value {
     let mut spec = spec.clone();
-    for (kind, list, key) in [(FileKind::Secret, "Secrets", "SecretName"), (FileKind::Config, "Configs", "ConfigName")]
-    {
-        for reference in spec["TaskTemplate"]["ContainerSpec"][list].as_array_mut().into_iter().flatten() {
-            let name = reference[key].as_str().map(str::to_owned).unwrap_or_default();
-            if let Some(in_cluster) = names.get(&(kind, name)) {
-                reference[key] = Value::from(in_cluster.clone());
-            }
+    wanted::each_reference(&mut spec, |kind, reference, key, _| {
+        let name = reference[key].as_str().map(str::to_owned).unwrap_or_default();
+        if let Some(in_cluster) = names.get(&(kind, name)) {
+            reference[key] = Value::from(in_cluster.clone());
         }
-    }
+    });
     spec
 }
 

@@ -64,13 +64,32 @@ impl From<&Stack> for Wanted {
     }
 }
 
+/// Calls `act` with each reference of a service's spec to a secret or config, and the keys of its name and id. Those of the
+/// first container are in the API's form, those of further ones in the model's.
+pub fn each_reference(spec: &mut Value, mut act: impl FnMut(FileKind, &mut Value, &str, &str)) {
+    // What is not there is not made by looking at it.
+    let Some(task) = spec.get_mut("TaskTemplate") else { return };
+    for (kind, list, name, id) in [
+        (FileKind::Secret, "Secrets", "SecretName", "SecretID"),
+        (FileKind::Config, "Configs", "ConfigName", "ConfigID"),
+    ] {
+        let first = task.get_mut("ContainerSpec").and_then(|c| c.get_mut(list)).and_then(Value::as_array_mut);
+        first.into_iter().flatten().for_each(|reference| act(kind, reference, name, id));
+        let further = task.get_mut("Pod").and_then(|pod| pod.get_mut("Containers")).and_then(Value::as_array_mut);
+        for container in further.into_iter().flatten() {
+            let references = container.get_mut(list.to_lowercase()).and_then(Value::as_array_mut);
+            references.into_iter().flatten().for_each(|reference| act(kind, reference, "name", "id"));
+        }
+    }
+}
+
 /// Secrets and configs that a service's spec names.
-pub fn references(spec: &Value) -> impl Iterator<Item = (FileKind, String)> + '_ {
-    let of = |kind, list: &str, key: &'static str| {
-        let references = spec["TaskTemplate"]["ContainerSpec"][list].as_array().into_iter().flatten();
-        references.filter_map(move |r| Some((kind, r[key].as_str()?.to_owned())))
-    };
-    of(FileKind::Secret, "Secrets", "SecretName").chain(of(FileKind::Config, "Configs", "ConfigName"))
+pub fn references(spec: &Value) -> Vec<(FileKind, String)> {
+    let mut found = Vec::new();
+    each_reference(&mut spec.clone(), |kind, reference, name, _| {
+        found.extend(reference[name].as_str().map(|name| (kind, name.to_owned())));
+    });
+    found
 }
 
 impl Wanted {

@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::Method;
 use serde_json::{Value, json};
-use skep_api::manifest::plan::{Plan, Step};
+use skep_api::manifest::plan::{Plan, Step, each_reference};
 use skep_api::manifest::stack::{Content, DeclaredFile, FileKind};
 use tokio::time::Instant;
 
@@ -122,15 +122,10 @@ pub async fn remove_when_unused(client: &Client, word: &str, name: &str, path: &
 /// The spec with the ids of secrets and configs, which the plan knows by name.
 fn with_ids(spec: &Value, ids: &BTreeMap<(FileKind, String), String>) -> Value {
     let mut spec = spec.clone();
-    for (kind, list, id_key, name_key) in [
-        (FileKind::Secret, "Secrets", "SecretID", "SecretName"),
-        (FileKind::Config, "Configs", "ConfigID", "ConfigName"),
-    ] {
-        for reference in spec["TaskTemplate"]["ContainerSpec"][list].as_array_mut().into_iter().flatten() {
-            if let Some(id) = ids.get(&(kind, text(&reference[name_key]))) {
-                reference[id_key] = json!(id);
-            }
+    each_reference(&mut spec, |kind, reference, name_key, id_key| {
+        if let Some(id) = ids.get(&(kind, text(&reference[name_key]))) {
+            reference[id_key] = json!(id);
         }
-    }
+    });
     spec
 }
