@@ -160,16 +160,28 @@ fn a_pod_runs_in_its_order_is_probed_and_is_taken_over_by_the_next_daemon() {
 
     // What is not ready gets nothing new, and is not ended.
     let answers = || lab.http("m1", 30080, "/").is_ok();
-    eventually("the published port answers", || Ok(ensure!(answers())));
+    eventually("the published port answers", || {
+        ensure!(answers());
+        Ok(())
+    });
     exec(&shell, &["wget", "-qO-", "http://127.0.0.1:8080/health?status=503"]).ok();
-    eventually("the task gets no connections", || Ok(ensure!(!answers())));
+    eventually("the task gets no connections", || {
+        ensure!(!answers());
+        Ok(())
+    });
     exec(&shell, &["wget", "-qO-", "http://127.0.0.1:8080/health?status=200"]).ok();
-    eventually("the task gets connections again", || Ok(ensure!(answers())));
+    eventually("the task gets connections again", || {
+        ensure!(answers());
+        Ok(())
+    });
 
     lab.lab(&["kill", "m1"]).unwrap();
     lab.lab(&["start", "m1"]).unwrap();
     eventually("the daemon answers", || lab.docker("m1", &["version"]).map(drop));
-    eventually("the task is known as running", || Ok(ensure!(lab.running("m1", "k_site").len() == 1)));
+    eventually("the task is known as running", || {
+        ensure!(lab.running("m1", "k_site").len() == 1);
+        Ok(())
+    });
     assert_eq!(containers(&lab, "m1", "k_site"), names, "nothing was started anew");
 
     // A client of Docker's changes what it knows, and loses nothing of the rest.
@@ -248,7 +260,10 @@ fn members_of_a_stateful_set_keep_their_name_and_their_volume() {
     lab.docker("m1", &["service", "update", "--force", "--detach=false", "k_db"]).unwrap();
     assert_eq!(place(), before, "members stay where their volumes are");
     lab.docker("m1", &["service", "scale", "k_db=1"]).unwrap();
-    eventually("one member is left", || Ok(ensure!(place().len() == 1)));
+    eventually("one member is left", || {
+        ensure!(place().len() == 1);
+        Ok(())
+    });
     lab.docker("m1", &["service", "scale", "k_db=2"]).unwrap();
     lab.wait_for_running("m1", "k_db", 2);
     assert_eq!(place(), before);
