@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use skep_proto::model::service::{EndpointSpec, PublishMode};
 use skep_proto::model::session::{AssignedTask, ManagerPeer, SpecKey};
+use skep_proto::model::task::NetworkAttachment;
 use skep_proto::model::view::{EndpointAddress, EndpointView, OverlayNetwork, Peer, ServiceView};
 use skep_proto::model::{Network, NetworkId, Node, NodeId, NodeRole, Service, TaskState};
 use skep_proto::template::task::{TaskContext, expand_text, is_template};
@@ -28,7 +29,12 @@ pub fn assigned(task: &TaskFacts, node: NodeId) -> Option<AssignedTask> {
         slot: task.slot,
         desired: task.desired,
         observed: task.state,
-        attachments: task.attachments.clone(),
+        // The further names are the service's: on the task's node, too, they lead where its own does.
+        attachments: task
+            .attachments
+            .iter()
+            .map(|own| NetworkAttachment { aliases: Vec::new(), ..own.clone() })
+            .collect(),
     })
 }
 
@@ -71,7 +77,8 @@ pub fn endpoint(
             attachment.addresses.iter().map(|address| EndpointAddress {
                 network: attachment.network,
                 address: *address,
-                aliases: attachment.aliases.clone(),
+                // A service's further names lead where its own does.
+                aliases: if task.service.is_some() { Vec::new() } else { attachment.aliases.clone() },
                 names: own_names(view, task, attachment.network),
             })
         })

@@ -6,6 +6,7 @@
 mod columns;
 pub mod constraint;
 pub mod filter;
+mod pins;
 pub mod rank;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use crate::reconcile::{Env, Plan, Planner};
 use crate::store::{Change, Group, Kind, NodeRef, Reference, ServiceRef, SharedSpec, State, TaskRow, Touched};
 use columns::{Bits, Columns, Refused};
 use filter::Filter;
+use pins::Pins;
 use rank::{Domain, Key};
 
 pub use columns::Cache;
@@ -75,7 +77,15 @@ pub fn plan(state: &State, cache: &mut Cache, now: Timestamp) -> Plan {
         return plan;
     }
     cache.refresh(state);
-    let mut round = Round { state, now, columns: Columns::of(state, cache), own: Own::default(), cache, plan };
+    let mut round = Round {
+        state,
+        now,
+        columns: Columns::of(state, cache),
+        own: Own::default(),
+        pins: Pins::default(),
+        cache,
+        plan,
+    };
     for (_, service, version) in specs {
         round.place(service, version);
     }
@@ -84,7 +94,8 @@ pub fn plan(state: &State, cache: &mut Cache, now: Timestamp) -> Plan {
 
 /// The node that another task of a service would get now, by its handle. It changes nothing.
 pub fn choice(state: &State, service: ServiceRef, version: u64, now: Timestamp) -> Option<u32> {
-    let spec = state.spec(service, version)?;
+    // A task with a volume that pins does not move.
+    let spec = state.spec(service, version).filter(|spec| !pins::pins(&spec.task))?;
     let mut cache = Cache::default();
     cache.refresh(state);
     let columns = Columns::of(state, &cache);
@@ -113,6 +124,7 @@ struct Round<'a> {
     cache: &'a mut Cache,
     columns: Columns,
     own: Own,
+    pins: Pins,
     plan: Plan,
 }
 
@@ -185,6 +197,13 @@ impl Round<'_> {
             return;
         }
         unbound.sort_unstable_by_key(|(handle, row)| (row.slot, *handle));
+        if pins::pins(&spec.task) {
+            if !counted {
+                self.own.count(state, service, version, self.now);
+            }
+            unbound.into_iter().for_each(|(handle, row)| self.place_pinned(handle, row, spec));
+            return;
+        }
         let mut refused = Refused::default();
         let fitting = self.columns.fitting(state, self.cache, spec, &mut refused, None);
         let mut placed = 0;
@@ -233,6 +252,41 @@ impl Round<'_> {
             placed += 1;
         }
         placed
+    }
+
+    /// A task that uses a volume runs where it is; without one yet, anywhere, and the volume is there from then on.
+    fn place_pinned(&mut self, handle: u32, row: &TaskRow, spec: &SharedSpec) {
+        let names = pins::names(&spec.task, &spec.service.spec.annotations.name, row.slot);
+        let home = self.pins.home(self.state, &names);
+        let only = home.as_ref().map(|(_, node)| {
+            let mut only = Bits::default();
+            only.set(node.handle(), true);
+            only
+        });
+        let mut refused = Refused::default();
+        let fitting = self.columns.fitting(self.state, self.cache, spec, &mut refused, only.as_ref());
+        let before = self.plan.groups.len();
+        self.place_on(&fitting, &[(handle, row)], spec, &mut refused);
+        let placed =
+            self.plan.groups[before..].iter().flat_map(|group| &group.changes).find_map(|change| match change {
+                Change::Assign { node, .. } => Some(*node),
+                _ => None,
+            });
+        if let Some(node) = placed {
+            self.pins.settle(self.state, names, node);
+            return;
+        }
+        let text = match home {
+            Some((volume, node)) => {
+                let node = self.state.nodes().lookup(node).map_or_else(String::new, |n| n.description.hostname.clone());
+                format!("the volume {volume} is on node {node}: {}", refused.explain())
+            }
+            None => refused.explain(),
+        };
+        if self.state.extra(handle).is_none_or(|e| e.error != text) {
+            let task = row.reference(handle);
+            self.plan.groups.push(Group::of(Change::ExplainTask { task, if_version: row.version, text }));
+        }
     }
 
     /// A task of a global service has its node; it only has to fit there.

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use skep_proto::model::container::{ContainerSpec, Privileges};
+use skep_proto::model::container::{ContainerSpec, Mount, MountKind, Privileges, VolumeOptions};
 use skep_proto::model::isolation::DeviceMapping;
 use skep_proto::model::node::ALLOW_LABEL;
 use skep_proto::model::service::{EndpointSpec, PortConfig, Protocol, PublishMode};
@@ -136,6 +136,55 @@ fn two_services_do_not_share_a_node_s_port_in_one_plan() {
     world.settle();
     let nodes = ids.map(|id| world.running(id)[0].node);
     assert_ne!(nodes[0], nodes[1]);
+}
+
+fn with_volume(source: &str) -> impl FnOnce(&mut ServiceSpec) {
+    let volume = VolumeOptions { pinned: true, ..VolumeOptions::default() };
+    let mount = Mount {
+        kind: MountKind::Volume,
+        source: source.to_owned(),
+        target: "/data".into(),
+        read_only: false,
+        consistency: String::new(),
+        bind: None,
+        volume: Some(volume),
+        tmpfs: None,
+    };
+    move |spec| spec.task.containers[0].mounts = vec![mount]
+}
+
+#[test]
+fn tasks_that_share_a_pinned_volume_run_together_and_those_with_their_own_do_not_have_to() {
+    let mut world = World::new().nodes(3);
+    let shared = place(&mut world, 3, with_volume("data"));
+    assert_eq!(world.spread(shared).into_values().collect::<Vec<_>>(), [3]);
+    let own = world.add_service("own", ServiceMode::Replicated { replicas: 3 }, with_volume("data-{{.Task.Slot}}"));
+    world.settle();
+    assert_eq!(world.spread(own).len(), 3);
+}
+
+#[test]
+fn a_task_comes_back_to_its_volume_or_waits_for_its_node() {
+    let mut world = World::new().nodes(3);
+    let id = place(&mut world, 1, with_volume("data-{{.Task.Ordinal}}"));
+    let home = world.running(id)[0].node.unwrap();
+    // The node has told of it meanwhile; nothing else remembers where the task was.
+    world.update_node(home, |node| node.description.volumes = vec!["data-0".into()]);
+    let scale = |world: &mut World, replicas| {
+        world.update_service(id, |s| s.spec.mode = ServiceMode::Replicated { replicas });
+        world.settle();
+    };
+    scale(&mut world, 0);
+    scale(&mut world, 1);
+    assert_eq!(world.running(id)[0].node, Some(home));
+    world.update_node(home, |node| node.spec.availability = Availability::Drain);
+    world.settle();
+    assert_eq!(world.running(id).len(), 0);
+    let text = error_of(&world, id);
+    assert!(text.starts_with("the volume data-0 is on node ") && text.contains("not available"), "{text}");
+    world.update_node(home, |node| node.spec.availability = Availability::Active);
+    world.settle();
+    assert_eq!(world.running(id)[0].node, Some(home));
 }
 
 #[test]

@@ -21,6 +21,14 @@ fn context() -> TaskContext {
     }
 }
 
+#[test]
+fn a_text_alone_is_expanded_and_a_placeholder_for_nothing_leaves_nothing() {
+    let expand = |text| super::task::expand_text(text, &super::task::TaskContext::of_slot("web", 3)).unwrap();
+    assert_eq!(expand("db-{{.Task.Ordinal}}.db"), "db-2.db");
+    assert_eq!(expand("db{{\"\"}}"), "db");
+    assert_eq!(expand("plain"), "plain");
+}
+
 /// A container with one variable, one secret and one config.
 struct Known;
 
