@@ -10,7 +10,6 @@ use std::time::Duration;
 use skep_proto::model::NetworkId;
 use tokio_util::sync::CancellationToken;
 
-use super::conntrack::Cut;
 use super::node::index_of;
 use super::sandbox::{self, Live};
 use super::state::Record;
@@ -104,7 +103,7 @@ impl Inner {
                 continue;
             }
             let Ok(live) = cell.try_lock_owned() else { continue };
-            result = result.and(self.refresh(&id, live, &Cut::default()).await);
+            result = result.and(self.refresh(&id, live).await);
         }
         result
     }
