@@ -292,17 +292,17 @@ fn another_content_replaces_the_tasks_of_an_applied_stack(lab: &Lab, dir: &Path)
     reads(lab, "ap_web", "/etc/k", "of all");
     reads(lab, "ap_web", "/c.conf", "plain");
     let before = container(lab, "ap_web").unwrap();
-    assert!(apply().contains("service ap_web unchanged"));
+    assert!(apply().contains("no changes"));
     assert_eq!(container(lab, "ap_web").unwrap(), before);
     file(dir, "own.key", "second");
-    assert!(apply().contains("secret ap_own-2 created"));
+    assert!(apply().contains("create secret ap_own-2"));
     reads(lab, "ap_web", "/run/secrets/own", "second");
-    assert_eq!(names(), "ap_own-2\nshared\n");
+    assert_eq!(names(), "ap_own\nap_own-2\nshared\n", "the first is kept for a rollback");
     let listed = lab.skep("m1", &["secret", "ls"]).unwrap();
     assert!(listed.contains("ap_own-2"), "{listed}");
     refused(lab, &["secret", "rm", "ap_own-2"], "in use");
-    lab.docker("m1", &["service", "rm", "ap_web"]).unwrap();
-    lab.skep("m1", &["secret", "rm", "ap_own-2", "shared"]).unwrap();
+    lab.skep("m1", &["stack", "rm", "ap"]).unwrap();
+    lab.skep("m1", &["secret", "rm", "shared"]).unwrap();
     lab.skep("m1", &["secret", "create", "mine", &file(dir, "mine", "of skep")]).unwrap();
     let create = [
         "service",

@@ -158,10 +158,10 @@ fn a_compose_file_makes_a_stack_by_the_docker_cli_and_by_skep() {
     // skep takes the stack over and changes it.
     std::fs::write(&file, content(3)).unwrap();
     let said = lab.skep("m1", &["apply", "-f", path, "--stack", "demo"]).unwrap();
-    assert!(said.contains("service demo_web changed"), "{said}");
+    assert!(said.contains("change service demo_web"), "{said}");
     assert_eq!(lab.running("m1", "demo_web").len(), 3, "apply returned when all was done");
     let again = lab.skep("m1", &["apply", "-f", path, "--stack", "demo"]).unwrap();
-    assert!(again.contains("service demo_web unchanged"), "{again}");
+    assert!(again.contains("no changes"), "{again}");
 
     std::fs::write(&file, "services:\n  web:\n    imag: x\n").unwrap();
     let error = lab.skep("m1", &["apply", "-f", path, "--stack", "demo"]).unwrap_err().to_string();

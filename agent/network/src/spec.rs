@@ -199,6 +199,13 @@ pub struct SandboxLink {
     pub gateway: Option<Ipv4Addr>,
 }
 
+impl SandboxLink {
+    /// Number of the link in its sandbox, which its port outside is named by as well.
+    pub fn number(&self) -> usize {
+        self.name.strip_prefix("eth").and_then(|digits| digits.parse().ok()).unwrap_or(usize::MAX)
+    }
+}
+
 /// Content of `/etc/resolv.conf` for a sandbox.
 pub fn resolv_conf(dns: &Resolver) -> String {
     let mut text = String::from("nameserver 127.0.0.11\n");

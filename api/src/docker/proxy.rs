@@ -108,6 +108,26 @@ async fn find_container(app: &App, id: &str) -> Result<Place, ApiError> {
     }
 }
 
+/// Sends a body to the node that has the container that it names, if that is another one.
+///
+/// # Errors
+/// Those of the way there.
+pub(crate) async fn to_node_of(
+    app: &App,
+    version: ApiVersion,
+    path: &str,
+    body: &serde_json::Value,
+) -> Result<Option<Response>, ApiError> {
+    let container = body.get("Container").and_then(serde_json::Value::as_str).unwrap_or_default();
+    let Place::Node(control, node) = find_container(app, container).await? else { return Ok(None) };
+    let request = http::Request::post(format!("/v{version}{path}"))
+        .header(HOST, HeaderValue::from_static("engine"))
+        .header(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"))
+        .body(Body::from(body.to_string()))
+        .map_err(|e| ApiError::bad_request(format!("the path is not valid: {e}")))?;
+    Ok(Some(app.remote.send(&*control, node, request).await?.map(Body::new)))
+}
+
 async fn find_exec(app: &App, id: &str) -> Result<Place, ApiError> {
     match (app.engine().exec(id).await, ContainerId::prefix_of_exec(id)) {
         (Err(EngineError::NoSuchExec(_)), Some(container)) => elsewhere(app, container).await,

@@ -9,6 +9,7 @@ pub mod decode;
 #[cfg(test)]
 pub mod fake;
 pub mod kube;
+pub mod plan;
 pub mod problem;
 pub mod reader;
 pub mod stack;

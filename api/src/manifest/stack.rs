@@ -82,7 +82,8 @@ pub struct DeclaredVolume {
 }
 
 /// Secret or config.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum FileKind {
     /// Content that nobody is shown.
     Secret,

@@ -15,7 +15,6 @@ use crate::output::human::{ago, short_id};
 use crate::output::table::Table;
 
 mod apply;
-mod apply_files;
 mod backup_file;
 mod cluster;
 mod connection;

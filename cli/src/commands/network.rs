@@ -49,6 +49,29 @@ enum Action {
         #[arg(required = true)]
         networks: Vec<String>,
     },
+    /// Have a container join a network
+    Connect {
+        /// The network
+        network: String,
+        /// The container
+        container: String,
+        /// Further name of the container there; may be repeated
+        #[arg(long)]
+        alias: Vec<String>,
+        /// Address asked for
+        #[arg(long)]
+        ip: Option<std::net::Ipv4Addr>,
+    },
+    /// Have a container leave a network
+    Disconnect {
+        /// Also one that is not there any more
+        #[arg(short, long)]
+        force: bool,
+        /// The network
+        network: String,
+        /// The container
+        container: String,
+    },
     /// Remove networks
     #[command(alias = "remove")]
     Rm {
@@ -78,6 +101,16 @@ pub async fn run(command: NetworkCommand, client: &Client) -> anyhow::Result<()>
                 table.row([short_id(&text(&n["Id"]), false), text(&n["Name"]), text(&n["Driver"]), text(&n["Scope"])]);
             }
             table.print();
+        }
+        Action::Connect { network, container, alias, ip } => {
+            let address = ip.map(|ip| ip.to_string()).unwrap_or_default();
+            let endpoint = json!({"Aliases": alias, "IPAMConfig": {"IPv4Address": address}});
+            let request = json!({"Container": container, "EndpointConfig": endpoint});
+            client.post(&format!("/networks/{network}/connect"), &request).await?;
+        }
+        Action::Disconnect { force, network, container } => {
+            let request = json!({"Container": container, "Force": force});
+            client.post(&format!("/networks/{network}/disconnect"), &request).await?;
         }
         Action::Inspect { networks } => inspect_each(client, "/networks", &networks).await?,
         Action::Rm { networks } => remove_each(client, "/networks", &networks).await?,

@@ -1,10 +1,14 @@
 //! `skep stack`.
 
+use anyhow::{Context, ensure};
 use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::Value;
+use skep_api::manifest::plan::FileWanted;
 use skep_api::manifest::stack::STACK_LABEL;
 
+use super::apply::revisions::{self, Revision, Revisions};
+use super::apply::{HowFlags, remove_when_unused};
 use super::service::service_table;
 use super::{filter_pairs, filters, names, task_table, text};
 use crate::client::Client;
@@ -41,6 +45,25 @@ enum Action {
         #[arg(short, long)]
         filter: Vec<String>,
     },
+    /// Say what `skep apply` would change
+    Diff(Box<super::apply::DiffFlags>),
+    /// List what earlier applies of a stack wanted
+    History {
+        /// The stack
+        stack: String,
+        /// Print as JSON, with all that was wanted
+        #[arg(long)]
+        json: bool,
+    },
+    /// Return a stack to what an earlier apply wanted
+    Rollback {
+        /// The stack
+        stack: String,
+        /// The revision, as `skep stack history` lists it [default: the one before the last]
+        revision: Option<u64>,
+        #[command(flatten)]
+        how: Box<super::apply::HowFlags>,
+    },
     /// Remove stacks
     #[command(aliases = ["remove", "down"])]
     Rm {
@@ -74,6 +97,9 @@ pub async fn run(command: StackCommand, client: &Client) -> anyhow::Result<()> {
             task_table(&tasks, &names(&services, "Spec"), &names(&nodes, "Description"), no_trunc).print();
         }
         Action::Services { stack, filter } => service_table(&services_of(client, &stack, &filter).await?).print(),
+        Action::Diff(flags) => super::apply::diff(*flags, client).await?,
+        Action::History { stack, json } => history(client, &stack, json).await?,
+        Action::Rollback { stack, revision, how } => rollback(client, &stack, revision, &how).await?,
         Action::Rm { stacks } => {
             for stack in &stacks {
                 remove(client, stack).await?;
@@ -81,6 +107,48 @@ pub async fn run(command: StackCommand, client: &Client) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+async fn history(client: &Client, stack: &str, json: bool) -> anyhow::Result<()> {
+    let revisions = Revisions::read(&revisions::configs_of(client, stack).await?)?;
+    ensure!(
+        !revisions.all.is_empty(),
+        "no revision of stack {stack}: `skep apply` keeps them, `docker stack deploy` does not"
+    );
+    if json {
+        println!("{}", serde_json::to_string_pretty(&revisions.all)?);
+        return Ok(());
+    }
+    let mut table = Table::new(&["REVISION", "APPLIED", "SERVICES", "CHANGES", "FROM"]);
+    for revision in revisions.all.iter().rev() {
+        let Revision { number, at, source, summary, wanted } = revision;
+        table.row([number.to_string(), at.clone(), wanted.services.len().to_string(), summary.clone(), source.clone()]);
+    }
+    table.print();
+    Ok(())
+}
+
+async fn rollback(client: &Client, stack: &str, number: Option<u64>, how: &HowFlags) -> anyhow::Result<()> {
+    let revisions = Revisions::read(&revisions::configs_of(client, stack).await?)?;
+    let found = match number {
+        Some(number) => revisions.all.iter().find(|r| r.number == number),
+        None => revisions.all.iter().rev().nth(1),
+    };
+    let found = found.with_context(|| {
+        let known: Vec<String> = revisions.all.iter().map(|r| r.number.to_string()).collect();
+        match number {
+            Some(number) => format!("stack {stack} has no revision {number}; it has: {}", known.join(", ")),
+            None => format!("stack {stack} has no earlier revision to return to"),
+        }
+    })?;
+    // Its specs name secrets and configs as they are called in the cluster: nothing of them is made again.
+    let mut wanted = found.wanted.clone();
+    wanted.files.clear();
+    let used: std::collections::BTreeSet<_> = wanted.references().collect();
+    for (kind, name) in used {
+        wanted.files.push(FileWanted { kind, key: name.clone(), name, is_named: true, has_content: false });
+    }
+    super::apply::apply(client, &wanted, &[], &format!("revision {}", found.number), how).await
 }
 
 /// The services of a stack; an error when there is none.
@@ -102,9 +170,20 @@ async fn remove(client: &Client, stack: &str) -> anyhow::Result<()> {
         println!("Removing service {}", text(&service["Spec"]["Name"]));
         client.call(Method::DELETE, &format!("/services/{}", text(&service["ID"])), None).await?;
     }
+    // Their tasks may be stopping still: what they use goes when they have.
+    for (word, path) in [("secret", "/secrets"), ("config", "/configs")] {
+        for file in labelled(client, &format!("{path}?"), stack).await? {
+            let name = text(&file["Spec"]["Name"]);
+            if file["Spec"]["Labels"][revisions::LABEL].is_null() {
+                println!("Removing {word} {name}");
+            }
+            remove_when_unused(client, word, &name, &format!("{path}/{}", text(&file["ID"]))).await?;
+        }
+    }
     for network in labelled(client, "/networks?", stack).await? {
-        println!("Removing network {}", text(&network["Name"]));
-        client.call(Method::DELETE, &format!("/networks/{}", text(&network["Id"])), None).await?;
+        let name = text(&network["Name"]);
+        println!("Removing network {name}");
+        remove_when_unused(client, "network", &name, &format!("/networks/{}", text(&network["Id"]))).await?;
     }
     Ok(())
 }

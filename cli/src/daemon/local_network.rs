@@ -30,6 +30,11 @@ impl Sandboxes for LocalNetwork {
         Ok(sandbox(&made, &self.0.view()))
     }
 
+    async fn reshape(&self, request: SandboxRequest) -> Result<Sandbox, SandboxError> {
+        let made = self.0.layer().reshape_sandbox(specification(&request)?).await.map_err(error)?;
+        Ok(sandbox(&made, &self.0.view()))
+    }
+
     async fn remove(&self, id: &str) -> Result<(), SandboxError> {
         let Some(id) = SandboxId::new(id) else { return Ok(()) };
         self.0.layer().delete_sandbox(&id).await.map_err(error)
@@ -151,6 +156,7 @@ fn error(error: NetworkError) -> SandboxError {
         | NetworkError::RangeTooSmall { .. }
         | NetworkError::PoolExhausted { .. }
         | NetworkError::Differs { .. }
+        | NetworkError::UnknownSandbox { .. }
         | NetworkError::Record { .. }
         | NetworkError::Names { .. }
         | NetworkError::Stopped => SandboxError::Failed { context: "making a sandbox".into(), source: Box::new(error) },

@@ -62,24 +62,28 @@ impl Control {
 
     /// The planner takes the label away when nothing is left to move. A service that is always evened out needs no request.
     pub(super) async fn even_out_service(&self, reference: &str) -> Result<(), ControlError> {
-        let state = self.read().await?;
-        let mut service = (*find(&state, reference)?).clone();
-        if !matches!(service.spec.mode, ServiceMode::Replicated { .. }) {
-            return Err(ControlError::InvalidArgument("rebalance can only be used with replicated mode".into()));
-        }
-        let labels = &mut service.spec.annotations.labels;
-        if labels.get(rebalance::LABEL).is_some_and(|how| how == rebalance::AUTO) {
-            return Ok(());
-        }
-        labels.insert(rebalance::LABEL.into(), rebalance::ONCE.into());
-        self.change(Change::update(&service)).await
+        self.change_latest(|state| {
+            let mut service = (*find(state, reference)?).clone();
+            if !matches!(service.spec.mode, ServiceMode::Replicated { .. }) {
+                return Err(ControlError::InvalidArgument("rebalance can only be used with replicated mode".into()));
+            }
+            let labels = &mut service.spec.annotations.labels;
+            if labels.get(rebalance::LABEL).is_some_and(|how| how == rebalance::AUTO) {
+                return Ok(None);
+            }
+            labels.insert(rebalance::LABEL.into(), rebalance::ONCE.into());
+            Ok(Some(Change::update(&service)))
+        })
+        .await
     }
 
     pub(super) async fn delete_service(&self, reference: &str) -> Result<(), ControlError> {
-        let state = self.read().await?;
-        let mut service = (*find(&state, reference)?).clone();
-        service.pending_delete = true;
-        self.change(Change::update(&service)).await
+        self.change_latest(|state| {
+            let mut service = (*find(state, reference)?).clone();
+            service.pending_delete = true;
+            Ok(Some(Change::update(&service)))
+        })
+        .await
     }
 }
 

@@ -14,6 +14,7 @@ mod exec;
 mod files;
 mod health;
 mod lifecycle;
+mod network;
 mod record;
 mod restart;
 mod run;

@@ -8,10 +8,12 @@ mod apply;
 mod bridges;
 mod conntrack;
 mod lifecycle;
+mod links;
 mod node;
 mod place;
 mod ports;
 mod recover;
+mod reshape;
 mod sandbox;
 mod state;
 mod switch;
@@ -158,6 +160,20 @@ impl NodeNetwork {
     pub async fn delete_sandbox(&self, id: &SandboxId) -> Result<(), NetworkError> {
         let (inner, id) = (self.inner.clone(), id.clone());
         tokio::spawn(async move { inner.delete(&id).await }).await.unwrap_or(Err(NetworkError::Stopped))
+    }
+
+    /// Gives a sandbox that is there other networks or other names on them. Links that stay are not touched, and their
+    /// connections go on.
+    ///
+    /// # Errors
+    /// [`NetworkError::UnknownSandbox`], [`NetworkError::Differs`] when anything but networks and names is other, and what
+    /// keeps links from being made; then the sandbox has the networks that both have in common.
+    ///
+    /// # Cancel safety
+    /// The work goes on.
+    pub async fn reshape_sandbox(&self, spec: SandboxSpec) -> Result<Sandbox, NetworkError> {
+        let inner = self.inner.clone();
+        tokio::spawn(async move { inner.reshape(spec).await }).await.unwrap_or(Err(NetworkError::Stopped))
     }
 
     /// The sandboxes that are there, in the order of their ids.

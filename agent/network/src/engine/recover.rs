@@ -135,7 +135,7 @@ fn remove_leftover_links(
     let mut known = BTreeSet::new();
     for record in records.values() {
         known.insert(names.task_link(record.slot));
-        known.extend((0..record.links.len()).map(|number| names.bridge_port(record.slot, number)));
+        known.extend(record.links.iter().map(|link| names.bridge_port(record.slot, link.number())));
     }
     let mut rtnl = Rtnl::open(netns).step("open rtnetlink")?;
     let mut requests = Requests::new();

@@ -106,13 +106,15 @@ fn address(unit: &TaskUnit) -> Option<std::net::IpAddr> {
     unit.task.attachments.iter().flat_map(|attachment| &attachment.addresses).next().map(ipnet::IpNet::addr)
 }
 
-/// The engine's configuration of container number `index`, whose templates are expanded in `spec`.
+/// The engine's configuration of container number `index`, whose templates are expanded in `spec`. `hostname` is the
+/// node's.
 pub fn container_config(
     unit: &TaskUnit,
     mut spec: ContainerSpec,
     node: NodeId,
     index: usize,
     network: NetworkMode,
+    hostname: &str,
 ) -> ContainerConfig {
     spec.labels.extend(unit.swarm_labels(node));
     if spec.pod.is_some() {
@@ -120,6 +122,10 @@ pub fn container_config(
     }
     // The credential has done its work; it does not belong into the container's record.
     spec.registry_auth = None;
+    // As a plain container on the node's network has it.
+    if network == NetworkMode::Host && spec.hostname.is_empty() {
+        hostname.clone_into(&mut spec.hostname);
+    }
     let name = match index {
         0 => unit.name(node),
         _ if spec.name.is_empty() => format!("{}.{index}", unit.name(node)),
@@ -267,7 +273,8 @@ mod tests {
     #[test]
     fn a_tasks_container_has_swarms_name_id_and_labels() {
         let spec = |unit: &TaskUnit| unit.spec.task.containers[0].clone();
-        let config = container_config(&unit(1), unit(1).spec.task.containers[0].clone(), NODE, 0, NetworkMode::Host);
+        let config =
+            container_config(&unit(1), unit(1).spec.task.containers[0].clone(), NODE, 0, NetworkMode::Host, "n1");
         let id = unit(1).task.id;
         assert_eq!(config.name, format!("web.1.{id}"));
         assert_eq!(config.id, skep_proto::model::ContainerId::of_task(id, 0));
@@ -277,7 +284,7 @@ mod tests {
         let mut global = unit(1);
         global.task.slot = 0;
         assert_eq!(
-            container_config(&global, spec(&global), NODE, 0, NetworkMode::Host).name,
+            container_config(&global, spec(&global), NODE, 0, NetworkMode::Host, "n1").name,
             format!("web.{NODE}.{id}")
         );
     }

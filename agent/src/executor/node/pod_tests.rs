@@ -12,7 +12,7 @@ use crate::test_support::{NODE, unit};
 
 fn container(status: ContainerStatus, exit_code: i32, error: &str, at: u64) -> Container {
     Container {
-        config: container_config(&unit(1), unit(1).spec.task.containers[0].clone(), NODE, 0, NetworkMode::Host),
+        config: container_config(&unit(1), unit(1).spec.task.containers[0].clone(), NODE, 0, NetworkMode::Host, "n1"),
         created_at: Timestamp(0),
         image_id: String::new(),
         process: ResolvedProcess::default(),

@@ -96,7 +96,8 @@ impl NodeExecutor {
             (_, None) => NetworkMode::None,
         };
         let spec = prepared.containers[index].0.clone();
-        let mut config = plan::container_config(unit, spec, self.parts.node, index, network);
+        let mut config =
+            plan::container_config(unit, spec, self.parts.node, index, network, &self.parts.description.hostname);
         // Until the container exists, and with it the record of what it has.
         let _choosing = self.choose_resources(unit, &mut config).await?;
         let new = prepare::new_container(&self.parts.volumes, config, image).await?;

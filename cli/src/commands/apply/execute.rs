@@ -1,0 +1,131 @@
+//! Carrying out a plan, step by step.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use http::Method;
+use serde_json::{Value, json};
+use skep_api::manifest::plan::{Plan, Step, each_reference};
+use skep_api::manifest::stack::{Content, DeclaredFile, FileKind};
+use tokio::time::Instant;
+
+use super::FILE_LABEL;
+use super::observe::path;
+use crate::client::Client;
+use crate::commands::text;
+
+/// How long a network or file may be in use by tasks that are about to stop.
+const IN_USE: Duration = Duration::from_secs(60);
+
+/// Does everything that the plan says; ids of the services that were made or changed.
+///
+/// A signal between two steps ends it: each object is then as it was or as it is wanted.
+///
+/// # Errors
+/// What the cluster says to a step, with the name of the object.
+pub async fn execute(
+    client: &Client,
+    plan: &Plan,
+    contents: &[DeclaredFile],
+    ids: &mut BTreeMap<(FileKind, String), String>,
+) -> anyhow::Result<Vec<String>> {
+    let mut touched = Vec::new();
+    let mut signal = std::pin::pin!(tokio::signal::ctrl_c());
+    for (done, step) in plan.steps.iter().enumerate() {
+        let stopped = tokio::select! {
+            biased;
+            _ = &mut signal => true,
+            () = std::future::ready(()) => false,
+        };
+        if stopped {
+            bail!("stopped after {done} of {} steps; apply again to finish", plan.steps.len());
+        }
+        touched.extend(one(client, step, contents, ids).await?);
+    }
+    Ok(touched)
+}
+
+/// Does one step; the id of a service that was made or changed.
+async fn one(
+    client: &Client,
+    step: &Step,
+    contents: &[DeclaredFile],
+    ids: &mut BTreeMap<(FileKind, String), String>,
+) -> anyhow::Result<Option<String>> {
+    match step {
+        Step::MakeNetwork { name, body } => {
+            client.post("/networks/create", body).await.with_context(|| format!("making the network {name}"))?;
+        }
+        Step::MakeFile { kind, name, file } => {
+            let file = contents.get(*file).with_context(|| {
+                format!("the {} {name} is gone from the cluster, and its content is not known here", kind.word())
+            })?;
+            let id = make_file(client, file, name).await?;
+            ids.insert((*kind, name.clone()), id);
+        }
+        Step::MakeService { name, spec } => {
+            let made = client.post("/services/create", &with_ids(spec, ids)).await;
+            let made = made.with_context(|| format!("making the service {name}"))?;
+            return Ok(Some(text(&serde_json::from_slice::<Value>(&made)?["ID"])));
+        }
+        Step::ChangeService { name, id, version, spec, .. } => {
+            let path = format!("/services/{id}/update?version={version}&registryAuthFrom=spec");
+            client.post(&path, &with_ids(spec, ids)).await.with_context(|| format!("changing the service {name}"))?;
+            return Ok(Some(id.clone()));
+        }
+        Step::RemoveService { name, id } => {
+            remove_when_unused(client, "service", name, &format!("/services/{id}")).await?
+        }
+        Step::RemoveNetwork { name, id } => {
+            remove_when_unused(client, "network", name, &format!("/networks/{id}")).await?
+        }
+        Step::RemoveFile { kind, name, id } => {
+            remove_when_unused(client, kind.word(), name, &format!("{}/{id}", path(*kind))).await?;
+        }
+    }
+    Ok(None)
+}
+
+async fn make_file(client: &Client, file: &DeclaredFile, name: &str) -> anyhow::Result<String> {
+    let Some(Content(content)) = &file.content else { bail!("the {} {name} has no content", file.kind.word()) };
+    let mut spec = json!({
+        "Name": name, "Labels": file.labels, "Data": BASE64_STANDARD.encode(content),
+        "Templating": file.template_driver.as_ref().map(|driver| json!({"Name": driver})),
+    });
+    spec["Labels"][FILE_LABEL] = json!(file.key);
+    let made = client.post(&format!("{}/create", path(file.kind)), &spec).await;
+    let made = made.with_context(|| format!("making the {} {name}", file.kind.word()))?;
+    Ok(text(&serde_json::from_slice::<Value>(&made)?["ID"]))
+}
+
+/// Removes an object. What tasks use that were told to stop just now is tried again for a while.
+///
+/// # Errors
+/// What the cluster says, with the name of the object.
+pub async fn remove_when_unused(client: &Client, word: &str, name: &str, path: &str) -> anyhow::Result<()> {
+    let since = Instant::now();
+    loop {
+        match client.call(Method::DELETE, path, None).await {
+            Ok(_) => return Ok(()),
+            Err(error) if crate::client::is_not_found(&error) => return Ok(()),
+            Err(error) if error.to_string().contains("in use") && since.elapsed() < IN_USE => {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+            Err(error) => return Err(error).with_context(|| format!("removing the {word} {name}")),
+        }
+    }
+}
+
+/// The spec with the ids of secrets and configs, which the plan knows by name.
+fn with_ids(spec: &Value, ids: &BTreeMap<(FileKind, String), String>) -> Value {
+    let mut spec = spec.clone();
+    each_reference(&mut spec, |kind, reference, name_key, id_key| {
+        if let Some(id) = ids.get(&(kind, text(&reference[name_key]))) {
+            reference[id_key] = json!(id);
+        }
+    });
+    spec
+}
