@@ -12,7 +12,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
-use skep_agent::engine_port::sandboxes::{Bridge, BridgeRequest, Sandbox, SandboxError, SandboxRequest, Sandboxes};
+use skep_agent::engine_port::sandboxes::{
+    Bridge, BridgeRequest, Encryption, Sandbox, SandboxError, SandboxRequest, Sandboxes,
+};
 use skep_agent::engine_port::{NodeEngine, NodeFacts, Parts};
 use skep_api::ports::engine::{AttachStreams, Attached, Engine, EngineError, WaitCondition};
 use skep_engine::containers::{Config, Containers};
@@ -127,6 +129,11 @@ impl Sandboxes for Namespaces {
             ip(&["netns", "delete", sandbox.netns.file_name().unwrap().to_str().unwrap()]);
         }
         Ok(())
+    }
+
+    async fn encryption(&self) -> Encryption {
+        let warning = "WARNING: traffic between nodes is not encrypted on these networks: open".to_owned();
+        Encryption { path: Some("userspace".into()), warnings: vec![warning] }
     }
 
     async fn list(&self) -> Result<Vec<Sandbox>, SandboxError> {
@@ -560,5 +567,6 @@ async fn info_counts_and_warns() {
     assert!(["1", "2"].contains(&info.cgroup_version.as_str()));
     assert!(!info.kernel.is_empty() && !info.operating_system.is_empty() && !info.backing_filesystem.is_empty());
     assert!(info.warnings.iter().any(|w| w.contains("not encrypted")), "{:?}", info.warnings);
+    assert!(info.security_options.contains(&"name=wireguard-userspace".to_owned()), "{:?}", info.security_options);
     node.engine.remove(&id, true, true).await.unwrap();
 }

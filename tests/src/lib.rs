@@ -4,6 +4,7 @@
 //! shim that `$SKEP_SHIM` names, and `$DOCKER` (else `docker`).
 
 pub mod api;
+pub mod capture;
 pub mod chaos;
 pub mod host;
 pub mod images;
@@ -137,6 +138,11 @@ impl Lab {
         std::fs::write(&file, text.replace(&format!("\"{old}\""), &format!("\"{address}\"")))
             .expect("the file is ours");
         self.refresh();
+    }
+
+    /// The network namespace of a node, or of the `bridge` between them.
+    pub fn namespace(&self, name: &str) -> PathBuf {
+        self.dir.path().join("netns").join(name)
     }
 
     /// The directory that holds all of a node: its root, its sockets, its log.

@@ -15,14 +15,16 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Where the socket of the name server lies; its path must fit a Unix address (107 bytes).
     pub run_dir: PathBuf,
-    /// UDP port of plain VXLAN.
+    /// UDP port of plain VXLAN, for networks that name none.
     pub vxlan_port: u16,
+    /// UDP port of WireGuard (51820).
+    pub wireguard_port: u16,
     /// Start of the names of links and tables in the node's namespace, 1 to 6 characters: two daemons in one
     /// namespace have different ones.
     pub prefix: String,
     /// Subnet of the default bridge (Docker's is 172.17.0.0/16).
     pub bridge_subnet: IpNet,
-    /// Range of the mesh and of task links (100.64.0.0/10).
+    /// Range of the mesh, of task links and of WireGuard (100.64.0.0/10).
     pub infra: IpNet,
     /// The program that serves names when called as `PROGRAM net --dir … --run-dir …`.
     pub netd_exe: PathBuf,
@@ -73,8 +75,17 @@ pub const MESH_TABLE: u32 = 51000;
 pub const MESH_RULE: u32 = 5100;
 /// Bytes that VXLAN over IPv4 adds: IP 20, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 section 5).
 pub const VXLAN_OVERHEAD: u32 = 50;
+/// UDP port of VXLAN that runs over WireGuard. Beside the registered one (4789), so that the two cannot be mistaken: a
+/// VXLAN socket takes whatever reaches its port.
+pub const ENCRYPTED_PORT: u16 = 4790;
+/// Usual UDP port of WireGuard.
+pub const WIREGUARD_PORT: u16 = 51820;
+/// Bytes that WireGuard over IPv4 adds: IP 20, UDP 8, header 16, tag 16 (WireGuard paper, section 5.4.6).
+pub const WIREGUARD_OVERHEAD: u32 = 60;
 /// Addresses at the start of the range that are the nodes' on the mesh.
 const MESH_ADDRESSES: u32 = 16384;
+/// Addresses at the end of the range that are the nodes' on WireGuard.
+const WIREGUARD_ADDRESSES: u32 = 16384;
 /// Prefix length of a node's share for task links.
 const TASK_PREFIX: u8 = 22;
 
@@ -88,8 +99,14 @@ impl Config {
         if self.prefix.is_empty() || self.prefix.len() > 6 || !self.prefix.bytes().all(|b| b.is_ascii_alphanumeric()) {
             return bad(format!("link prefix {:?} is not 1 to 6 letters and digits", self.prefix));
         }
-        if self.vxlan_port == 0 {
-            return bad("the VXLAN port is 0".into());
+        if matches!(self.vxlan_port, 0 | ENCRYPTED_PORT) {
+            return bad(format!(
+                "the VXLAN port is {}: choose another than 0 and {ENCRYPTED_PORT}, which is that of encrypted networks",
+                self.vxlan_port
+            ));
+        }
+        if self.wireguard_port == 0 || self.wireguard_port == self.vxlan_port || self.wireguard_port == ENCRYPTED_PORT {
+            return bad(format!("the WireGuard port is {}: it is 0 or that of VXLAN", self.wireguard_port));
         }
         let IpNet::V4(bridge) = self.bridge_subnet else {
             return bad(format!("the bridge subnet {} is not IPv4", self.bridge_subnet));
@@ -100,8 +117,8 @@ impl Config {
         let IpNet::V4(infra) = self.infra else {
             return bad(format!("the infrastructure range {} is not IPv4", self.infra));
         };
-        if infra.prefix_len() > 17 {
-            return bad(format!("the infrastructure range {infra} is smaller than /17"));
+        if infra.prefix_len() > 16 {
+            return bad(format!("the infrastructure range {infra} is smaller than /16"));
         }
         if infra.contains(&bridge.network()) || bridge.contains(&infra.network()) {
             return bad(format!("the bridge subnet {bridge} and the infrastructure range {infra} overlap"));
@@ -112,6 +129,11 @@ impl Config {
     /// Names of links and tables.
     pub fn names(&self) -> LinkNames {
         LinkNames { prefix: self.prefix.clone() }
+    }
+
+    /// Where the node keeps its WireGuard keys.
+    pub fn key_dir(&self) -> PathBuf {
+        self.state_dir.join("keys")
     }
 
     /// Where sandboxes keep their namespaces and records.
@@ -155,6 +177,11 @@ impl LinkNames {
         format!("{}-mesh", self.prefix)
     }
 
+    /// The WireGuard link.
+    pub fn wireguard(&self) -> String {
+        format!("{}-wg", self.prefix)
+    }
+
     /// The default bridge.
     pub fn default_bridge(&self) -> String {
         format!("{}-br0", self.prefix)
@@ -196,6 +223,8 @@ pub struct NodeAddresses {
     pub mesh: Ipv4Addr,
     /// Share for task links; its first address is the gateway.
     pub tasks: Ipv4Net,
+    /// On WireGuard.
+    pub wireguard: Ipv4Addr,
 }
 
 impl NodeAddresses {
@@ -205,25 +234,33 @@ impl NodeAddresses {
     }
 }
 
-/// The addresses of the node with that index: in `infra`, 16384 mesh addresses come first, then one /22 per node.
-/// `None` when the range is too small for the index; 100.64.0.0/10 holds 4080 nodes.
+/// The addresses of the node with that index: in `infra`, 16384 mesh addresses come first, then one /22 per node; the
+/// last 16384 are those of WireGuard. `None` when the range is too small for the index; 100.64.0.0/10 holds 4064 nodes.
 pub fn node_addresses(infra: IpNet, index: u16) -> Option<NodeAddresses> {
     let IpNet::V4(infra) = infra else { return None };
     let start = u32::from(infra.network());
-    let end = u32::from(infra.broadcast());
+    let end = u32::from(infra.broadcast()).checked_sub(WIREGUARD_ADDRESSES)?;
     let share = 1u32 << (32 - TASK_PREFIX);
     let tasks = start.checked_add(MESH_ADDRESSES)?.checked_add(u32::from(index) * share)?;
-    if tasks.checked_add(share - 1)? > end {
+    if tasks.checked_add(share - 1)? > end || u32::from(index) >= MESH_ADDRESSES.min(WIREGUARD_ADDRESSES) - 1 {
         return None;
     }
     let tasks = Ipv4Net::new(Ipv4Addr::from(tasks), TASK_PREFIX).expect("22 is a prefix length");
-    Some(NodeAddresses { mesh: Ipv4Addr::from(start + u32::from(index)), tasks })
+    let wireguard = Ipv4Addr::from(end + 1 + u32::from(index));
+    Some(NodeAddresses { mesh: Ipv4Addr::from(start + u32::from(index)), tasks, wireguard })
 }
 
 /// The range of the nodes' mesh addresses, for a route to them.
 pub fn mesh_range(infra: IpNet) -> Option<Ipv4Net> {
     let IpNet::V4(infra) = infra else { return None };
     Ipv4Net::new(infra.network(), 18).ok()
+}
+
+/// The range of the nodes' addresses on WireGuard: the last 16384.
+pub fn wireguard_range(infra: IpNet) -> Option<Ipv4Net> {
+    let IpNet::V4(infra) = infra else { return None };
+    let start = u32::from(infra.broadcast()).checked_sub(WIREGUARD_ADDRESSES - 1)?;
+    Ipv4Net::new(Ipv4Addr::from(start), 18).ok()
 }
 
 /// Stand-in for the next hop of replies on the mesh: the last mesh address, whose index no share is left for.
@@ -253,14 +290,23 @@ mod tests {
     }
 
     #[test]
-    fn the_default_range_holds_4080_nodes() {
-        assert!(node_addresses(INFRA.parse().unwrap(), 4079).is_some());
-        assert_eq!(node_addresses(INFRA.parse().unwrap(), 4080), None);
+    fn the_default_range_holds_4064_nodes() {
+        let last = node_addresses(INFRA.parse().unwrap(), 4063).unwrap();
+        assert_eq!(
+            (last.tasks.to_string(), last.wireguard.to_string()),
+            ("100.127.188.0/22".into(), "100.127.207.223".into())
+        );
+        assert_eq!(node_addresses(INFRA.parse().unwrap(), 4064), None);
+        // A range of any size keeps its three parts apart.
+        assert!(node_addresses("10.0.0.0/8".parse().unwrap(), 16351).is_some());
+        assert_eq!(node_addresses("10.0.0.0/8".parse().unwrap(), 16352), None);
+        assert!(node_addresses("10.0.0.0/16".parse().unwrap(), 31).is_some());
+        assert_eq!(node_addresses("10.0.0.0/16".parse().unwrap(), 32), None);
     }
 
     proptest! {
         #[test]
-        fn no_two_nodes_share_an_address(a in 0u16..4080, b in 0u16..4080) {
+        fn no_two_nodes_share_an_address(a in 0u16..4064, b in 0u16..4064) {
             prop_assume!(a != b);
             let infra: IpNet = INFRA.parse().unwrap();
             let (x, y) = (node_addresses(infra, a).unwrap(), node_addresses(infra, b).unwrap());
@@ -269,13 +315,18 @@ mod tests {
             prop_assert!(!x.tasks.contains(&y.mesh));
             prop_assert!(infra.contains(&IpNet::V4(x.tasks)));
             prop_assert!(x.mesh != mesh_next_hop(infra).unwrap());
+            prop_assert!(x.wireguard != y.wireguard);
+            let tunnels = wireguard_range(infra).unwrap();
+            prop_assert!(tunnels.contains(&x.wireguard) && infra.contains(&IpNet::V4(tunnels)));
+            prop_assert!(!tunnels.contains(&x.mesh) && !tunnels.contains(&x.tasks.network()));
+            prop_assert!(!tunnels.contains(&x.tasks.broadcast()) && !mesh_range(infra).unwrap().contains(&x.wireguard));
         }
 
         #[test]
         fn link_names_fit(slot: u16, number in 0usize..10, vni in 0u32..0x0100_0000) {
             let names = LinkNames::new("abcdef");
             for name in [names.mesh(), names.bridge(slot.into()), names.task_link(slot.into()),
-                names.bridge_port(slot.into(), number), names.passing(vni)] {
+                names.bridge_port(slot.into(), number), names.passing(vni), names.wireguard()] {
                 prop_assert!(name.len() <= 15, "{}", name);
             }
         }

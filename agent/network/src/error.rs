@@ -122,6 +122,16 @@ pub enum NetworkError {
         /// Why not.
         source: io::Error,
     },
+    /// What was to be encrypted cannot be.
+    #[error(
+        "network {network} is encrypted and this node cannot encrypt: {reason}; load the kernel module wireguard or tun, or make the network with --opt encrypted=false"
+    )]
+    NoEncryption {
+        /// Name of the network.
+        network: String,
+        /// Why not.
+        reason: String,
+    },
     /// The network layer has ended.
     #[error("the network layer of this node has stopped")]
     Stopped,
@@ -133,6 +143,7 @@ impl NetworkError {
         match self {
             Self::Kernel { .. } | Self::UnknownNetwork { .. } | Self::NoIndex | Self::Record { .. } => true,
             Self::PoolExhausted { .. } | Self::PortTaken { .. } | Self::Names { .. } | Self::Stopped => true,
+            Self::NoEncryption { .. } => true,
             Self::Config { .. } | Self::UnknownBridge { .. } | Self::Bridge { .. } | Self::RangeTooSmall { .. } => {
                 false
             }

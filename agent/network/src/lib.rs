@@ -9,6 +9,7 @@ pub mod config;
 pub mod dns;
 mod engine;
 pub mod error;
+mod keys;
 pub mod mac;
 mod names;
 pub mod netd;
@@ -19,12 +20,14 @@ pub mod plan;
 mod record;
 pub mod spec;
 mod sys;
+pub mod tunnel;
 
 pub use config::{Config, Place};
-pub use engine::{Bridge, NodeNetwork};
+pub use engine::{Bridge, Encryption, NodeNetwork};
 pub use error::NetworkError;
 pub use names::{DnsPorts, FakeNames, Names, SandboxDns};
 pub use spec::{
     BridgeAttachment, DEFAULT_BRIDGE, HostPort, LinkKind, OverlayAttachment, Resolver, Sandbox, SandboxId, SandboxLink,
     SandboxSpec,
 };
+pub use tunnel::{TunnelPath, Tunnels};

@@ -10,7 +10,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::dns::zone::{ZoneKey, Zones};
+use crate::netd::TunnelOwner;
 use crate::spec::SandboxId;
+use crate::sys::netns::Netns;
+use crate::tunnel::{Tunnel, TunnelStatus, Tunnels};
 
 /// What the name server must know of a sandbox.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,9 +37,9 @@ pub struct DnsPorts {
     pub tcp: u16,
 }
 
-/// Serves names in sandboxes.
+/// Serves names in sandboxes. Who does that keeps the node's WireGuard link too: both must outlive the daemon.
 #[async_trait::async_trait]
-pub trait Names: Send + Sync {
+pub trait Names: Tunnels {
     /// Serves the sandbox from now on. Asked again for the same sandbox, it answers with the ports it has.
     ///
     /// # Errors
@@ -63,9 +66,10 @@ pub trait Names: Send + Sync {
 }
 
 /// A name server for tests of those who use [`NodeNetwork`](crate::NodeNetwork): remembers what it was told and
-/// serves nothing.
-#[derive(Debug, Default)]
+/// serves nothing. WireGuard links are real: nothing encrypted would pass without.
+#[derive(Default)]
 pub struct FakeNames {
+    tunnels: Mutex<(Option<Netns>, TunnelOwner)>,
     sandboxes: Mutex<BTreeMap<SandboxId, SandboxDns>>,
     zones: Mutex<Zones>,
     refusing: AtomicBool,
@@ -75,6 +79,30 @@ impl FakeNames {
     /// Whether it refuses new sandboxes from now on.
     pub fn refuse(&self, refuse: bool) {
         self.refusing.store(refuse, Ordering::Relaxed);
+    }
+
+    /// One that makes WireGuard links in the calling thread's namespace.
+    ///
+    /// # Errors
+    /// When the namespace cannot be opened.
+    pub fn with_tunnels() -> io::Result<Self> {
+        let fake = Self::default();
+        fake.locked_tunnels().0 = Some(Netns::current()?);
+        Ok(fake)
+    }
+
+    /// Does something with the owner of the link, in its namespace; `None` without one.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub fn in_tunnels<T>(&self, act: impl FnOnce(&mut TunnelOwner) -> T) -> io::Result<Option<T>> {
+        let mut tunnels = self.locked_tunnels();
+        let (netns, owner) = &mut *tunnels;
+        netns.as_ref().map(|netns| netns.enter(|| act(owner))).transpose()
+    }
+
+    fn locked_tunnels(&self) -> MutexGuard<'_, (Option<Netns>, TunnelOwner)> {
+        self.tunnels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The zones that it was told last.
@@ -109,5 +137,21 @@ impl Names for FakeNames {
 
     async fn sandboxes(&self) -> io::Result<Vec<SandboxId>> {
         Ok(self.served().keys().cloned().collect())
+    }
+}
+
+#[async_trait::async_trait]
+impl Tunnels for FakeNames {
+    async fn put_tunnel(&self, tunnel: Tunnel) -> io::Result<TunnelStatus> {
+        let none = TunnelStatus { path: crate::tunnel::TunnelPath::Userspace, key: tunnel.key, peers: Vec::new() };
+        self.in_tunnels(|owner| owner.put(tunnel))?.unwrap_or(Ok(none))
+    }
+
+    async fn remove_tunnel(&self) -> io::Result<()> {
+        self.in_tunnels(TunnelOwner::remove).map(drop)
+    }
+
+    async fn tunnel(&self) -> io::Result<Option<TunnelStatus>> {
+        Ok(self.in_tunnels(|owner| owner.status())?.transpose()?.flatten())
     }
 }

@@ -44,7 +44,7 @@ fn count(netns: &std::path::Path, link: &str) -> u64 {
 #[ignore = "needs root"]
 async fn only_nodes_of_the_cluster_may_send_into_a_network() {
     let mut w = World::new(1);
-    let net = w.network(1);
+    let net = w.plain_network(1);
     w.apply().await;
     let a = w.task(1, 0, None, net, "10.0.1.10/24").await;
     w.apply().await;
@@ -64,7 +64,7 @@ async fn only_nodes_of_the_cluster_may_send_into_a_network() {
     assert!(!inject(), "a stranger's frame got through");
     let stranger = NodeId(66);
     let address = CLIENT.parse::<IpAddr>().unwrap();
-    w.view.peers.insert(stranger, Peer { node: stranger, index: 66, data_path: vec![address] });
+    w.view.peers.insert(stranger, Peer { node: stranger, index: 66, data_path: vec![address], wireguard: None });
     w.apply().await;
     assert!(inject(), "the same frame from a node of the cluster must arrive, or this test proves nothing");
 }

@@ -7,9 +7,6 @@ use skep_proto::model::engine::ContainerStatus;
 
 use super::NodeEngine;
 
-/// Said on every node until networks of the cluster can be encrypted.
-const PLAINTEXT: &str = "WARNING: traffic between nodes on overlay networks is not encrypted: anyone on the network between them can read it";
-
 impl NodeEngine {
     pub(super) async fn describe(&self) -> Result<EngineInfo, EngineError> {
         let facts = &self.inner.facts;
@@ -34,7 +31,10 @@ impl NodeEngine {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let root = std::fs::canonicalize(&facts.root).unwrap_or_else(|_| facts.root.clone());
         let mut warnings = facts.warnings.clone();
-        warnings.push(PLAINTEXT.to_owned());
+        let encryption = self.inner.sandboxes.encryption().await;
+        warnings.extend(encryption.warnings);
+        // Of what follows the name, clients show the seccomp profile alone.
+        security_options.extend(encryption.path.map(|path| format!("name=wireguard-{path}")));
         Ok(EngineInfo {
             id: facts.id.clone(),
             name: facts.name.clone(),

@@ -168,4 +168,18 @@ pub trait Sandboxes: Send + Sync + 'static {
 
     /// All bridges, the default one among them.
     async fn bridges(&self) -> Result<Vec<Bridge>, SandboxError>;
+
+    /// How traffic between nodes is protected.
+    async fn encryption(&self) -> Encryption {
+        Encryption::default()
+    }
+}
+
+/// How traffic between nodes is protected.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Encryption {
+    /// What encrypts, in one word; `None` when nothing does.
+    pub path: Option<String>,
+    /// What an operator must know.
+    pub warnings: Vec<String>,
 }

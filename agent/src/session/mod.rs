@@ -59,6 +59,8 @@ pub struct SessionStatus {
     pub left: bool,
     /// A new certificate should be fetched, with this role. The count grows with each request.
     pub renew: (u64, Option<NodeRole>),
+    /// The public key that the other nodes know as this node's next one.
+    pub key_known: Option<[u8; 32]>,
     /// Why there is no session, for people; empty while there is one.
     pub error: String,
 }
@@ -250,6 +252,9 @@ impl Session {
                 self.deps.status.send_modify(|status| status.renew = (status.renew.0 + 1, Some(role)));
             }
             ManagerMessage::Redirect { to } => return Err(Ended::Redirect(to)),
+            ManagerMessage::KeyKnown { key } => {
+                self.deps.status.send_modify(|status| status.key_known = Some(key));
+            }
         }
         Ok(())
     }

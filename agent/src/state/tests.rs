@@ -24,7 +24,7 @@ fn put_spec() -> AssignmentChange {
 }
 
 fn peer(id: u128) -> AssignmentChange {
-    AssignmentChange::PutPeer(Peer { node: NodeId(id), index: 1, data_path: vec![address(1).ip()] })
+    AssignmentChange::PutPeer(Peer { node: NodeId(id), index: 1, data_path: vec![address(1).ip()], wireguard: None })
 }
 
 /// The set after `sets`, in memory and as a restart would find it.
@@ -63,6 +63,7 @@ fn changes() -> impl Strategy<Value = Vec<AssignmentChange>> {
             internal: false,
             encrypted: false,
             mtu: None,
+            port: 0,
         })
     };
     let change = prop_oneof![

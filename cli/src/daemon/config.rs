@@ -11,6 +11,7 @@ use anyhow::Context;
 use clap::Args;
 use ipnet::IpNet;
 use serde::Deserialize;
+use skep_network::config::{ENCRYPTED_PORT, WIREGUARD_PORT};
 
 use crate::output::UsageError;
 
@@ -79,6 +80,9 @@ pub struct Settings {
     /// Range of skep's own addresses: routing mesh and task bridges [default: 100.64.0.0/10]
     #[arg(long, env = "SKEP_INFRA_SUBNET")]
     infra_subnet: Option<String>,
+    /// UDP port of WireGuard, by which nodes encrypt what they send each other [default: 51820]
+    #[arg(long, env = "SKEP_WIREGUARD_PORT")]
+    wireguard_port: Option<u16>,
     /// What is logged: error, warn, info, debug, trace, or a filter like skep_network=debug,info [default: info, openraft=warn]
     #[arg(long, env = "SKEP_LOG")]
     log: Option<String>,
@@ -104,6 +108,7 @@ impl Settings {
             shim: self.shim.or(below.shim),
             bridge_subnet: self.bridge_subnet.or(below.bridge_subnet),
             infra_subnet: self.infra_subnet.or(below.infra_subnet),
+            wireguard_port: self.wireguard_port.or(below.wireguard_port),
             log: self.log.or(below.log),
         }
     }
@@ -142,6 +147,8 @@ pub struct Config {
     pub bridge_subnet: IpNet,
     /// Range of skep's own addresses.
     pub infra_subnet: IpNet,
+    /// UDP port of WireGuard.
+    pub wireguard_port: u16,
     /// Filter of the log.
     pub log: String,
 }
@@ -280,6 +287,12 @@ impl Config {
         let capacity = problems.parse("--capacity", settings.capacity.as_deref()).unwrap_or_default();
         let bridge = problems.parse("--bridge-subnet", settings.bridge_subnet.as_deref().or(Some("172.17.0.0/16")));
         let infra = problems.parse("--infra-subnet", settings.infra_subnet.as_deref().or(Some("100.64.0.0/10")));
+        let wireguard_port = settings.wireguard_port.unwrap_or(WIREGUARD_PORT);
+        if matches!(wireguard_port, 0 | 4789 | ENCRYPTED_PORT) {
+            problems
+                .0
+                .push(format!("--wireguard-port {wireguard_port}: 0 is no port, 4789 and 4790 are those of VXLAN"));
+        }
         let cgroup_parent = settings.cgroup_parent.unwrap_or_else(|| "/skep".into());
         if !cgroup_parent.starts_with('/') || cgroup_parent.split('/').any(|part| part == "..") {
             problems.0.push(format!("--cgroup-parent {cgroup_parent}: an absolute path without .. is needed"));
@@ -330,6 +343,7 @@ impl Config {
             shim,
             bridge_subnet,
             infra_subnet,
+            wireguard_port,
             log: settings.log.unwrap_or_else(|| "info,openraft=warn".into()),
         })
     }

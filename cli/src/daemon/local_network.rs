@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use ipnet::{IpNet, Ipv4Net};
 use skep_agent::engine_port::sandboxes::{
-    Bridge, BridgeRequest, Link, LinkTo, Sandbox, SandboxError, SandboxRequest, Sandboxes,
+    Bridge, BridgeRequest, Encryption, Link, LinkTo, Sandbox, SandboxError, SandboxRequest, Sandboxes,
 };
 use skep_network::{
     BridgeAttachment, HostPort, LinkKind, NetworkError, OverlayAttachment, Resolver, SandboxId, SandboxLink,
@@ -70,6 +70,10 @@ impl Sandboxes for LocalNetwork {
 
     async fn bridges(&self) -> Result<Vec<Bridge>, SandboxError> {
         Ok(self.0.layer().bridges().iter().map(bridge).collect())
+    }
+
+    async fn encryption(&self) -> Encryption {
+        super::encryption::shown(self.0.layer()).await
     }
 }
 
@@ -147,9 +151,10 @@ fn error(error: NetworkError) -> SandboxError {
         NetworkError::PortTaken { .. } | NetworkError::Address { .. } => SandboxError::Taken(error.to_string()),
         NetworkError::UnknownBridge { name } => SandboxError::NoSuchBridge(name),
         NetworkError::Bridge { .. } => SandboxError::InUse(error.to_string()),
-        NetworkError::Config { .. } | NetworkError::NoWayOut { .. } | NetworkError::Unsupported { .. } => {
-            SandboxError::Invalid(error.to_string())
-        }
+        NetworkError::Config { .. }
+        | NetworkError::NoWayOut { .. }
+        | NetworkError::NoEncryption { .. }
+        | NetworkError::Unsupported { .. } => SandboxError::Invalid(error.to_string()),
         NetworkError::Kernel { .. }
         | NetworkError::UnknownNetwork { .. }
         | NetworkError::NoIndex

@@ -1,6 +1,7 @@
 //! The daemon: what it is configured with, and how its parts are put together.
 
 pub mod config;
+mod encryption;
 mod local_network;
 pub mod net;
 mod network;

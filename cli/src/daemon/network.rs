@@ -37,6 +37,7 @@ impl ClusterNetwork {
             state_dir: config.root.join("network"),
             run_dir: config.run_dir.clone(),
             vxlan_port: VXLAN_PORT,
+            wireguard_port: config.wireguard_port,
             prefix: "sk".into(),
             bridge_subnet: config.bridge_subnet,
             infra: config.infra_subnet,

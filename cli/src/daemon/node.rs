@@ -115,6 +115,7 @@ impl NodeServices {
             data_path: vec![data_path],
             named_generic: self.config.generic.named.clone(),
             trust: None,
+            wireguard: None,
             volumes: self.pinned_volumes(),
         }
     }

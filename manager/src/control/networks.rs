@@ -93,9 +93,11 @@ fn check(spec: &NetworkSpec) -> Result<(), ControlError> {
     if spec.ingress {
         return Err(ControlError::Unsupported("another ingress network".into()));
     }
-    // A protection that was asked for and cannot be had is refused, not forgotten.
-    if spec.driver.options.get("encrypted").is_some_and(|value| value != "false") {
-        return Err(ControlError::Unsupported("encryption of overlay networks".into()));
+    // Encrypted unless somebody says otherwise; a value that is neither could be meant either way.
+    if let Some(value) = spec.driver.options.get("encrypted")
+        && !matches!(value.as_str(), "" | "true" | "false")
+    {
+        return invalid(format!("the option encrypted={value} is neither true nor false"));
     }
     if spec.ipam.len() > 1 {
         return Err(ControlError::Unsupported("more than one subnet a network".into()));

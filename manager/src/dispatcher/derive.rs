@@ -165,8 +165,8 @@ pub fn service_view(service: &Service, networks: &BTreeSet<NetworkId>) -> Servic
     }
 }
 
-/// What a node is told of a network; `None` until the allocator has seen to it.
-pub fn overlay(network: &Network) -> Option<OverlayNetwork> {
+/// What a node is told of a network; `None` until the allocator has seen to it. `data_path_port` is the cluster's.
+pub fn overlay(network: &Network, data_path_port: u16) -> Option<OverlayNetwork> {
     let options = &network.spec.driver.options;
     Some(OverlayNetwork {
         id: network.id,
@@ -176,6 +176,7 @@ pub fn overlay(network: &Network) -> Option<OverlayNetwork> {
         internal: network.spec.internal,
         encrypted: options.get(OPTION_ENCRYPTED).is_none_or(|value| value != "false"),
         mtu: options.get(OPTION_MTU).and_then(|value| value.parse().ok()),
+        port: data_path_port,
     })
 }
 
@@ -183,7 +184,8 @@ pub fn overlay(network: &Network) -> Option<OverlayNetwork> {
 /// peer: its tasks may well go on.
 pub fn peer(node: &Node) -> Option<Peer> {
     let data_path = node.description.data_path.clone();
-    (!data_path.is_empty()).then_some(Peer { node: node.id, index: node.index, data_path })
+    let wireguard = node.description.wireguard.clone();
+    (!data_path.is_empty()).then_some(Peer { node: node.id, index: node.index, data_path, wireguard })
 }
 
 /// The managers of the cluster, by node.

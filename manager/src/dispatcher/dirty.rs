@@ -125,6 +125,15 @@ impl Routes {
         }
     }
 
+    /// Marks a node's own record, for its session.
+    pub fn mark_node(&self, node: NodeId) {
+        if let Some(cell) = self.cells.get(&node) {
+            cell.mark(|dirty| {
+                dirty.nodes.insert(node);
+            });
+        }
+    }
+
     /// Marks what changed on every session that it may concern.
     pub fn route(&self, changes: &Changes) {
         match changes {

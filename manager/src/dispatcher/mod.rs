@@ -22,6 +22,7 @@ mod drain;
 pub(crate) mod fake;
 mod files;
 pub mod grpc;
+mod keys;
 pub mod leader;
 pub mod liveness;
 pub mod outlook;

@@ -207,9 +207,10 @@ impl Outlook {
             })
             .copied()
             .collect();
+        let port = view.cluster().map_or(0, |cluster| cluster.data_path_port);
         for id in keys {
             let network = networks.contains(&id).then(|| view.network(id)).flatten();
-            let put = network.and_then(|n| derive::overlay(&n)).map(AssignmentChange::PutNetwork);
+            let put = network.and_then(|n| derive::overlay(&n, port)).map(AssignmentChange::PutNetwork);
             send(&self.hasher, &mut self.networks, id, put, || AssignmentChange::RemoveNetwork(id), out);
         }
     }

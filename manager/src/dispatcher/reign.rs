@@ -5,13 +5,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use skep_proto::model::session::{OpenStream, TaskVitals};
-use skep_proto::model::{NodeId, NodeState, TaskId};
+use skep_proto::model::session::{Assignments, OpenStream, TaskVitals};
+use skep_proto::model::{NodeDescription, NodeId, NodeState, TaskId};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::dirty::{Cell, Routes};
+use super::keys::Keys;
 use super::liveness::Deadlines;
 use super::ports::{
     Changes, ClusterStore, ClusterView, ClusterWatch, NodeChange, ProposeError, StatusUpdate, Touched, TouchedTask,
@@ -32,6 +33,7 @@ pub struct Reign {
     pub(super) over: CancellationToken,
     pub(super) routes: Mutex<Routes>,
     pub(super) routing: Mutex<Routing>,
+    pub(super) keys: Mutex<Keys>,
     sessions: Mutex<HashMap<NodeId, Session>>,
     deadlines: Mutex<Deadlines>,
     deadlines_changed: Notify,
@@ -76,6 +78,7 @@ impl Reign {
             over,
             routes: Mutex::default(),
             routing: Mutex::default(),
+            keys: Mutex::default(),
             sessions: Mutex::default(),
             deadlines: Mutex::default(),
             deadlines_changed: Notify::new(),
@@ -106,6 +109,7 @@ impl Reign {
             older.end.cancel();
         }
         lock(&self.routing).begin(node, id);
+        lock(&self.keys).begin(node, id);
         lock(&self.routes).insert(node, Arc::clone(&cell));
         self.heard_of(node);
         cell.mark(|dirty| dirty.all = true);
@@ -129,10 +133,22 @@ impl Reign {
     pub(super) fn applied(&self, node: NodeId, session: u64, sets: u64) {
         let released = lock(&self.routing).applied(node, session, sets);
         self.wake(released);
+        let subjects = lock(&self.keys).applied(node, session, sets);
+        if !subjects.is_empty() {
+            let routes = lock(&self.routes);
+            subjects.into_iter().for_each(|subject| routes.mark_node(subject));
+        }
+    }
+
+    /// A set is about to be sent to the node.
+    pub(super) fn sending(&self, node: NodeId, session: u64, set: &Assignments) {
+        lock(&self.routing).sending(node, session, set);
+        lock(&self.keys).sending(node, session, set);
     }
 
     /// Nobody waits any more for the node to lead to tasks no longer.
     fn forget_routing(&self, node: NodeId) {
+        lock(&self.keys).forget(node);
         let released = lock(&self.routing).forget(node);
         self.wake(released);
     }
@@ -275,23 +291,22 @@ impl Reign {
             for node in expired {
                 // One that came back meanwhile has a new deadline.
                 if !lock(&self.deadlines).contains(node) {
-                    self.mark_down(node, LOST).await;
+                    self.mark_down(node, LOST, false).await;
                 }
             }
         }
     }
 
-    pub(super) async fn mark_down(&self, node: NodeId, message: &str) {
+    pub(super) async fn mark_down(&self, node: NodeId, message: &str, has_left: bool) {
         if let Some(session) = lock(&self.sessions).get(&node) {
             session.end.cancel();
         }
         self.forget_routing(node);
-        let view = self.store.view();
-        if view.node(node).is_none_or(|node| node.state == NodeState::Down) {
-            return;
-        }
+        let Some(own) = self.store.view().node(node).filter(|own| own.state != NodeState::Down) else { return };
+        // One that left speaks to nobody any more, and nobody to it. One that is lost may well go on.
+        let description = has_left.then(|| NodeDescription { wireguard: None, ..own.description.clone() });
         let change =
-            NodeChange { node, state: NodeState::Down, message: message.to_owned(), description: None, address: None };
+            NodeChange { node, state: NodeState::Down, message: message.to_owned(), description, address: None };
         tracing::info!(node.id = %node, "node is down: {message}");
         if let Err(error) = self.store.change_node(change).await {
             tracing::warn!(node.id = %node, error = %chain(&error), "cannot mark the node down");

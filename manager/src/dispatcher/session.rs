@@ -18,7 +18,7 @@ use super::outlook::Outlook;
 use super::ports::{ClusterView, Leadership, NodeChange};
 use super::reign::{Registered, Reign, lock, sleep_until_or_never};
 use super::transport::{Inbound, Outbound, Transport, TransportError};
-use super::{chain, derive, status};
+use super::{chain, derive, keys, status};
 use crate::ca::trust;
 
 /// Data path port until the cluster says otherwise (VXLAN, RFC 7348).
@@ -90,7 +90,7 @@ impl AgentSession {
         };
         self.reign.end(self.peer.node, self.id, &cell);
         match ended {
-            Ended::Left => self.reign.mark_down(self.peer.node, LEFT).await,
+            Ended::Left => self.reign.mark_down(self.peer.node, LEFT, true).await,
             Ended::Replaced if self.reign.over.is_cancelled() => {
                 let to = super::leader(&self.leadership);
                 let _ = send(&self.reign, &mut *outbound, ManagerMessage::Redirect { to }).await;
@@ -166,12 +166,26 @@ impl AgentSession {
         recheck: &Notify,
     ) -> Ended {
         let mut description = hello.description.clone();
+        self.refuse_foreign_key(&mut description);
         loop {
             self.record(&description).await;
             tokio::select! {
-                Some(next) = descriptions.recv() => description = next,
+                Some(next) = descriptions.recv() => {
+                    description = next;
+                    self.refuse_foreign_key(&mut description);
+                }
                 () = recheck.notified() => {}
             }
+        }
+    }
+
+    /// A node may tell its own key only.
+    fn refuse_foreign_key(&self, description: &mut NodeDescription) {
+        let Some(announced) = &description.wireguard else { return };
+        let nodes = self.reign.store.view().nodes();
+        if keys::is_taken(self.peer.node, announced, nodes.iter().map(|node| &**node)) {
+            tracing::warn!(node.id = %self.peer.node, "the node announces a WireGuard key of another node; it is ignored");
+            description.wireguard = None;
         }
     }
 
@@ -222,6 +236,7 @@ impl AgentSession {
             trust: Trust::default(),
             recheck,
             draining: Draining::default(),
+            key_known: None,
         };
         loop {
             let result = tokio::select! {
@@ -266,6 +281,8 @@ struct Writer<'a> {
     /// The node's record changed: it may say that the node is down.
     recheck: &'a Notify,
     draining: Draining,
+    /// The node was told that the others know this key.
+    key_known: Option<[u8; 32]>,
 }
 
 /// What the node's certificate should rest on.
@@ -332,11 +349,11 @@ impl Writer<'_> {
                 .filter_map(|change| if let AssignmentChange::RemoveTask(id) = change { Some(*id) } else { None })
                 .collect();
             reign.drop_vitals(node, self.session.id, &gone);
-            lock(&reign.routing).sending(node, self.session.id, &set);
+            reign.sending(node, self.session.id, &set);
             send(reign, outbound, ManagerMessage::Assignments(set)).await?;
             while let Some(files) = self.outlook.more_files(&*view) {
                 // Agents count every set.
-                lock(&reign.routing).sending(node, self.session.id, &files);
+                reign.sending(node, self.session.id, &files);
                 send(reign, outbound, ManagerMessage::Assignments(files)).await?;
             }
         }
@@ -356,6 +373,21 @@ impl Writer<'_> {
         if role != self.role || is_news {
             self.role = role;
             send(reign, outbound, ManagerMessage::RenewCertificate { role }).await?;
+        }
+        self.tell_key(outbound, view).await
+    }
+
+    /// Tells the node that the others know its next key, once they do.
+    async fn tell_key(&mut self, outbound: &mut dyn Outbound, view: &dyn ClusterView) -> Result<(), Ended> {
+        let (reign, id) = (&self.session.reign, self.session.peer.node);
+        let own = view.node(id).and_then(|node| node.description.wireguard.clone());
+        let Some(next) = own.and_then(|own| own.next).filter(|next| self.key_known.as_ref() != Some(next)) else {
+            return Ok(());
+        };
+        let nodes = view.nodes();
+        if lock(&reign.keys).is_known(id, &next, nodes.iter().map(|node| &**node)) {
+            self.key_known = Some(next);
+            send(reign, outbound, ManagerMessage::KeyKnown { key: next }).await?;
         }
         Ok(())
     }

@@ -126,6 +126,15 @@ impl Field<Bytes> for ContainerId {
     }
 }
 
+impl Field<Bytes> for [u8; 32] {
+    fn to_wire(&self) -> Bytes {
+        Bytes::copy_from_slice(self)
+    }
+    fn from_wire(wire: Bytes) -> Result<Self, DecodeError> {
+        exactly(&wire, "32")
+    }
+}
+
 impl Field<Bytes> for [u8; 16] {
     fn to_wire(&self) -> Bytes {
         Bytes::copy_from_slice(self)

@@ -3,7 +3,7 @@
 use super::DecodeError;
 use super::error::At;
 use super::field::{Field, choice, record};
-use crate::model::node::{ManagerMembership, NodeTrust};
+use crate::model::node::{ManagerMembership, NodeTrust, WireGuard};
 use crate::model::{Availability, Node, NodeDescription, NodeRole, NodeSpec, NodeState};
 use crate::wire::objects as wire;
 
@@ -25,7 +25,9 @@ record!(NodeDescription {
     named_generic,
     trust,
     volumes,
+    wireguard,
 });
+record!(WireGuard { port, key, next });
 record!(NodeTrust { roots, issuer });
 record!(ManagerMembership { raft_id, address });
 

@@ -141,6 +141,7 @@ pub fn into_messages(message: &ManagerMessage) -> Vec<wire::ManagerMessage> {
             FromManager::RenewCertificate(wire::RenewCertificate { role: role.to_wire() })
         }
         ManagerMessage::Redirect { to } => FromManager::Redirect(wire::Redirect { to: to.to_wire() }),
+        ManagerMessage::KeyKnown { key } => FromManager::KeyKnown(wire::KeyKnown { key: key.to_wire() }),
     };
     vec![wire::ManagerMessage { message: Some(one) }]
 }
@@ -186,6 +187,9 @@ impl Assembler {
             }
             FromManager::Redirect(redirect) => {
                 ManagerMessage::Redirect { to: Field::from_wire(redirect.to).at("redirect.to")? }
+            }
+            FromManager::KeyKnown(known) => {
+                ManagerMessage::KeyKnown { key: Field::from_wire(known.key).at("key_known.key")? }
             }
         }))
     }

@@ -13,7 +13,7 @@ use crate::model::cluster::{JoinTokens, RootCa, RootRotation, Unlock};
 use crate::model::container::*;
 use crate::model::isolation::DeviceMapping;
 use crate::model::network::{IpamConfig, Subnet};
-use crate::model::node::{ManagerMembership, NodeTrust};
+use crate::model::node::{ManagerMembership, NodeTrust, WireGuard};
 use crate::model::pod::*;
 use crate::model::secret::SecretData;
 use crate::model::service::*;
@@ -220,8 +220,9 @@ structs! {
     NodeSpec { annotations, role, availability }
     NodeDescription {
         hostname, platform, nano_cpus, memory, generic, engine_version, engine_labels, plugins, data_path,
-        named_generic, trust, volumes
+        named_generic, trust, volumes, wireguard
     }
+    WireGuard { port, key, next }
     NodeTrust { roots, issuer }
     ManagerMembership { raft_id, address }
     Network { id, meta, spec, vni, subnets, pending_delete }
@@ -253,8 +254,8 @@ structs! {
     AssignedFile { id, content }
     FileContent { data, template }
     OpenStream { manager, nonce }
-    Peer { node, index, data_path }
-    OverlayNetwork { id, name, vni, subnets, internal, encrypted, mtu }
+    Peer { node, index, data_path, wireguard }
+    OverlayNetwork { id, name, vni, subnets, internal, encrypted, mtu, port }
     ServiceView { id, name, mode, virtual_ips, aliases, ports, redirects }
     EndpointView { task, service, node, name, addresses, mesh, serving }
     EndpointAddress { network, address, aliases, names }
@@ -318,6 +319,7 @@ impl Arb for ManagerMessage {
             arb().prop_map(Self::OpenStream),
             arb().prop_map(|role| Self::RenewCertificate { role }),
             arb().prop_map(|to| Self::Redirect { to }),
+            arb().prop_map(|key| Self::KeyKnown { key }),
         ]
         .boxed()
     }

@@ -111,6 +111,19 @@ pub struct NodeDescription {
     pub trust: Option<NodeTrust>,
     /// Its volumes whose tasks must run where they are.
     pub volumes: Vec<String>,
+    /// How encrypted networks reach it; `None` while it cannot encrypt.
+    pub wireguard: Option<WireGuard>,
+}
+
+/// How other nodes speak WireGuard with a node. Only the node itself tells it, in a session of its certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct WireGuard {
+    /// UDP port at its data path's address.
+    pub port: u16,
+    /// Public key that it uses (Curve25519).
+    pub key: [u8; 32],
+    /// Public key that it will use once the other nodes know it.
+    pub next: Option<[u8; 32]>,
 }
 
 /// What a node's certificate rests on: digests of root certificates, in the form of join tokens.

@@ -92,6 +92,11 @@ pub enum ManagerMessage {
         /// Where, when known.
         to: Option<SocketAddr>,
     },
+    /// The other nodes know the public key that this node announced as its next: it may use it.
+    KeyKnown {
+        /// The key.
+        key: [u8; 32],
+    },
 }
 
 /// Answer to the hello.

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::network::Subnet;
+use super::node::WireGuard;
 use super::pod::PortRedirect;
 use super::service::{EndpointMode, PortConfig, VirtualIp};
 use super::{NetworkId, NodeId, ServiceId, TaskId};
@@ -35,6 +36,8 @@ pub struct Peer {
     pub index: u16,
     /// Where its data path is reached, one address per family.
     pub data_path: Vec<IpAddr>,
+    /// How encrypted networks reach it; `None` while it cannot encrypt.
+    pub wireguard: Option<WireGuard>,
 }
 
 /// A network as a node needs it.
@@ -50,10 +53,12 @@ pub struct OverlayNetwork {
     pub subnets: Vec<Subnet>,
     /// No way out.
     pub internal: bool,
-    /// Whether it asks for encryption.
+    /// Whether what passes between nodes is encrypted.
     pub encrypted: bool,
     /// MTU asked for by `com.docker.network.driver.mtu`; `None` to derive it from the underlay.
     pub mtu: Option<u32>,
+    /// UDP port of its VXLAN when it is not encrypted; 0 for the usual one (4789, RFC 7348 section 5).
+    pub port: u16,
 }
 
 /// A service as a node needs it.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use skep_proto::model::NetworkId;
 use skep_proto::model::service::Protocol;
 use skep_proto::model::view::NetworkView;
 use tokio::sync::OwnedMutexGuard;
@@ -40,6 +41,8 @@ impl Inner {
         remembered: Remembered,
         view: Arc<NetworkView>,
     ) -> Result<(), NetworkError> {
+        self.note_ports(&view);
+        let index = remembered.index;
         let (before, keep, opened) = {
             let mut state = self.state();
             let keep = (state.remembered != remembered).then(|| remembered.clone());
@@ -63,6 +66,11 @@ impl Inner {
             inner.sync_node()
         })
         .await;
+        // After the rules that keep its traffic on it.
+        let tunnel = match index {
+            Some(index) => self.sync_tunnel(index, &view).await,
+            None => self.clear_tunnel().await,
+        };
         let inner = self.clone();
         let switches = blocking(move || inner.sync_switches()).await;
         let mut names = self.forget_unknown_names().await;
@@ -79,7 +87,7 @@ impl Inner {
         }
         self.publish_zones().await;
         self.cut_later(Due { gone, opened, ..Due::default() }, plan::leaving::drained(&before, &view));
-        node.and(switches).and(sandboxes).and(inherited).and(names)
+        node.and(tunnel).and(switches).and(sandboxes).and(inherited).and(names)
     }
 
     /// Has the name server forget the sandboxes that are no more, once after a start.
@@ -120,17 +128,21 @@ impl Inner {
         let record = self.state().records.get(id).cloned();
         let Some(record) = record else { return Ok(()) };
         let inner = self.clone();
-        blocking(move || live.as_mut().map_or(Ok(()), |there| there.load_rules(&inner, &record))).await
+        blocking(move || {
+            let Some(there) = live.as_mut() else { return Ok(()) };
+            there.load_rules(&inner, &record)?;
+            inner.fit(there, &record)
+        })
+        .await
     }
 
     pub(super) fn sync_node(&self) -> Result<(), NetworkError> {
         let mut node = lock(&self.node);
-        let (own, underlay, facts, bridges) = {
+        let (index, underlay, facts, bridges) = {
             let state = self.state();
             let bridges: Vec<Bridge> = state.bridges.values().cloned().collect();
             let underlay = state.place.underlay();
-            let own = state.remembered.index.zip(underlay).map(|(index, underlay)| Own { index, underlay });
-            (own, underlay, state.facts(&self.config), bridges)
+            (state.remembered.index, underlay, state.facts(&self.config), bridges)
         };
         sysctl::write(&self.netns, &sysctl::NODE).step("let the node forward packets")?;
         let mtu = node::underlay_mtu(underlay, &mut Rtnl::open(&self.netns).step("open rtnetlink")?)?;
@@ -138,6 +150,10 @@ impl Inner {
         for bridge in bridges {
             node::ensure_bridge(&self.config, &self.netns, &bridge, mtu)?;
         }
+        let own = match index {
+            Some(index) => Some(Own { index, path: self.mesh_path(index, mtu)? }),
+            None => None,
+        };
         node.sync(&self.config, &self.netns, own, &facts)
     }
 
@@ -149,15 +165,17 @@ impl Inner {
     }
 
     pub(super) fn sync_switches(&self) -> Result<(), NetworkError> {
-        let cells: Vec<SwitchCell> = lock(&self.switches).values().cloned().collect();
+        let cells: Vec<(NetworkId, SwitchCell)> =
+            lock(&self.switches).iter().map(|(id, cell)| (*id, cell.clone())).collect();
         let mut result = Ok(());
-        for cell in cells {
+        for (network, cell) in cells {
             let mut switch = lock(&cell);
             let (view, node) = {
                 let state = self.state();
                 (state.view.clone(), state.place.node)
             };
             if let Some(switch) = switch.as_mut() {
+                result = result.and(self.sync_path(network, switch, &view));
                 result = result.and(switch.sync(&view, node));
             }
         }

@@ -8,6 +8,7 @@ mod apply;
 mod bridges;
 mod conntrack;
 mod cuts;
+mod encryption;
 mod lifecycle;
 mod links;
 mod node;
@@ -33,6 +34,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch as channel};
 use tokio_util::sync::CancellationToken;
 
 use self::cuts::Cuts;
+pub use self::encryption::Encryption;
 use self::node::Node;
 use self::sandbox::Live;
 pub use self::state::Bridge;
@@ -41,6 +43,7 @@ use self::switch::Switch;
 use crate::config::{Config, Place};
 use crate::dns::zone::Zones;
 use crate::error::{NetworkError, Step};
+use crate::keys::Keys;
 use crate::names::Names;
 use crate::spec::{Sandbox, SandboxId, SandboxSpec};
 use crate::sys::netns::Netns;
@@ -67,6 +70,8 @@ struct Inner {
     changed: channel::Sender<u64>,
     /// MTU of the data path's link in bytes, as of the last look.
     mtu: AtomicU32,
+    /// The node's WireGuard keys, once they were asked for.
+    keys: Mutex<Option<Keys>>,
     /// One view at a time.
     applying: AsyncMutex<()>,
     /// Whether the name server was asked for sandboxes that are no more.
@@ -245,6 +250,7 @@ impl NodeNetwork {
         for id in ids {
             result = result.and(self.delete_sandbox(&id).await);
         }
+        result = result.and(self.inner.clear_tunnel().await);
         let inner = self.inner.clone();
         result.and(blocking(move || inner.clear()).await)
     }

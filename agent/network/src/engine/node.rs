@@ -8,13 +8,14 @@ use ipnet::Ipv4Net;
 use super::state::Bridge;
 use super::sysctl;
 use crate::config::{
-    BRIDGE_GROUP, Config, MESH_MARK, MESH_MASK, MESH_RULE, MESH_TABLE, MESH_VNI, VXLAN_OVERHEAD, mesh_next_hop,
-    mesh_range, node_addresses,
+    BRIDGE_GROUP, Config, MESH_MARK, MESH_MASK, MESH_RULE, MESH_TABLE, MESH_VNI, mesh_next_hop, mesh_range,
+    node_addresses, wireguard_range,
 };
 use crate::error::{NetworkError, Step};
 use crate::mac::Mac;
 use crate::netlink::{Neighbour, Requests, Rtnl, Via, Vxlan};
 use crate::nft::Tables;
+use crate::plan::encryption::Path;
 use crate::plan::node::{NodeFacts, mesh_entries, node_tables};
 use crate::sys::netns::Netns;
 
@@ -36,22 +37,20 @@ pub struct Node {
 pub struct Own {
     /// Its central index, which the link's addresses follow from.
     pub index: u16,
-    /// Its address on the underlay.
-    pub underlay: Ipv4Addr,
+    /// How it reaches the other nodes.
+    pub path: Path,
 }
 
 #[derive(Debug)]
 struct Mesh {
     link: u32,
-    own: Own,
     entries: BTreeSet<Neighbour>,
     /// Routes to the tasks of other nodes: share and gateway.
     routes: BTreeMap<Ipv4Net, Ipv4Addr>,
 }
 
 impl Node {
-    /// Brings the mesh link and the tables to `facts`. `own` is there once the node has an index. A mesh link that is
-    /// found was made for the same underlay.
+    /// Brings the mesh link and the tables to `facts`. `own` is there once the node has an index.
     ///
     /// # Errors
     /// [`NetworkError::Kernel`].
@@ -65,12 +64,14 @@ impl Node {
         let name = config.names().mesh();
         let mut rtnl = Rtnl::open(netns).step("open rtnetlink")?;
         let found = rtnl.link(&name).step("read a link")?;
-        let before = self.mesh.take();
-        let moved = before.as_ref().is_some_and(|mesh| Some(mesh.own) != own);
-        let usable = found.as_ref().filter(|link| own.is_some_and(|own| link.mac == Some(Mac::of_node(own.index))));
-        let usable = usable.filter(|_| !moved);
+        let usable = found.as_ref().filter(|link| {
+            own.is_some_and(|own| {
+                let speaks = (own.path.local, own.path.port);
+                link.mac == Some(Mac::of_node(own.index)) && link.vxlan == Some(speaks)
+            })
+        });
         let distrusted = std::mem::take(&mut self.distrusted);
-        let known = before.filter(|mesh| !distrusted && Some(mesh.link) == usable.map(|link| link.index));
+        let known = self.mesh.take().filter(|mesh| !distrusted && Some(mesh.link) == usable.map(|link| link.index));
         if usable.is_none() {
             // The filter comes before the link: whoever reaches the port from now on was let in by it.
             let before = NodeFacts { mesh: false, ..facts.clone() };
@@ -83,6 +84,14 @@ impl Node {
             (None, Some(link)) => Mesh::recover(config, &mut rtnl, own, link.index)?,
             (None, None) => Mesh::create(config, netns, &mut rtnl, own)?,
         };
+        if let Some(link) = usable.filter(|link| link.mtu != own.path.mtu) {
+            rtnl.send(Requests::new().set_mtu(link.index, own.path.mtu))
+                .step("set the size of the mesh link's packets")?;
+        }
+        if let Some(range) = facts.tunnels {
+            // While the WireGuard link is away nothing for it may take another way, whoever flushes the rules.
+            rtnl.send(Requests::new().replace_route(range, Via::Nowhere, MAIN_TABLE)).step("close the way around")?;
+        }
         self.tables.set(netns, node_tables(facts)).step("load the node's rules")?;
         mesh.sync(config, &mut rtnl, &facts.peers)?;
         self.mesh = Some(mesh);
@@ -111,6 +120,9 @@ impl Node {
         let mut rtnl = Rtnl::open(netns).step("open rtnetlink")?;
         let mut requests = Requests::new();
         requests.delete_link(&config.names().mesh());
+        if let Some(range) = wireguard_range(config.infra) {
+            requests.delete_route(range, Via::Nowhere, MAIN_TABLE);
+        }
         requests.delete_mark_rule(MESH_RULE, MESH_MARK, MESH_MASK, MESH_TABLE);
         rtnl.send(&requests).step("delete the mesh link")?;
         self.mesh = None;
@@ -120,18 +132,17 @@ impl Node {
 
 impl Mesh {
     fn create(config: &Config, netns: &Netns, rtnl: &mut Rtnl, own: Own) -> Result<Self, NetworkError> {
-        let Own { index, underlay: local } = own;
+        let Own { index, path: Path { local, port, mtu } } = own;
         let name = config.names().mesh();
-        let mtu = underlay_mtu(Some(local), rtnl)?.saturating_sub(VXLAN_OVERHEAD);
         let mac = Some(Mac::of_node(index));
-        let vxlan = Vxlan { name: &name, vni: MESH_VNI, local, port: config.vxlan_port, mtu, proxy: false, mac };
+        let vxlan = Vxlan { name: &name, vni: MESH_VNI, local, port, mtu, proxy: false, mac };
         rtnl.send(Requests::new().add_vxlan(&vxlan)).step("make the mesh link")?;
         // Clients' addresses come in by it (loose reverse path, also this node's own), answers to 127.0.0.1 too.
         let parameters = [("rp_filter", "2"), ("accept_local", "1"), ("route_localnet", "1")];
         sysctl::write(netns, &sysctl::of_link(&name, &parameters)).step("set up the mesh link")?;
         let link = index_of(rtnl, &name)?;
         Self::set_up(config, rtnl, own, link)?;
-        Ok(Self { link, own, entries: BTreeSet::new(), routes: BTreeMap::new() })
+        Ok(Self { link, entries: BTreeSet::new(), routes: BTreeMap::new() })
     }
 
     /// What belongs to the link: address, routes, the rule for replies. Harmless where it is so already.
@@ -156,7 +167,7 @@ impl Mesh {
         let found = rtnl.neighbours(link).step("read neighbours")?;
         let entries =
             found.into_iter().filter(|entry| !matches!(entry, Neighbour::Address(_, mac) if *mac == Mac::NEXT_HOP));
-        Ok(Self { link, own, entries: entries.collect(), routes: BTreeMap::new() })
+        Ok(Self { link, entries: entries.collect(), routes: BTreeMap::new() })
     }
 
     fn sync(&mut self, config: &Config, rtnl: &mut Rtnl, peers: &BTreeMap<u16, Ipv4Addr>) -> Result<(), NetworkError> {

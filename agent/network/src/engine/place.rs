@@ -29,7 +29,17 @@ impl Inner {
             false => Ok(()),
         };
         let inner = self.clone();
-        forgotten.and(blocking(move || inner.speak_from_here()).await)
+        let moved = blocking(move || inner.speak_from_here()).await;
+        let (index, view) = {
+            let state = self.state();
+            (state.remembered.index, state.view.clone())
+        };
+        // Not before the managers were heard: the link would lose the nodes that it knows.
+        let tunnel = match index.filter(|_| !view.peers.is_empty()) {
+            Some(index) => self.sync_tunnel(index, &view).await,
+            None => Ok(()),
+        };
+        forgotten.and(moved).and(tunnel)
     }
 
     pub(super) async fn leave(self: Arc<Self>) -> Result<(), NetworkError> {
@@ -43,16 +53,20 @@ impl Inner {
         self.bring(Remembered::default(), Arc::new(NetworkView::default())).await
     }
 
-    /// The links between nodes spoke from an address that is no longer ours. The mesh link is made again at the managers'
-    /// next word; the others are told the address.
+    /// The links of networks that are not encrypted spoke from an address that is no longer ours. All others speak from
+    /// WireGuard's, which stays; where that listens is brought there with the managers' next word.
     fn speak_from_here(&self) -> Result<(), NetworkError> {
-        self.state().remembered = Remembered::default();
-        let mut result = record::write(&self.config.state_dir.join("node.record"), &Remembered::default());
+        let (local, remembered) = {
+            let mut state = self.state();
+            state.remembered.underlay = state.place.underlay();
+            (state.place.underlay(), state.remembered.clone())
+        };
+        let mut result = record::write(&self.config.state_dir.join("node.record"), &remembered);
         result = result.and(self.sync_node());
-        let Some(local) = self.state().place.underlay() else { return result };
+        let Some(local) = local else { return result };
         let cells: Vec<SwitchCell> = lock(&self.switches).values().cloned().collect();
         for cell in cells {
-            if let Some(switch) = lock(&cell).as_ref() {
+            if let Some(switch) = lock(&cell).as_mut() {
                 result = result.and(switch.speak_from(local));
             }
         }

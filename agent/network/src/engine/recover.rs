@@ -14,7 +14,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 use super::cuts::Cuts;
 use super::node::{self, Node};
 use super::sandbox::{Live, ports_of};
-use super::state::{Bridge, OnDisk, Record, Remembered, State, netns_path};
+use super::state::{Bridge, OnDisk, Record, State, netns_path};
 use super::switch::Switch;
 use super::{Inner, LiveCell, SwitchCell};
 use crate::config::{Config, PORT_GROUP, Place};
@@ -41,14 +41,13 @@ pub fn recover(config: Config, place: Place, node_netns: Netns, names: Arc<dyn N
     let mut state = State::default();
     state.records = records;
     state.remembered = record::read(&config.state_dir.join("node.record"))?.unwrap_or_default();
+    // Networks that are not encrypted may have ports of their own: their filter comes back before the managers are heard.
+    let ports = switches.values().filter_map(|cell| Some(super::lock(cell).as_ref()?.path()));
+    state.vxlan_ports = ports.filter(|path| !path.is_encrypted()).map(|path| path.port).collect();
     state.place = place;
-    match (state.place.node, state.remembered.underlay) {
+    if let (None, Some(underlay)) = (state.place.node, state.remembered.underlay) {
         // Which cluster the node is in will be told. Until then what it had goes on.
-        (None, Some(underlay)) => state.place.data_path = vec![IpAddr::V4(underlay)],
-        (None, None) => {}
-        (Some(_), underlay) if underlay == state.place.underlay() => {}
-        // The mesh link speaks from an address that is no longer ours; the managers' next word makes another.
-        (Some(_), _) => state.remembered = Remembered::default(),
+        state.place.data_path = vec![IpAddr::V4(underlay)];
     }
     state.bridges = bridges(&config)?;
     let foreign = node::foreign_subnets(&config, &node_netns)?;
@@ -66,6 +65,7 @@ pub fn recover(config: Config, place: Place, node_netns: Netns, names: Arc<dyn N
         live: Mutex::new(live),
         changed: watch::Sender::new(0),
         mtu: AtomicU32::new(0),
+        keys: Mutex::new(None),
         applying: AsyncMutex::new(()),
         names_checked: AtomicBool::new(false),
         zones: AsyncMutex::new(None),

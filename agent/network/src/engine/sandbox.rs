@@ -39,12 +39,15 @@ pub struct Live {
     pub names_confirmed: bool,
     /// Hears of changes of its rules.
     pub notices: Notices,
+    /// MTU of its links to networks of the cluster, in their order, as this process knows them.
+    pub sizes: Vec<Option<u32>>,
 }
 
 impl Live {
     /// A sandbox in an open namespace, whose rules are not known.
     pub fn new(netns: Netns, dns: DnsPorts, names_confirmed: bool) -> Self {
-        Self { netns, tables: Tables::default(), dns, names_confirmed, notices: Notices::default() }
+        let (sizes, notices) = (Vec::new(), Notices::default());
+        Self { netns, tables: Tables::default(), dns, names_confirmed, notices, sizes }
     }
 
     /// Brings its rules to what the managers want.
@@ -241,9 +244,7 @@ impl Inner {
         if switch.is_none() {
             let view = self.state().view.clone();
             let wanted = view.networks.get(&network).ok_or(NetworkError::UnknownNetwork { network })?;
-            let local = self.state().place.underlay();
-            let local = local.ok_or_else(|| NetworkError::Config { what: "no IPv4 data path".into() })?;
-            *switch = Some(Switch::create(&self.config, &self.netns, wanted, local, self.mtu())?);
+            *switch = Some(Switch::create(&self.config, &self.netns, wanted, self.open_path(wanted)?)?);
         }
         let (view, node) = {
             let state = self.state();

@@ -10,7 +10,7 @@ use skep_proto::model::NetworkId;
 use skep_proto::model::service::Protocol;
 use skep_proto::model::view::NetworkView;
 
-use crate::config::{Config, NodeAddresses, Place, node_addresses};
+use crate::config::{Config, NodeAddresses, Place, node_addresses, wireguard_range};
 use crate::error::NetworkError;
 use crate::names::{DnsPorts, SandboxDns};
 use crate::plan::names::LocalName;
@@ -86,6 +86,10 @@ pub struct State {
     pub remembered: Remembered,
     /// Sandboxes that are, or are being made.
     pub records: BTreeMap<SandboxId, Record>,
+    /// UDP ports of VXLAN that is not encrypted, besides the usual one.
+    pub vxlan_ports: BTreeSet<u16>,
+    /// Why the node has no WireGuard link, where it should have one.
+    pub tunnel_failure: Option<String>,
     /// Local bridges by name.
     pub bridges: BTreeMap<String, Bridge>,
     /// Where the search for a free address goes on, by subnet: an address is given again as late as possible.
@@ -174,7 +178,8 @@ impl State {
                 return Err(NetworkError::UnknownNetwork { network: overlay.network });
             }
         }
-        if self.needs_task_link(spec) {
+        let is_encrypted = |network| self.view.networks.get(network).is_some_and(|n| n.encrypted);
+        if self.needs_task_link(spec) || spec.overlays.iter().any(|overlay| is_encrypted(&overlay.network)) {
             self.addresses(config)?;
         }
         Ok(())
@@ -295,8 +300,9 @@ impl State {
         NodeFacts {
             bridges: bridges.collect(),
             ports: on_bridges.map(port).collect(),
-            names: config.names(),
-            vxlan_port: config.vxlan_port,
+            names,
+            vxlan_ports: self.vxlan_ports.iter().copied().chain([config.vxlan_port]).collect(),
+            tunnels: wireguard_range(config.infra),
             mesh: self.remembered.index.is_some(),
             peers: self.remembered.peers.clone(),
             tasks: self.records.values().filter_map(Record::task_address).collect(),
@@ -343,6 +349,7 @@ pub(super) mod tests {
             state_dir: "/state".into(),
             run_dir: "/run".into(),
             vxlan_port: 4789,
+            wireguard_port: 51820,
             prefix: "sk".into(),
             bridge_subnet: "172.17.0.0/28".parse().unwrap(),
             infra: "100.64.0.0/10".parse().unwrap(),

@@ -7,16 +7,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
 use netlink_packet_route::link::InfoBridgePort;
 use skep_proto::model::view::{NetworkView, OverlayNetwork};
 use skep_proto::model::{NetworkId, NodeId};
 
 use super::sysctl;
-use crate::config::{Config, VXLAN_OVERHEAD};
+use crate::config::Config;
 use crate::error::{NetworkError, Step};
 use crate::mac::Mac;
 use crate::netlink::{Neighbour, Requests, Rtnl, Veth, VethPeer, Vxlan};
 use crate::nft::Tables;
+use crate::plan::encryption::{Path, remote_end};
 use crate::plan::overlay::{BRIDGE, VXLAN, remote_entries, switch_table};
 use crate::spec::SandboxId;
 use crate::sys::netns::{self, Netns};
@@ -26,12 +28,13 @@ use crate::sys::notices::Notices;
 #[derive(Debug)]
 pub struct Switch {
     network: NetworkId,
-    path: PathBuf,
+    file: PathBuf,
     netns: Netns,
     bridge: u32,
     vxlan: u32,
-    /// MTU of its links in bytes.
-    mtu: u32,
+    /// How it reaches other nodes.
+    path: Path,
+    infra: IpNet,
     tables: Tables,
     entries: BTreeSet<Neighbour>,
     ports: BTreeMap<SandboxId, (u32, Ipv4Addr)>,
@@ -53,28 +56,21 @@ pub struct Attachment<'a> {
     pub netns: &'a Netns,
 }
 
-fn path(config: &Config, network: NetworkId) -> PathBuf {
+fn file(config: &Config, network: NetworkId) -> PathBuf {
     config.switch_dir().join(network.to_string())
 }
 
 impl Switch {
-    /// Makes the switch of a network. `node` is the node's namespace, `local` its address on the underlay, `underlay_mtu`
-    /// in bytes.
+    /// Makes the switch of a network. `node` is the node's namespace.
     ///
     /// # Errors
     /// [`NetworkError::Kernel`]; then nothing is left of it.
-    pub fn create(
-        config: &Config,
-        node: &Netns,
-        network: &OverlayNetwork,
-        local: Ipv4Addr,
-        underlay_mtu: u32,
-    ) -> Result<Self, NetworkError> {
-        let path = path(config, network.id);
-        let netns = Netns::create(&path).step("make a switch namespace")?;
-        let made = Self::build(config, node, network, local, underlay_mtu, (netns, path.clone()));
+    pub fn create(config: &Config, node: &Netns, network: &OverlayNetwork, path: Path) -> Result<Self, NetworkError> {
+        let file = file(config, network.id);
+        let netns = Netns::create(&file).step("make a switch namespace")?;
+        let made = Self::build(config, node, network, path, netns, file.clone());
         if made.is_err() {
-            let _ = netns::remove(&path);
+            let _ = netns::remove(&file);
         }
         made
     }
@@ -83,38 +79,79 @@ impl Switch {
         config: &Config,
         node: &Netns,
         network: &OverlayNetwork,
-        local: Ipv4Addr,
-        underlay_mtu: u32,
-        (netns, path): (Netns, PathBuf),
+        path: Path,
+        netns: Netns,
+        file: PathBuf,
     ) -> Result<Self, NetworkError> {
         sysctl::write(&netns, &sysctl::SWITCH).step("set up a switch namespace")?;
-        let most = underlay_mtu.saturating_sub(VXLAN_OVERHEAD);
-        let mtu = network.mtu.map_or(most, |asked| asked.min(most));
         let mut tables = Tables::default();
         tables.set(&netns, vec![switch_table(&[])]).step("load the rules of a switch")?;
+        let mut inside = Rtnl::open(&netns).step("open rtnetlink")?;
+        inside.send(Requests::new().add_bridge(BRIDGE, None, path.mtu, 0)).step("make a bridge")?;
+        let bridge = inside.link(BRIDGE).step("read a link")?.ok_or_else(gone)?.index;
+        let (entries, ports, vxlan) = (BTreeSet::new(), BTreeMap::new(), 0);
+        let infra = config.infra;
+        let notices = Notices::default();
+        let mut made =
+            Self { network: network.id, file, netns, bridge, vxlan, path, infra, tables, entries, ports, notices };
+        made.make_vxlan(node, &config.names().passing(network.vni), network.vni)?;
+        Ok(made)
+    }
 
-        let name = config.names().passing(network.vni);
+    /// Makes the VXLAN link, without entries; `name` is that on its way here.
+    fn make_vxlan(&mut self, node: &Netns, name: &str, vni: u32) -> Result<(), NetworkError> {
+        let Path { local, port, mtu } = self.path;
         let mut outside = Rtnl::open(node).step("open rtnetlink")?;
-        let vxlan =
-            Vxlan { name: &name, vni: network.vni, local, port: config.vxlan_port, mtu, proxy: true, mac: None };
-        outside.send(Requests::new().delete_link(&name).add_vxlan(&vxlan)).step("make a VXLAN link")?;
-        let link = outside.link(&name).step("read a link")?.ok_or_else(gone)?;
-        let moved = outside.send(Requests::new().move_link(link.index, netns.raw_fd(), VXLAN));
+        let vxlan = Vxlan { name, vni, local, port, mtu, proxy: true, mac: None };
+        outside.send(Requests::new().delete_link(name).add_vxlan(&vxlan)).step("make a VXLAN link")?;
+        let link = outside.link(name).step("read a link")?.ok_or_else(gone)?;
+        let moved = outside.send(Requests::new().move_link(link.index, self.netns.raw_fd(), VXLAN));
         if moved.is_err() {
-            let _ = outside.send(Requests::new().delete_link(&name));
+            let _ = outside.send(Requests::new().delete_link(name));
         }
         moved.step("move a VXLAN link to its switch")?;
-
-        let mut inside = Rtnl::open(&netns).step("open rtnetlink")?;
-        inside.send(Requests::new().add_bridge(BRIDGE, None, mtu, 0)).step("make a bridge")?;
-        let bridge = inside.link(BRIDGE).step("read a link")?.ok_or_else(gone)?.index;
-        let vxlan = inside.link(VXLAN).step("read a link")?.ok_or_else(gone)?.index;
+        let mut inside = Rtnl::open(&self.netns).step("open rtnetlink")?;
+        self.vxlan = inside.link(VXLAN).step("read a link")?.ok_or_else(gone)?.index;
+        self.entries.clear();
         let mut requests = Requests::new();
-        requests.set_mtu(vxlan, mtu).set_bridge(vxlan, bridge).set_port(vxlan, closed_port()).set_up(vxlan);
-        inside.send(&requests).step("attach a VXLAN link to its bridge")?;
-        let (entries, ports) = (BTreeSet::new(), BTreeMap::new());
-        let notices = Notices::default();
-        Ok(Self { network: network.id, path, netns, bridge, vxlan, mtu, tables, entries, ports, notices })
+        requests.set_mtu(self.vxlan, mtu).set_bridge(self.vxlan, self.bridge);
+        requests.set_port(self.vxlan, closed_port()).set_up(self.vxlan);
+        inside.send(&requests).step("attach a VXLAN link to its bridge")
+    }
+
+    /// How it reaches other nodes.
+    pub fn path(&self) -> Path {
+        self.path
+    }
+
+    /// Brings it to another path: the node's address, the network's port or the size of packets changed. Entries follow
+    /// with [`Switch::sync`]. `passing` is the VXLAN link's name on its way here.
+    ///
+    /// # Errors
+    /// [`NetworkError::Kernel`]; asking again goes on.
+    pub fn set_path(&mut self, node: &Netns, passing: &str, vni: u32, path: Path) -> Result<(), NetworkError> {
+        if self.path == path {
+            return Ok(());
+        }
+        self.speak_from(path.local)?;
+        let before = std::mem::replace(&mut self.path, path);
+        let mut inside = Rtnl::open(&self.netns).step("open rtnetlink")?;
+        let made = if (before.local, before.port) == (path.local, path.port) {
+            Ok(())
+        } else {
+            // Its network identifier is taken in the node's namespace as long as it is there.
+            let deleted = inside.send(Requests::new().delete_link(VXLAN)).step("delete a VXLAN link");
+            deleted.and_then(|()| self.make_vxlan(node, passing, vni))
+        };
+        let mut requests = Requests::new();
+        for link in self.ports.values().map(|(link, _)| *link).chain([self.bridge, self.vxlan]) {
+            requests.set_mtu(link, path.mtu);
+        }
+        let made = made.and_then(|()| inside.send(&requests).step("set the size of packets of a switch"));
+        if made.is_err() {
+            self.path = before;
+        }
+        made
     }
 
     /// Finds the switch that an earlier process made. `ports` are the attachments that should be there, by the name of
@@ -127,12 +164,13 @@ impl Switch {
         network: NetworkId,
         ports: &BTreeMap<String, (SandboxId, Ipv4Addr)>,
     ) -> Result<Self, NetworkError> {
-        let path = path(config, network);
-        let netns = Netns::open(&path).step("open a switch namespace")?;
+        let file = file(config, network);
+        let netns = Netns::open(&file).step("open a switch namespace")?;
         let mut inside = Rtnl::open(&netns).step("open rtnetlink")?;
         let links = inside.links().step("read links")?;
         let find = |name: &str| links.iter().find(|link| link.name == name).ok_or_else(gone);
         let (bridge, vxlan) = (find(BRIDGE)?, find(VXLAN)?);
+        let (local, port) = vxlan.vxlan.ok_or_else(gone)?;
         let entries = inside.neighbours(vxlan.index).step("read neighbours")?.into_iter().collect();
         let mut leftovers = Requests::new();
         for link in links.iter().filter(|link| link.kind == "veth" && !ports.contains_key(&link.name)) {
@@ -146,10 +184,11 @@ impl Switch {
         Ok(Self {
             network,
             ports: found.collect(),
-            path,
+            file,
             bridge: bridge.index,
             vxlan: vxlan.index,
-            mtu: bridge.mtu,
+            path: Path { local, port, mtu: bridge.mtu },
+            infra: config.infra,
             tables: Tables::default(),
             entries,
             netns,
@@ -165,16 +204,21 @@ impl Switch {
         // The kernel ends a namespace some time later; until then the network identifier would be taken.
         let mut inside = Rtnl::open(&self.netns).step("open rtnetlink")?;
         inside.send(Requests::new().delete_link(VXLAN).delete_link(BRIDGE)).step("delete the links of a switch")?;
-        netns::remove(&self.path).step("remove a switch namespace")
+        netns::remove(&self.file).step("remove a switch namespace")
     }
 
-    /// Has the VXLAN link speak from another address of the node.
+    /// Has the VXLAN link of a network that is not encrypted speak from another address of the node.
     ///
     /// # Errors
     /// [`NetworkError::Kernel`].
-    pub fn speak_from(&self, local: Ipv4Addr) -> Result<(), NetworkError> {
+    pub fn speak_from(&mut self, local: Ipv4Addr) -> Result<(), NetworkError> {
+        if self.path.is_encrypted() || self.path.local == local {
+            return Ok(());
+        }
         let mut inside = Rtnl::open(&self.netns).step("open rtnetlink")?;
-        inside.send(Requests::new().set_vxlan_local(self.vxlan, local)).step("change the address of a VXLAN link")
+        inside.send(Requests::new().set_vxlan_local(self.vxlan, local)).step("change the address of a VXLAN link")?;
+        self.path.local = local;
+        Ok(())
     }
 
     /// Whether nothing is attached.
@@ -236,10 +280,10 @@ impl Switch {
         let veth = Veth {
             name: &attachment.port,
             mac: None,
-            mtu: self.mtu,
+            mtu: self.path.mtu,
             bridge: Some(self.bridge),
             group: 0,
-            peer: VethPeer { name: attachment.link, mac, mtu: self.mtu, netns: attachment.netns.raw_fd() },
+            peer: VethPeer { name: attachment.link, mac, mtu: self.path.mtu, netns: attachment.netns.raw_fd() },
         };
         inside.send(Requests::new().delete_link(&attachment.port).add_veth(&veth)).step("make a link to a switch")?;
         let port = inside.link(&attachment.port).step("read a link")?.ok_or_else(gone)?.index;
@@ -268,7 +312,8 @@ impl Switch {
     /// [`NetworkError::Kernel`].
     pub fn sync(&mut self, view: &NetworkView, node: Option<NodeId>) -> Result<(), NetworkError> {
         let local = self.ports.values().map(|(_, address)| *address).collect();
-        let wanted = remote_entries(view, self.network, node, &local);
+        let (encrypted, infra) = (self.path.is_encrypted(), self.infra);
+        let wanted = remote_entries(view, self.network, node, &local, |peer| remote_end(peer, encrypted, infra));
         let mut requests = Requests::new();
         for entry in self.entries.difference(&wanted) {
             requests.delete_neighbour(self.vxlan, *entry);

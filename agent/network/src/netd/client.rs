@@ -19,6 +19,7 @@ use crate::netd::protocol::{self, Reply, Request};
 use crate::netd::{NetdError, socket};
 use crate::spec::SandboxId;
 use crate::sys::detach;
+use crate::tunnel::{Tunnel, TunnelStatus, Tunnels};
 
 /// How long a call is tried: a process that died is back long before.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -187,6 +188,40 @@ impl Names for Client {
     }
 }
 
+#[async_trait::async_trait]
+impl Tunnels for Client {
+    async fn put_tunnel(&self, tunnel: Tunnel) -> io::Result<TunnelStatus> {
+        let status = self.of_tunnel(Request::PutTunnel(tunnel)).await?;
+        status.ok_or_else(|| io::Error::other("the process told of no WireGuard link"))
+    }
+
+    async fn remove_tunnel(&self) -> io::Result<()> {
+        self.of_tunnel(Request::RemoveTunnel).await.map(drop)
+    }
+
+    async fn tunnel(&self) -> io::Result<Option<TunnelStatus>> {
+        self.of_tunnel(Request::Tunnel).await
+    }
+}
+
+impl Client {
+    /// Asks about the WireGuard link. A process of an earlier version does not understand that and is replaced.
+    async fn of_tunnel(&self, request: Request) -> io::Result<Option<TunnelStatus>> {
+        let mut reply = self.shared.call(&request).await;
+        if matches!(&reply, Err(NetdError::Refused { reason }) if reason.starts_with(protocol::NOT_UNDERSTOOD)) {
+            tracing::info!("the process beside the daemon is of an earlier version and is replaced");
+            self.replace().await.map_err(io::Error::other)?;
+            reply = self.shared.call(&request).await;
+        }
+        match reply {
+            Err(NetdError::Refused { reason }) => Err(io::Error::new(io::ErrorKind::Unsupported, reason)),
+            Err(error) => Err(io::Error::other(error)),
+            Ok(Reply::Tunnel(status)) => Ok(status),
+            Ok(other) => Err(io::Error::other(self.shared.unexpected(&other))),
+        }
+    }
+}
+
 impl Shared {
     /// Waits for the process to go and starts it again, for ever.
     async fn supervise(&self, mut watch: UnixStream) {
@@ -299,8 +334,9 @@ impl Shared {
             Reply::Ports(_) => "it told ports",
             Reply::Done => "it said done",
             Reply::Sandboxes(_) => "it told its sandboxes",
-            Reply::Handover { .. } => "it handed over",
+            Reply::Handover { .. } | Reply::HandoverAll { .. } => "it handed over",
             Reply::Refused { .. } => "it refused",
+            Reply::Tunnel(_) => "it told its WireGuard link",
         };
         NetdError::Protocol { path: self.path(), detail: detail.into() }
     }

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::task::TaskTracker;
 
 use crate::dns::forward::Forwarder;
@@ -19,10 +20,12 @@ use crate::dns::zone::Zones;
 use crate::error::NetworkError;
 use crate::names::{DnsPorts, SandboxDns};
 use crate::netd::NetdError;
-use crate::netd::protocol::{Reply, Request, Served};
+use crate::netd::protocol::{DeviceState, GivenTunnel, Reply, Request, Served};
+use crate::netd::wireguard::{FOLLOW, Given, Owner};
 use crate::record;
 use crate::spec::SandboxId;
 use crate::sys::netns::Netns;
+use crate::tunnel::Tunnel;
 
 /// How often sockets that could not be opened are tried again, and zones that could not be written.
 const RETRY: Duration = Duration::from_secs(1);
@@ -34,7 +37,12 @@ pub enum Command {
     /// A request of a client.
     Ask(Request, oneshot::Sender<Reply>),
     /// Everything, for a successor. No change is taken from then on.
-    Freeze(oneshot::Sender<Option<Frozen>>),
+    Freeze {
+        /// The successor takes the WireGuard link too.
+        with_tunnel: bool,
+        /// Where the answer goes; `None` when another successor is taking over.
+        answer: oneshot::Sender<Option<Frozen>>,
+    },
     /// The successor failed: changes are taken again.
     Thaw,
     /// The successor serves.
@@ -47,6 +55,8 @@ pub struct Frozen {
     pub reply: Reply,
     /// The sockets named in it.
     pub sockets: Vec<OwnedFdRef>,
+    /// The descriptors of the WireGuard link.
+    pub device: Vec<OwnedFd>,
 }
 
 /// What a process starts from.
@@ -58,6 +68,8 @@ pub struct Start {
     pub sandboxes: Vec<Served>,
     /// Open sockets of a predecessor.
     pub sockets: BTreeMap<SandboxId, (OwnedFd, OwnedFd)>,
+    /// The WireGuard link of a predecessor, or none yet.
+    pub tunnel: Owner,
 }
 
 /// The records of a folder.
@@ -76,6 +88,11 @@ pub struct Keeper {
     forwarder: Arc<Forwarder>,
     tasks: TaskTracker,
     frozen: bool,
+    tunnel: Owner,
+    /// The link while a successor takes it over: only one of the two reads from it.
+    given: Option<Given>,
+    /// What a link that is not there should be: tried again from time to time.
+    missing: Option<Tunnel>,
 }
 
 struct Entry {
@@ -111,6 +128,24 @@ impl Records {
             zones: read_or_set_aside(&self.zones()),
             sandboxes: read_or_set_aside(&self.sandboxes()),
             sockets: BTreeMap::new(),
+            tunnel: Owner::default(),
+        }
+    }
+
+    fn tunnel(&self) -> PathBuf {
+        self.dir.join("tunnel")
+    }
+
+    /// The WireGuard link of before, unless the host was started anew: then the daemon's rules come first.
+    fn load_tunnel(&self) -> Option<Tunnel> {
+        let kept: Option<KeptTunnel> = read_or_set_aside(&self.tunnel());
+        kept.filter(|kept| kept.boot == boot()).map(|kept| kept.tunnel)
+    }
+
+    fn write_tunnel(&self, tunnel: Option<Tunnel>) -> Result<(), NetworkError> {
+        match tunnel {
+            Some(tunnel) => record::write(&self.tunnel(), &Some(KeptTunnel { boot: boot(), tunnel })),
+            None => record::delete(&self.tunnel()),
         }
     }
 
@@ -121,6 +156,18 @@ impl Records {
     fn write_sandboxes(&self, sandboxes: &[Served]) -> Result<(), NetworkError> {
         record::write(&self.sandboxes(), &sandboxes)
     }
+}
+
+/// The WireGuard link on disk; its private key is elsewhere.
+#[derive(Debug, Serialize, Deserialize)]
+struct KeptTunnel {
+    boot: String,
+    tunnel: Tunnel,
+}
+
+/// Names the time since the host was started (proc_sys_kernel(5), `random`).
+fn boot() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
 
 fn read_or_set_aside<T: DeserializeOwned + Default>(path: &Path) -> T {
@@ -150,8 +197,22 @@ impl Keeper {
         tasks: TaskTracker,
     ) -> Result<Self, NetdError> {
         let zones = watch::Sender::new(Arc::new(start.zones));
-        let mut keeper =
-            Self { records, zones, zones_dirty: false, sandboxes: BTreeMap::new(), forwarder, tasks, frozen: false };
+        let mut keeper = Self {
+            records,
+            zones,
+            zones_dirty: false,
+            sandboxes: BTreeMap::new(),
+            forwarder,
+            tasks,
+            frozen: false,
+            tunnel: start.tunnel,
+            given: None,
+            missing: None,
+        };
+        if keeper.tunnel.wanted().is_none() {
+            keeper.missing = keeper.records.load_tunnel();
+            keeper.mend_tunnel();
+        }
         let mut sockets = start.sockets;
         for Served { dns, ports } in start.sandboxes {
             let inherited = sockets.remove(&dns.id);
@@ -196,9 +257,15 @@ impl Keeper {
                     Some(command) => self.execute(command).await,
                     None => break,
                 },
+                () = sleep(FOLLOW), if self.tunnel.is_following() && !self.frozen => {
+                    if let Err(error) = self.tunnel.follow() {
+                        tracing::warn!(%error, "cannot follow a node to its next key");
+                    }
+                }
                 // While frozen a successor has all in its own hands.
                 _ = retry.tick(), if !self.frozen => {
                     ticks = ticks.wrapping_add(1);
+                    self.mend_tunnel();
                     self.sweep(ticks.is_multiple_of(SWEEP)).await;
                     if self.zones_dirty {
                         self.flush().await;
@@ -218,11 +285,23 @@ impl Keeper {
                 let reply = self.ask(request).await;
                 let _ = answer.send(reply);
             }
-            Command::Freeze(answer) => {
-                let frozen = (!self.frozen).then(|| self.freeze());
-                self.frozen |= answer.send(frozen).is_ok();
+            Command::Freeze { with_tunnel, answer } => {
+                let frozen = (!self.frozen).then(|| self.freeze(with_tunnel)).and_then(|frozen| {
+                    frozen.inspect_err(|error| tracing::warn!(%error, "cannot hand the WireGuard link over")).ok()
+                });
+                let is_frozen = frozen.is_some();
+                self.frozen |= answer.send(frozen).is_ok() && is_frozen;
             }
-            Command::Thaw => self.frozen = false,
+            Command::Thaw => {
+                self.frozen = false;
+                if let Some(given) = self.given.take() {
+                    self.missing = Some(given.wanted.clone());
+                    match Owner::adopt(given) {
+                        Ok(owner) => (self.tunnel, self.missing) = (owner, None),
+                        Err(error) => tracing::warn!(%error, "the WireGuard link is made anew"),
+                    }
+                }
+            }
             Command::Finish(answer) => {
                 let _ = answer.send(refused("there was no hand-over"));
             }
@@ -260,7 +339,58 @@ impl Keeper {
                 Reply::Done
             }
             Request::Sandboxes => Reply::Sandboxes(self.served()),
-            Request::Watch | Request::Handover | Request::Finish | Request::Stop => refused("not asked of the keeper"),
+            Request::PutTunnel(tunnel) => self.put_tunnel(tunnel).await,
+            Request::RemoveTunnel => {
+                self.tunnel.remove();
+                self.missing = None;
+                match self.write_tunnel(None).await {
+                    Ok(()) => Reply::Tunnel(None),
+                    Err(error) => refused(chain(&error)),
+                }
+            }
+            Request::Tunnel => match self.tunnel.status() {
+                Ok(status) => Reply::Tunnel(status),
+                Err(error) => refused(chain(&error)),
+            },
+            Request::Watch | Request::Handover | Request::HandoverAll | Request::Finish | Request::Stop => {
+                refused("not asked of the keeper")
+            }
+        }
+    }
+
+    async fn put_tunnel(&mut self, tunnel: Tunnel) -> Reply {
+        let is_known = self.tunnel.wanted() == Some(&tunnel);
+        match self.tunnel.put(tunnel.clone()) {
+            Ok(status) => {
+                self.missing = None;
+                // Before the answer: after a crash the link must be what the daemon believes it to be.
+                match if is_known { Ok(()) } else { self.write_tunnel(Some(tunnel)).await } {
+                    Ok(()) => Reply::Tunnel(Some(status)),
+                    Err(error) => refused(chain(&error)),
+                }
+            }
+            Err(error) => {
+                if self.tunnel.wanted().is_none() {
+                    self.missing = Some(tunnel);
+                }
+                refused(chain(&error))
+            }
+        }
+    }
+
+    /// Makes the link that should be there and is not: somebody deleted it, or it could not be made.
+    fn mend_tunnel(&mut self) {
+        let lost = self.tunnel.wanted().filter(|_| !self.tunnel.is_there()).cloned();
+        let Some(wanted) = lost.or_else(|| self.missing.clone()) else { return };
+        match self.tunnel.put(wanted.clone()) {
+            Ok(_) => {
+                tracing::info!(link = wanted.link, "the WireGuard link is there again");
+                self.missing = None;
+            }
+            Err(error) => {
+                tracing::debug!(error = chain(&error), link = wanted.link, "the WireGuard link cannot be made");
+                self.missing = Some(wanted);
+            }
         }
     }
 
@@ -311,15 +441,27 @@ impl Keeper {
         Ok(Open { server, netns })
     }
 
-    fn freeze(&self) -> Frozen {
+    fn freeze(&mut self, with_tunnel: bool) -> io::Result<Frozen> {
+        let kept = self.tunnel.give()?;
         let open: Vec<(&SandboxId, &Open)> =
             self.sandboxes.iter().filter_map(|(id, entry)| Some((id, entry.open.as_ref()?))).collect();
-        let reply = Reply::Handover {
-            zones: (**self.zones.borrow()).clone(),
-            sandboxes: self.served(),
-            open: open.iter().map(|(id, _)| (*id).clone()).collect(),
-        };
-        Frozen { reply, sockets: open.iter().flat_map(|(_, open)| open.server.fds()).collect() }
+        let (zones, sandboxes) = ((**self.zones.borrow()).clone(), self.served());
+        let sockets = open.iter().flat_map(|(_, open)| open.server.fds()).collect();
+        let open = open.iter().map(|(id, _)| (*id).clone()).collect();
+        if !with_tunnel {
+            return Ok(Frozen { reply: Reply::Handover { zones, sandboxes, open }, sockets, device: Vec::new() });
+        }
+        let mut device = Vec::new();
+        let tunnel = self.tunnel.give()?.map(|given| {
+            let state = given.device.map(|handover| {
+                device = handover.fds;
+                (u32::try_from(device.len()).unwrap_or(u32::MAX), DeviceState(handover.state))
+            });
+            GivenTunnel { wanted: given.wanted, device: state }
+        });
+        self.tunnel.let_go();
+        self.given = kept;
+        Ok(Frozen { reply: Reply::HandoverAll { zones, sandboxes, open, tunnel }, sockets, device })
     }
 
     /// Tries again to open what could not be opened. If `all`, lets go of sandboxes whose namespace is gone.
@@ -361,6 +503,11 @@ impl Keeper {
     async fn write_sandboxes(&self) -> Result<(), NetdError> {
         let (records, served) = (self.records.clone(), self.served());
         write(move || records.write_sandboxes(&served)).await
+    }
+
+    async fn write_tunnel(&self, tunnel: Option<Tunnel>) -> Result<(), NetdError> {
+        let records = self.records.clone();
+        write(move || records.write_tunnel(tunnel)).await
     }
 
     async fn write_zones(&self) -> Result<(), NetdError> {
@@ -475,11 +622,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut keeper = start(folder.path(), Start::default()).await;
         let (answer, frozen) = oneshot::channel();
-        keeper.execute(Command::Freeze(answer)).await;
+        keeper.execute(Command::Freeze { with_tunnel: true, answer }).await;
         assert!(frozen.await.unwrap().is_some());
         assert!(matches!(keeper.ask(Request::PutZones(zones())).await, Reply::Refused { retry: true, .. }));
         let (answer, second) = oneshot::channel();
-        keeper.execute(Command::Freeze(answer)).await;
+        keeper.execute(Command::Freeze { with_tunnel: true, answer }).await;
         assert!(second.await.unwrap().is_none());
         keeper.execute(Command::Thaw).await;
         assert_eq!(keeper.ask(Request::PutZones(zones())).await, Reply::Done);

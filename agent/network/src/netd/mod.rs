@@ -1,13 +1,15 @@
-//! The process that serves names to all sandboxes of a host (`skep net`), and the daemon's side of it.
+//! The process that serves names to all sandboxes of a host and owns its WireGuard link (`skep net`), and the daemon's
+//! side of it.
 //!
 //! It outlives the daemon: it is in no session or process tree of it, and answers from what it was told last. It keeps
-//! two records in its folder, so that after a crash it opens the same ports again; a new version takes over the open
+//! three records in its folder, so that after a crash it opens the same ports again; a new version takes over the open
 //! sockets from the running one, so that an upgrade loses no question.
 //!
 //! ```text
 //! daemon: Client --netd.sock--> process::run: Keeper -- one dns::server::Server per sandbox
 //!                                   |                      (sockets in the sandbox's namespace)
-//!                                records: sandboxes, zones
+//!                                   |       `--- wireguard::Owner (in the node's namespace)
+//!                                records: sandboxes, zones, tunnel
 //! ```
 
 use std::io;
@@ -17,12 +19,15 @@ use crate::error::NetworkError;
 mod client;
 mod handover;
 mod keeper;
+mod kernel;
 mod process;
 mod protocol;
 mod socket;
+mod wireguard;
 
 pub use client::{Client, ClientConfig};
 pub use process::{NetdConfig, run};
+pub use wireguard::Owner as TunnelOwner;
 
 /// Something about the name server's process did not work.
 #[derive(Debug, thiserror::Error)]

@@ -3,12 +3,13 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use skep_wireguard::Handover;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -19,7 +20,8 @@ use crate::dns::forward::Forwarder;
 use crate::dns::server::IDLE;
 use crate::dns::upstream::NodeServers;
 use crate::netd::keeper::{Command, Keeper, Records, Start};
-use crate::netd::protocol::{self, Reply, Request};
+use crate::netd::protocol::{self, GivenTunnel, Reply, Request};
+use crate::netd::wireguard::{Given, Owner};
 use crate::netd::{NetdError, handover, socket};
 
 /// How long a predecessor may take to hand over, and a successor to take over.
@@ -69,7 +71,7 @@ pub async fn run(config: NetdConfig) -> Result<(), NetdError> {
     let records = Records::new(config.dir.clone());
     let (start, mut predecessor) = match socket::connect(&config.dir).await {
         Ok(stream) => {
-            let taken = timeout(HANDOVER, take_over(stream)).await.map_err(io::Error::from).flatten();
+            let taken = timeout(HANDOVER, take_over(stream, &config.dir)).await.map_err(io::Error::from).flatten();
             let (start, stream) = taken.map_err(failed("take over from the running process in"))?;
             (start, Some(stream))
         }
@@ -115,18 +117,35 @@ fn raise_file_limit() {
     }
 }
 
-async fn take_over(mut stream: UnixStream) -> io::Result<(Start, UnixStream)> {
-    protocol::write(&mut stream, &Request::Handover).await?;
-    match protocol::read(&mut stream).await? {
-        Reply::Handover { zones, sandboxes, open } => {
-            let mut fds = handover::receive(&stream, open.len() * 2).await?.into_iter();
-            let pairs = std::iter::from_fn(|| Some((fds.next()?, fds.next()?)));
-            let sockets = open.into_iter().zip(pairs).collect();
-            Ok((Start { zones, sandboxes, sockets }, stream))
+async fn take_over(mut stream: UnixStream, dir: &Path) -> io::Result<(Start, UnixStream)> {
+    protocol::write(&mut stream, &Request::HandoverAll).await?;
+    let reply = match protocol::read(&mut stream).await? {
+        // One of an earlier version has no link to hand over, and closes after a request that it does not know.
+        Reply::Refused { reason, .. } if reason.starts_with(protocol::NOT_UNDERSTOOD) => {
+            stream = socket::connect(dir).await?;
+            protocol::write(&mut stream, &Request::Handover).await?;
+            protocol::read(&mut stream).await?
         }
-        Reply::Refused { reason, .. } => Err(io::Error::other(reason)),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "another reply than a hand-over")),
-    }
+        reply => reply,
+    };
+    let (zones, sandboxes, open, tunnel) = match reply {
+        Reply::Handover { zones, sandboxes, open } => (zones, sandboxes, open, None),
+        Reply::HandoverAll { zones, sandboxes, open, tunnel } => (zones, sandboxes, open, tunnel),
+        Reply::Refused { reason, .. } => return Err(io::Error::other(reason)),
+        _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "another reply than a hand-over")),
+    };
+    let mut fds = handover::receive(&stream, open.len() * 2).await?.into_iter();
+    let pairs = std::iter::from_fn(|| Some((fds.next()?, fds.next()?)));
+    let sockets = open.into_iter().zip(pairs).collect();
+    let tunnel = match tunnel {
+        None => Owner::default(),
+        Some(GivenTunnel { wanted, device: None }) => Owner::adopt(Given { wanted, device: None })?,
+        Some(GivenTunnel { wanted, device: Some((count, state)) }) => {
+            let fds = handover::receive(&stream, usize::try_from(count).unwrap_or(usize::MAX)).await?;
+            Owner::adopt(Given { wanted, device: Some(Handover { fds, state: state.0 }) })?
+        }
+    };
+    Ok((Start { zones, sandboxes, sockets, tunnel }, stream))
 }
 
 async fn finish(stream: &mut UnixStream) -> io::Result<()> {
@@ -165,7 +184,7 @@ async fn converse(mut stream: UnixStream, keeper: &mpsc::Sender<Command>, gone: 
             request = protocol::read::<Request>(&mut stream) => match request {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                    let reply = Reply::Refused { retry: false, reason: format!("not understood: {error}") };
+                    let reply = Reply::Refused { retry: false, reason: format!("{}: {error}", protocol::NOT_UNDERSTOOD) };
                     return protocol::write(&mut stream, &reply).await;
                 }
                 request => request?,
@@ -173,12 +192,16 @@ async fn converse(mut stream: UnixStream, keeper: &mpsc::Sender<Command>, gone: 
         };
         let reply = match request {
             Request::Watch => Reply::Process(std::process::id()),
-            Request::Handover => return hand_over(stream, keeper).await,
+            Request::Handover => return hand_over(stream, keeper, false).await,
+            Request::HandoverAll => return hand_over(stream, keeper, true).await,
             Request::Finish => Reply::Refused { retry: false, reason: "there was no hand-over".into() },
             request @ (Request::PutSandbox(_)
             | Request::RemoveSandbox(_)
             | Request::PutZones(_)
             | Request::Sandboxes
+            | Request::PutTunnel(_)
+            | Request::RemoveTunnel
+            | Request::Tunnel
             | Request::Stop) => ask(keeper, |answer| Command::Ask(request, answer)).await.unwrap_or_else(going),
         };
         protocol::write(&mut stream, &reply).await?;
@@ -196,14 +219,15 @@ async fn ask<T>(keeper: &mpsc::Sender<Command>, command: impl FnOnce(oneshot::Se
     reply.await.ok()
 }
 
-async fn hand_over(mut stream: UnixStream, keeper: &mpsc::Sender<Command>) -> io::Result<()> {
-    let Some(Some(frozen)) = ask(keeper, Command::Freeze).await else {
+async fn hand_over(mut stream: UnixStream, keeper: &mpsc::Sender<Command>, with_tunnel: bool) -> io::Result<()> {
+    let Some(Some(frozen)) = ask(keeper, |answer| Command::Freeze { with_tunnel, answer }).await else {
         let reply = Reply::Refused { retry: true, reason: "another successor is taking over".into() };
         return protocol::write(&mut stream, &reply).await;
     };
     let given = async {
         protocol::write(&mut stream, &frozen.reply).await?;
         handover::send(&stream, &frozen.sockets).await?;
+        handover::send(&stream, &frozen.device).await?;
         protocol::read::<Request>(&mut stream).await
     };
     match timeout(HANDOVER, given).await.map_err(io::Error::from).flatten() {

@@ -11,11 +11,15 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use crate::dns::zone::Zones;
 use crate::names::{DnsPorts, SandboxDns};
 use crate::spec::SandboxId;
+use crate::tunnel::{Tunnel, TunnelStatus};
 
 /// Format of the frames.
 const FORMAT: u8 = 1;
 /// Longest frame: zones of a hundred thousand names fit.
 const MAX_FRAME: u32 = 64 << 20;
+
+/// How a refusal begins of what an older version does not know.
+pub const NOT_UNDERSTOOD: &str = "not understood";
 
 /// What is asked of the process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +40,14 @@ pub enum Request {
     Finish,
     /// Go.
     Stop,
+    /// Bring the WireGuard link to that state, and keep it there.
+    PutTunnel(Tunnel),
+    /// Remove it.
+    RemoveTunnel,
+    /// How is it?
+    Tunnel,
+    /// Give everything to me, your successor, the WireGuard link included.
+    HandoverAll,
 }
 
 /// What it answers.
@@ -65,6 +77,38 @@ pub enum Reply {
         /// Why not.
         reason: String,
     },
+    /// The WireGuard link, if there is one.
+    Tunnel(Option<TunnelStatus>),
+    /// All there is; the descriptors of `open` follow, two for each sandbox, then those of the link.
+    HandoverAll {
+        /// All zones.
+        zones: Zones,
+        /// All sandboxes.
+        sandboxes: Vec<Served>,
+        /// Those of them with open sockets, in the order of the descriptors.
+        open: Vec<SandboxId>,
+        /// The WireGuard link.
+        tunnel: Option<GivenTunnel>,
+    },
+}
+
+/// A WireGuard link that changes hands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenTunnel {
+    /// What is wanted.
+    pub wanted: Tunnel,
+    /// Descriptors of the device and its state, where it is in the process.
+    pub device: Option<(u32, DeviceState)>,
+}
+
+/// State of a device. It holds a private key: it is passed between processes of root, and never shown or written.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceState(pub Vec<u8>);
+
+impl std::fmt::Debug for DeviceState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DeviceState(hidden)")
+    }
 }
 
 /// A sandbox and its ports.

@@ -24,6 +24,9 @@ use crate::mac::Mac;
 /// Routes that we make carry this protocol number, as bird or zebra have theirs (rtnetlink(7): above 4 is free).
 const ROUTE_PROTOCOL: u8 = 0x53;
 
+/// Metric of routes that lead nowhere: others of the same length are taken first.
+const LAST: u32 = 4096;
+
 /// A list of requests, sent at once.
 #[derive(Debug, Default)]
 pub struct Requests {
@@ -94,6 +97,8 @@ pub enum Via {
     Link(u32),
     /// To a gateway that is taken to be on the link.
     Gateway(Ipv4Addr, u32),
+    /// Nowhere, as long as there is no other route of the same length.
+    Nowhere,
 }
 
 /// A permanent neighbour or forwarding entry.
@@ -192,6 +197,17 @@ impl Requests {
             ]),
         ];
         message.attributes.extend(vxlan.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+        self.push(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, NO_ERROR)
+    }
+
+    /// Makes a link of the kernel's WireGuard, down.
+    pub fn add_wireguard(&mut self, name: &str, mtu: u32) -> &mut Self {
+        let mut message = LinkMessage::default();
+        message.attributes = vec![
+            LinkAttribute::IfName(name.into()),
+            LinkAttribute::Mtu(mtu),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]),
+        ];
         self.push(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, NO_ERROR)
     }
 
@@ -352,6 +368,10 @@ fn route(to: Ipv4Net, via: Via, table: u32) -> RouteMessage {
             message.header.flags = RouteFlags::Onlink;
             message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
             message.attributes.push(RouteAttribute::Oif(index));
+        }
+        Via::Nowhere => {
+            message.header.kind = RouteType::Unreachable;
+            message.attributes.push(RouteAttribute::Priority(LAST));
         }
     }
     message

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use ipnet::Ipv4Net;
 use netlink_packet_core::{Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -32,6 +32,8 @@ pub struct Link {
     pub bridge: Option<u32>,
     /// Set up.
     pub up: bool,
+    /// Source address and UDP port of a VXLAN link.
+    pub vxlan: Option<(Ipv4Addr, u16)>,
 }
 
 /// An rtnetlink socket in a namespace.
@@ -176,7 +178,7 @@ fn read_link(message: RouteNetlinkMessage) -> Option<Link> {
     let RouteNetlinkMessage::NewLink(message) = message else { return None };
     let up = message.header.flags.contains(LinkFlags::Up);
     let (index, name, kind) = (message.header.index, String::new(), String::new());
-    let mut link = Link { index, name, mtu: 0, mac: None, kind, bridge: None, up };
+    let mut link = Link { index, name, mtu: 0, mac: None, kind, bridge: None, up, vxlan: None };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
@@ -185,8 +187,10 @@ fn read_link(message: RouteNetlinkMessage) -> Option<Link> {
             LinkAttribute::Address(mac) => link.mac = mac.try_into().ok().map(Mac),
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
-                    if let LinkInfo::Kind(kind) = info {
-                        link.kind = kind.to_string();
+                    match info {
+                        LinkInfo::Kind(kind) => link.kind = kind.to_string(),
+                        LinkInfo::Data(InfoData::Vxlan(options)) => link.vxlan = read_vxlan(&options),
+                        _ => (),
                     }
                 }
             }
@@ -194,6 +198,12 @@ fn read_link(message: RouteNetlinkMessage) -> Option<Link> {
         }
     }
     Some(link)
+}
+
+fn read_vxlan(options: &[InfoVxlan]) -> Option<(Ipv4Addr, u16)> {
+    let local = options.iter().find_map(|o| if let InfoVxlan::Local(local) = o { Some(*local) } else { None })?;
+    let port = options.iter().find_map(|o| if let InfoVxlan::Port(port) = o { Some(*port) } else { None })?;
+    Some((local, port))
 }
 
 fn read_neighbour(message: &NeighbourMessage) -> Option<Neighbour> {

@@ -17,6 +17,8 @@ const STATUS_DNAT: u32 = 0x20;
 /// Address of this host (`RTN_LOCAL`).
 const LOCAL: u32 = 2;
 
+/// ICMP's protocol number (IANA).
+pub const ICMP: u8 = 1;
 /// TCP's protocol number (IANA).
 pub const TCP: u8 = 6;
 /// UDP's protocol number (IANA).

@@ -3,6 +3,7 @@
 //! Each function gives the whole wanted value; the shells in [`crate::engine`] compare it with what the kernel holds and
 //! send the difference. Nothing here reads a clock, draws a random number or opens a file.
 
+pub mod encryption;
 pub mod leaving;
 pub mod names;
 pub mod node;

@@ -17,6 +17,7 @@ use skep_proto::model::NodeId;
 use skep_proto::model::service::{Protocol, PublishMode};
 use skep_proto::model::view::NetworkView;
 
+use super::encryption;
 use super::overlay::{ARP_SENDER, IPV4_SENDER};
 use crate::config::{
     BRIDGE_GROUP, LinkNames, MESH_MARK, MESH_MASK, PORT_GROUP, PUBLISHED_MARK, TASK_GROUP, first_v4, node_addresses,
@@ -41,8 +42,10 @@ const SYN: u8 = 2;
 pub struct NodeFacts {
     /// Names of links and tables.
     pub names: LinkNames,
-    /// UDP port of VXLAN.
-    pub vxlan_port: u16,
+    /// UDP ports of VXLAN that is not encrypted.
+    pub vxlan_ports: BTreeSet<u16>,
+    /// The nodes' addresses on WireGuard.
+    pub tunnels: Option<Ipv4Net>,
     /// Whether the mesh link is there.
     pub mesh: bool,
     /// The other nodes by central index, with their address on the underlay.
@@ -102,10 +105,10 @@ pub fn ingress(view: &NetworkView) -> BTreeMap<(Protocol, u16), (u16, Vec<Ipv4Ad
 /// Entries of the mesh link: where the other nodes are.
 pub fn mesh_entries(peers: &BTreeMap<u16, Ipv4Addr>, infra: ipnet::IpNet) -> BTreeSet<Neighbour> {
     let mut entries = BTreeSet::new();
-    for (index, underlay) in peers {
+    for index in peers.keys() {
         if let Some(addresses) = node_addresses(infra, *index) {
             let mac = Mac::of_node(*index);
-            entries.extend([Neighbour::Tunnel(mac, *underlay), Neighbour::Address(addresses.mesh, mac)]);
+            entries.extend([Neighbour::Tunnel(mac, addresses.wireguard), Neighbour::Address(addresses.mesh, mac)]);
         }
     }
     entries
@@ -184,21 +187,16 @@ fn ipv4_table(facts: &NodeFacts) -> Table {
     let mesh = facts.names.mesh();
     let loopback = Ipv4Net::new(Ipv4Addr::new(127, 0, 0, 0), 8).expect("8 is a prefix length");
 
-    table.base(
-        "raw",
-        Kind::Filter,
-        Hook::Prerouting,
-        RAW,
-        vec![
-            // Before the VXLAN links exist: only nodes of the cluster may send to their port.
-            Rule::new().destination_is_local().destination_port(UDP, facts.vxlan_port).source_not_in("nodes").drop(),
-            // The links below have route_localnet, which must not open loopback to others.
-            Rule::new().iif_not("lo").destination(loopback).drop(),
-            Rule::new().iif_group(TASK_GROUP).spoofed().drop(),
-            Rule::new().iif_group(BRIDGE_GROUP).spoofed().drop(),
-            Rule::new().iif(&mesh).zone_by_ether_source("node-zones"),
-        ],
-    );
+    let mut raw = encryption::incoming(facts);
+    raw.extend([
+        // The links below have route_localnet, which must not open loopback to others.
+        Rule::new().iif_not("lo").destination(loopback).drop(),
+        Rule::new().iif_group(TASK_GROUP).spoofed().drop(),
+        Rule::new().iif_group(BRIDGE_GROUP).spoofed().drop(),
+        Rule::new().iif(&mesh).zone_by_ether_source("node-zones"),
+    ]);
+    table.base("raw", Kind::Filter, Hook::Prerouting, RAW, raw);
+    table.base("sealed", Kind::Filter, Hook::Output, FILTER, encryption::outgoing(facts));
     table.base(
         "mangle",
         Kind::Filter,
@@ -239,13 +237,13 @@ fn ingress_chain(protocol: Protocol, port: u16) -> String {
 
 /// Who may pass through the node. Rules of others are asked as well; ours only speak about our own links.
 fn forward_rules(facts: &NodeFacts, mesh: &str) -> Vec<Rule> {
-    let vxlan = || Rule::new().destination_in("nodes").destination_port(UDP, facts.vxlan_port);
-    let mut rules = vec![
+    let mut rules = encryption::forwarded(facts);
+    for port in &facts.vxlan_ports {
+        let vxlan = || Rule::new().destination_in("nodes").destination_port(UDP, *port);
         // A container could speak VXLAN to another node, which would take it for this node's.
-        vxlan().iif_group(TASK_GROUP).drop(),
-        vxlan().iif_group(BRIDGE_GROUP).drop(),
-        Rule::new().established().accept(),
-    ];
+        rules.extend([vxlan().iif_group(TASK_GROUP).drop(), vxlan().iif_group(BRIDGE_GROUP).drop()]);
+    }
+    rules.extend([Rule::new().established().accept()]);
     // Before what lets published ports through: they are no way out either.
     for bridge in facts.bridges.iter().filter(|bridge| bridge.internal) {
         rules.push(Rule::new().iif(&bridge.link).oif(&bridge.link).accept());

@@ -4,10 +4,9 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
-use skep_proto::model::view::NetworkView;
+use skep_proto::model::view::{NetworkView, Peer};
 use skep_proto::model::{NetworkId, NodeId};
 
-use crate::config::first_v4;
 use crate::mac::Mac;
 use crate::netlink::Neighbour;
 use crate::nft::rule::Rule;
@@ -26,16 +25,18 @@ pub(super) const IPV4_SENDER: (u16, u32) = (0x0800, 12);
 pub(super) const ARP_SENDER: (u16, u32) = (0x0806, 14);
 
 /// Addresses of a network that live on other nodes: each needs its VXLAN destination, its bridge port and its answer
-/// to ARP. What is attached here is never among them, whatever the managers still say.
+/// to ARP. What is attached here is never among them, whatever the managers still say. `end` tells where a node's end of
+/// the network's path is.
 pub fn remote_entries(
     view: &NetworkView,
     network: NetworkId,
     node: Option<NodeId>,
     local: &BTreeSet<Ipv4Addr>,
+    end: impl Fn(&Peer) -> Option<Ipv4Addr>,
 ) -> BTreeSet<Neighbour> {
     let mut entries = BTreeSet::new();
     for endpoint in view.endpoints.values().filter(|e| Some(e.node) != node) {
-        let Some(node_address) = view.peers.get(&endpoint.node).and_then(|peer| first_v4(&peer.data_path)) else {
+        let Some(node_address) = view.peers.get(&endpoint.node).and_then(&end) else {
             continue;
         };
         for attachment in endpoint.addresses.iter().filter(|a| a.network == network) {

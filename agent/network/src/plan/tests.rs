@@ -46,7 +46,7 @@ fn world() -> NetworkView {
     let mut view = NetworkView::default();
     for (node, index) in [(HERE, 1), (THERE, 2)] {
         let address = IpAddr::V4(Ipv4Addr::new(192, 0, 2, u8::try_from(index).unwrap()));
-        view.peers.insert(node, Peer { node, index, data_path: vec![address] });
+        view.peers.insert(node, Peer { node, index, data_path: vec![address], wireguard: None });
     }
     let network = OverlayNetwork {
         id: NET,
@@ -56,6 +56,7 @@ fn world() -> NetworkView {
         internal: false,
         encrypted: false,
         mtu: None,
+        port: 0,
     };
     view.networks.insert(NET, network);
     let port = |published, mode| PortConfig {
@@ -81,6 +82,11 @@ fn world() -> NetworkView {
     view
 }
 
+/// The other end of a network that is not encrypted.
+fn plain(peer: &Peer) -> Option<Ipv4Addr> {
+    crate::config::first_v4(&peer.data_path)
+}
+
 fn drain(view: &mut NetworkView, task: u128) {
     view.endpoints.get_mut(&TaskId(task)).unwrap().serving = false;
 }
@@ -92,10 +98,10 @@ fn only_addresses_on_other_nodes_are_sent_into_the_tunnel_and_draining_ones_stay
     let mac = Mac::of(ip("10.0.1.20"));
     let wanted =
         [Neighbour::Tunnel(mac, ip("192.0.2.2")), Neighbour::Port(mac), Neighbour::Address(ip("10.0.1.20"), mac)];
-    assert_eq!(overlay::remote_entries(&view, NET, Some(HERE), &BTreeSet::new()), BTreeSet::from(wanted));
+    assert_eq!(overlay::remote_entries(&view, NET, Some(HERE), &BTreeSet::new(), plain), BTreeSet::from(wanted));
     let local = BTreeSet::from([ip("10.0.1.20")]);
-    assert_eq!(overlay::remote_entries(&view, NET, Some(HERE), &local), BTreeSet::new());
-    assert_eq!(overlay::remote_entries(&view, NetworkId(9), Some(HERE), &BTreeSet::new()), BTreeSet::new());
+    assert_eq!(overlay::remote_entries(&view, NET, Some(HERE), &local, plain), BTreeSet::new());
+    assert_eq!(overlay::remote_entries(&view, NetworkId(9), Some(HERE), &BTreeSet::new(), plain), BTreeSet::new());
 }
 
 #[test]

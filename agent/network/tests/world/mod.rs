@@ -1,6 +1,8 @@
 //! Nodes for tests: network namespaces on a bridge, each with a [`NodeNetwork`], and a client outside.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod wire;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
@@ -88,16 +90,18 @@ impl World {
                 state_dir: world.folder.path().join(format!("n{number}")),
                 run_dir: world.folder.path().join(format!("r{number}")),
                 vxlan_port: 4789,
+                wireguard_port: 51820,
                 prefix: "skep".into(),
                 bridge_subnet: "172.17.0.0/16".parse().unwrap(),
                 infra: "100.64.0.0/10".parse().unwrap(),
                 netd_exe: PathBuf::new(),
             };
-            let names = Arc::new(FakeNames::default());
             let netns = PathBuf::from(format!("/run/netns/{ns}"));
-            let network =
-                start(&netns, &config, Place { node: Some(id), data_path: vec![IpAddr::V4(address)] }, &names);
-            world.view.peers.insert(id, Peer { node: id, index: number, data_path: vec![IpAddr::V4(address)] });
+            let names = Arc::new(within(&netns, || FakeNames::with_tunnels().unwrap()).join().unwrap());
+            let data_path = vec![IpAddr::V4(address)];
+            let network = start(&netns, &config, Place { node: Some(id), data_path: data_path.clone() }, &names);
+            let wireguard = Some(network.wireguard().unwrap());
+            world.view.peers.insert(id, Peer { node: id, index: number, data_path, wireguard });
             world.nodes.push(Node { netns, config, network, names, address, id });
         }
         world
@@ -118,11 +122,39 @@ impl World {
         self.nodes[node].network = start(&at.netns, &at.config, place, &at.names);
     }
 
+    /// Has every node tell the others its keys of now.
+    pub fn announce(&mut self) {
+        for node in &self.nodes {
+            let peer = self.view.peers.get_mut(&node.id).unwrap();
+            peer.wireguard = Some(node.network.wireguard().unwrap());
+        }
+    }
+
+    /// Gives a node another address on the wire, as a new process of it would find.
+    pub fn move_node(&mut self, node: usize, address: Ipv4Addr) {
+        let at = &mut self.nodes[node];
+        let inside = format!("nsenter --net={}", at.netns.display());
+        run(&format!(
+            "{inside} ip addr flush dev uplink scope global && {inside} ip addr add {address}/24 dev uplink && \
+             {inside} ip route replace default via {CLIENT}"
+        ));
+        at.address = address;
+        self.view.peers.get_mut(&at.id).unwrap().data_path = vec![IpAddr::V4(address)];
+        self.restart(node);
+    }
+
     pub async fn apply(&self) {
         let view = Arc::new(self.view.clone());
         for node in &self.nodes {
             node.network.apply(view.clone()).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
         }
+    }
+
+    /// Adds a network `10.0.NUMBER.0/24` that is not encrypted.
+    pub fn plain_network(&mut self, number: u8) -> NetworkId {
+        let id = self.network(number);
+        self.view.networks.get_mut(&id).unwrap().encrypted = false;
+        id
     }
 
     /// Adds a network `10.0.NUMBER.0/24`.
@@ -139,8 +171,9 @@ impl World {
             vni: 4096 + u32::from(number),
             subnets: vec![subnet],
             internal: false,
-            encrypted: false,
+            encrypted: true,
             mtu: None,
+            port: 0,
         };
         self.view.networks.insert(id, network);
         id

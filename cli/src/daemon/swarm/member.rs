@@ -24,6 +24,7 @@ use super::READY;
 use super::saved::Saved;
 use super::seat::Seat;
 use crate::daemon::config::Config;
+use crate::daemon::encryption;
 use crate::daemon::node::NodeServices;
 use crate::daemon::places::Way;
 
@@ -81,6 +82,7 @@ impl Member {
         let stop = CancellationToken::new();
         let told = NodeDescription {
             trust: Some(connector.live().current().trust()),
+            wireguard: encryption::announced(services.network.layer()),
             ..services.description(saved.data_path)
         };
         let (describe, description) = watch::channel(told);
@@ -93,6 +95,8 @@ impl Member {
         });
         let mut parts = JoinSet::new();
         parts.spawn(tell_trust(connector.live().clone(), describe.clone(), stop.clone()));
+        let (owner, live) = (Arc::clone(services), connector.live().clone());
+        parts.spawn(encryption::keep(owner, live, session.clone(), describe.clone(), stop.clone()));
         parts.spawn(tell_volumes(Arc::clone(services), describe, stop.clone()));
         parts.spawn(renew(connector, disk, session.clone(), stop.clone()));
         parts.spawn(Arc::clone(&seat).keep(session.clone()));

@@ -26,6 +26,7 @@ use skep_manager::Birth;
 use skep_manager::lock::{self, Guard};
 use skep_manager::raft::keys::{KeyError, UnlockKey};
 use skep_manager::{ca, control};
+use skep_network::config::ENCRYPTED_PORT;
 use skep_proto::model::node::ManagerMembership;
 use skep_proto::model::{
     Annotations, Cluster, ClusterId, ClusterSpec, Meta, Node, NodeId, NodeRole, NodeSpec, NodeState,
@@ -164,6 +165,12 @@ impl NodeSwarm {
 
     async fn begin(&self, request: InitRequest) -> Result<NodeId, ControlError> {
         control::check_settings(&request.spec)?;
+        if [ENCRYPTED_PORT, self.config.wireguard_port].contains(&request.data_path_port) {
+            return Err(ControlError::InvalidArgument(format!(
+                "the data path port {} is taken by encrypted networks: choose another",
+                request.data_path_port
+            )));
+        }
         let found = self.addresses(&request.listen_addr, &request.advertise_addr, &request.data_path_addr)?;
         self.forget().map_err(|error| internal("clearing what an earlier cluster left", error))?;
         let id = ClusterId::random(&mut rand::rng());

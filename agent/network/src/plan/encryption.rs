@@ -1,0 +1,259 @@
+//! Encryption of what passes between nodes: VXLAN at the nodes' WireGuard addresses, and the rules that keep it there.
+//!
+//! ```text
+//! vx0 (UDP 4790, local = WireGuard address) -> PREFIX-wg -> WireGuard (UDP 51820 at the data path) -> other node
+//! ```
+//!
+//! What must hold, whatever fails: nothing for a WireGuard address leaves the node by another link (it would be readable),
+//! nothing is taken for encrypted VXLAN that did not come through WireGuard (anybody could have sent it), and no container
+//! speaks on that link.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use skep_proto::model::view::{NetworkView, OverlayNetwork, Peer};
+
+use super::node::NodeFacts;
+use crate::config::{
+    Config, ENCRYPTED_PORT, NodeAddresses, Place, VXLAN_OVERHEAD, WIREGUARD_OVERHEAD, first_v4, node_addresses,
+    wireguard_range,
+};
+use crate::nft::rule::{ICMP, Rule, UDP};
+use crate::tunnel::{Key, Tunnel, TunnelPeer};
+
+/// How the VXLAN of a network gets to other nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Path {
+    /// Source address of its packets.
+    pub local: Ipv4Addr,
+    /// UDP port, ours and the peers'.
+    pub port: u16,
+    /// MTU of the network, in bytes.
+    pub mtu: u32,
+}
+
+impl Path {
+    /// Whether it leads through WireGuard.
+    pub fn is_encrypted(&self) -> bool {
+        self.port == ENCRYPTED_PORT
+    }
+}
+
+/// MTU of a WireGuard link over an underlay with that MTU, both in bytes.
+pub fn tunnel_mtu(underlay: u32) -> u32 {
+    underlay.saturating_sub(WIREGUARD_OVERHEAD)
+}
+
+/// The path of everything that is encrypted, the routing mesh included.
+pub fn encrypted_path(addresses: &NodeAddresses, underlay_mtu: u32) -> Path {
+    let mtu = tunnel_mtu(underlay_mtu).saturating_sub(VXLAN_OVERHEAD);
+    Path { local: addresses.wireguard, port: ENCRYPTED_PORT, mtu }
+}
+
+/// The path of a network that is not encrypted. `usual` is the port of those that name none.
+pub fn plain_path(network: &OverlayNetwork, underlay: Ipv4Addr, usual: u16, underlay_mtu: u32) -> Path {
+    let port = plain_port(network, usual);
+    Path { local: underlay, port, mtu: underlay_mtu.saturating_sub(VXLAN_OVERHEAD) }
+}
+
+fn plain_port(network: &OverlayNetwork, usual: u16) -> u16 {
+    // The port of encrypted networks means that the source was authenticated; no network may borrow it.
+    if matches!(network.port, 0 | ENCRYPTED_PORT) { usual } else { network.port }
+}
+
+/// UDP ports of the networks that are not encrypted.
+pub fn plain_ports(view: &NetworkView, usual: u16) -> BTreeSet<u16> {
+    let plain = view.networks.values().filter(|network| !network.encrypted);
+    plain.map(|network| plain_port(network, usual)).collect()
+}
+
+/// Where another node's end of a path is; `None` while it has none.
+pub fn remote_end(peer: &Peer, encrypted: bool, infra: ipnet::IpNet) -> Option<Ipv4Addr> {
+    match encrypted {
+        true => {
+            peer.wireguard.as_ref()?;
+            node_addresses(infra, peer.index).map(|addresses| addresses.wireguard)
+        }
+        false => first_v4(&peer.data_path),
+    }
+}
+
+/// The node's WireGuard link; `None` when its index is outside of the range.
+///
+/// A key that two nodes announce belongs to neither but the first by index: the managers let nobody announce another's.
+pub fn tunnel(
+    config: &Config,
+    place: &Place,
+    view: &NetworkView,
+    index: u16,
+    underlay_mtu: u32,
+    key: Key,
+) -> Option<Tunnel> {
+    let addresses = node_addresses(config.infra, index)?;
+    let by_index: BTreeMap<u16, &Peer> = view.peers.values().map(|peer| (peer.index, peer)).collect();
+    let mut taken = BTreeSet::from([key]);
+    let mut peers = Vec::new();
+    for peer in by_index.into_values().filter(|peer| Some(peer.node) != place.node && peer.index != index) {
+        let (Some(own), Some(address), Some(at)) =
+            (&peer.wireguard, remote_end(peer, true, config.infra), first_v4(&peer.data_path))
+        else {
+            continue;
+        };
+        if own.port == 0 || !taken.insert(own.key) {
+            continue;
+        }
+        let next = own.next.filter(|next| taken.insert(*next));
+        let endpoint = SocketAddr::new(IpAddr::V4(at), own.port);
+        peers.push(TunnelPeer { key: own.key, next, endpoint, address });
+    }
+    Some(Tunnel {
+        link: config.names().wireguard(),
+        listen: SocketAddr::new(IpAddr::V4(place.underlay()?), config.wireguard_port),
+        mtu: tunnel_mtu(underlay_mtu),
+        address: addresses.wireguard,
+        range: wireguard_range(config.infra)?,
+        keys: config.key_dir(),
+        key,
+        peers,
+    })
+}
+
+/// The key that speaks for a node that goes over from one to another: the one that it made a handshake with last.
+/// `handshake` tells when that was, in any unit.
+pub fn key_in_use(peer: &TunnelPeer, handshake: impl Fn(&Key) -> Option<u64>) -> Key {
+    match peer.next {
+        Some(next) if handshake(&next).is_some() && handshake(&next) >= handshake(&peer.key) => next,
+        _ => peer.key,
+    }
+}
+
+/// What may come in, before anything else looks at it.
+pub fn incoming(facts: &NodeFacts) -> Vec<Rule> {
+    let link = facts.names.wireguard();
+    let mut rules = vec![
+        Rule::new().destination_is_local().iif_not(&link).destination_port(UDP, ENCRYPTED_PORT).drop(),
+        // Nodes speak VXLAN on it, and tell each other of packets that are too large. It opens nothing else of the host.
+        Rule::new().iif(&link).destination_port(UDP, ENCRYPTED_PORT).accept(),
+        Rule::new().iif(&link).protocol(ICMP).accept(),
+        Rule::new().iif(&link).drop(),
+    ];
+    for port in &facts.vxlan_ports {
+        // Before the VXLAN links exist: only nodes of the cluster may send to their port.
+        rules.push(Rule::new().destination_is_local().destination_port(UDP, *port).source_not_in("nodes").drop());
+    }
+    rules
+}
+
+/// What may leave the node itself: while the link is away, the way to its addresses would be another one.
+pub fn outgoing(facts: &NodeFacts) -> Vec<Rule> {
+    let link = facts.names.wireguard();
+    facts.tunnels.iter().map(|range| Rule::new().destination(*range).oif_not(&link).oif_not("lo").drop()).collect()
+}
+
+/// What may pass through the node: nothing of this. Who could send here would be taken for the node by the others.
+pub fn forwarded(facts: &NodeFacts) -> Vec<Rule> {
+    let link = facts.names.wireguard();
+    let mut rules = vec![Rule::new().iif(&link).drop(), Rule::new().oif(&link).drop()];
+    rules.extend(facts.tunnels.iter().map(|range| Rule::new().destination(*range).drop()));
+    rules
+}
+
+#[cfg(test)]
+mod tests {
+    use skep_proto::model::NodeId;
+    use skep_proto::model::node::WireGuard;
+
+    use super::*;
+
+    fn config() -> Config {
+        Config {
+            state_dir: "/state".into(),
+            run_dir: "/run".into(),
+            vxlan_port: 4789,
+            wireguard_port: 51821,
+            prefix: "sk".into(),
+            bridge_subnet: "172.17.0.0/16".parse().unwrap(),
+            infra: "100.64.0.0/10".parse().unwrap(),
+            netd_exe: "/bin/skep".into(),
+        }
+    }
+
+    fn place() -> Place {
+        Place { node: Some(NodeId(1)), data_path: vec!["192.0.2.1".parse().unwrap()] }
+    }
+
+    fn peer(index: u16, key: u8, next: Option<u8>) -> Peer {
+        Peer {
+            node: NodeId(index.into()),
+            index,
+            data_path: vec![IpAddr::V4(Ipv4Addr::new(192, 0, 2, u8::try_from(index).unwrap()))],
+            wireguard: Some(WireGuard { port: 51820, key: [key; 32], next: next.map(|next| [next; 32]) }),
+        }
+    }
+
+    fn view(peers: impl IntoIterator<Item = Peer>) -> NetworkView {
+        NetworkView { peers: peers.into_iter().map(|peer| (peer.node, peer)).collect(), ..NetworkView::default() }
+    }
+
+    #[test]
+    fn the_link_knows_every_other_node_by_its_own_address_alone() {
+        let mut silent = peer(4, 4, None);
+        silent.wireguard = None;
+        let view = view([peer(1, 1, None), peer(2, 2, None), peer(3, 3, Some(33)), silent]);
+        let link = tunnel(&config(), &place(), &view, 1, 1500, [1; 32]).unwrap();
+        assert_eq!((link.link.as_str(), link.mtu, link.listen.to_string()), ("sk-wg", 1440, "192.0.2.1:51821".into()));
+        assert_eq!(
+            (link.address.to_string(), link.range.to_string()),
+            ("100.127.192.1".into(), "100.127.192.0/18".into())
+        );
+        let seen: Vec<_> = link.peers.iter().map(|p| (p.key[0], p.next.map(|n| n[0]), p.address.to_string())).collect();
+        assert_eq!(seen, [(2, None, "100.127.192.2".into()), (3, Some(33), "100.127.192.3".into())]);
+        assert_eq!(link.peers[0].endpoint.to_string(), "192.0.2.2:51820");
+    }
+
+    #[test]
+    fn a_key_of_another_node_or_of_this_one_is_not_believed() {
+        let view = view([peer(2, 2, None), peer(3, 2, Some(9)), peer(4, 1, None), peer(5, 5, Some(2))]);
+        let link = tunnel(&config(), &place(), &view, 1, 1500, [1; 32]).unwrap();
+        let seen: Vec<_> = link.peers.iter().map(|p| (p.key[0], p.next, p.address.octets()[3])).collect();
+        assert_eq!(seen, [(2, None, 2), (5, None, 5)]);
+    }
+
+    #[test]
+    fn a_node_speaks_by_the_key_of_its_last_handshake() {
+        let both = TunnelPeer {
+            key: [1; 32],
+            next: Some([2; 32]),
+            endpoint: "192.0.2.2:1".parse().unwrap(),
+            address: Ipv4Addr::LOCALHOST,
+        };
+        let seen = |old: Option<u64>, new: Option<u64>| key_in_use(&both, |key| if key[0] == 1 { old } else { new })[0];
+        assert_eq!([seen(None, None), seen(Some(1), None), seen(Some(1), Some(2))], [1, 1, 2]);
+        assert_eq!([seen(Some(3), Some(2)), seen(None, Some(2)), seen(Some(2), Some(2))], [1, 2, 2]);
+        let one = TunnelPeer { next: None, ..both.clone() };
+        assert_eq!(key_in_use(&one, |_| Some(1)), [1; 32]);
+    }
+
+    #[test]
+    fn each_path_leaves_room_for_its_headers() {
+        let addresses = node_addresses("100.64.0.0/10".parse().unwrap(), 7).unwrap();
+        assert_eq!(encrypted_path(&addresses, 1500).mtu, 1390);
+        assert_eq!(encrypted_path(&addresses, 9000).mtu, 8890);
+        let mut network = OverlayNetwork {
+            id: skep_proto::model::NetworkId(1),
+            name: "n".into(),
+            vni: 4097,
+            subnets: Vec::new(),
+            internal: false,
+            encrypted: false,
+            mtu: None,
+            port: 0,
+        };
+        let plain = |network: &OverlayNetwork| plain_path(network, Ipv4Addr::LOCALHOST, 4789, 1500);
+        assert_eq!((plain(&network).port, plain(&network).mtu), (4789, 1450));
+        network.port = 5000;
+        assert_eq!(plain(&network).port, 5000);
+        network.port = ENCRYPTED_PORT;
+        assert_eq!((plain(&network).port, plain(&network).is_encrypted()), (4789, false));
+    }
+}
