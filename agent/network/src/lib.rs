@@ -21,7 +21,7 @@ pub mod spec;
 mod sys;
 
 pub use config::{Config, Place};
-pub use engine::{Bridge, NodeNetwork};
+pub use engine::{Addressing, Bridge, NodeNetwork};
 pub use error::NetworkError;
 pub use names::{DnsPorts, FakeNames, Names, SandboxDns};
 pub use spec::{
