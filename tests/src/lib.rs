@@ -3,6 +3,8 @@
 //! The programs are those that `deploy/test` has built: `$SKEP` (else `skep` beside the test's own target folder), the
 //! shim that `$SKEP_SHIM` names, and `$DOCKER` (else `docker`).
 
+pub mod api;
+pub mod chaos;
 pub mod host;
 pub mod images;
 pub mod load;

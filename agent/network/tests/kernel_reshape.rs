@@ -94,6 +94,7 @@ async fn a_container_joins_and_leaves_networks_while_its_connections_go_on() {
             network: net,
             address: "10.0.1.20/24".parse().unwrap(),
             aliases: Vec::new(),
+            names: Vec::new(),
         }],
         mesh: None,
         serving: true,

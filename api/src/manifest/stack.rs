@@ -6,7 +6,7 @@ use std::fmt;
 use skep_proto::model::container::VolumeOptions;
 pub use skep_proto::model::dependency::{Condition, Dependency};
 pub use skep_proto::model::schedule::{Concurrency, Schedule};
-use skep_proto::model::{ContainerSpec, Labels, NetworkSpec, ServiceSpec, dependency};
+use skep_proto::model::{Labels, NetworkSpec, ServiceSpec, dependency};
 
 use super::problem::{Place, Problems};
 
@@ -54,17 +54,6 @@ pub struct StackService {
     pub depends_on: Vec<Dependency>,
     /// When it runs again; for jobs.
     pub schedule: Option<Schedule>,
-    /// What a service of several containers has; `None` for a service of one.
-    pub pod: Option<PodParts>,
-}
-
-/// What a pod has beyond its first container, which is the one of [`StackService::spec`].
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct PodParts {
-    /// Containers that run to completion before the others start, in this order.
-    pub init: Vec<ContainerSpec>,
-    /// Further containers of the sandbox.
-    pub sidecars: Vec<ContainerSpec>,
 }
 
 impl StackService {

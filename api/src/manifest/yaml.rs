@@ -78,6 +78,11 @@ impl Node {
         Self { place, value, tag, weight: below.saturating_add(1) }
     }
 
+    /// How many values it has, those behind an alias counted each time.
+    pub fn weight(&self) -> usize {
+        self.weight
+    }
+
     /// The value of a key, when this is a mapping that has it.
     pub fn get(&self, key: &str) -> Option<&Rc<Node>> {
         match &self.value {

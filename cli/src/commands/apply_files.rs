@@ -124,6 +124,16 @@ pub fn resolve(spec: &mut Value, known: &InCluster) {
                 reference[name_key] = json!(name);
             }
         }
+        // Those of further containers are in the model's form.
+        let part = part.to_lowercase();
+        for container in spec["TaskTemplate"]["Pod"]["Containers"].as_array_mut().into_iter().flatten() {
+            for reference in container[&part].as_array_mut().into_iter().flatten() {
+                if let Some((id, name)) = known.0.get(&(kind, text(&reference["name"]))) {
+                    reference["id"] = json!(id);
+                    reference["name"] = json!(name);
+                }
+            }
+        }
     }
 }
 

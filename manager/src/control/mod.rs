@@ -12,6 +12,7 @@ mod lookup;
 mod names;
 mod networks;
 mod nodes;
+mod pods;
 mod refusal;
 mod secrets;
 mod services;
@@ -45,6 +46,8 @@ pub use refusal::from_proposal;
 
 /// How long a call waits for the other managers.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a request that names no version is tried when others change the object. Each failure is another's success.
+const TRIES: usize = 20;
 
 /// Puts changes into the log. Implemented by the proposer.
 #[async_trait]
@@ -126,6 +129,23 @@ impl Control {
             Outcome::Applied { .. } => Ok(()),
             Outcome::Refused(refusal) => Err(refusal::to_control_error(refusal)),
         }
+    }
+
+    /// Commits what `make` says, if anything, for requests that name no version: when another changed the object in between, it is
+    /// read again. The client has read nothing that could be out of date.
+    async fn change_latest(
+        &self,
+        make: impl Fn(&State) -> Result<Option<Change>, ControlError> + Send,
+    ) -> Result<(), ControlError> {
+        for _ in 0..TRIES {
+            let state = self.read().await?;
+            let Some(change) = make(&state)? else { return Ok(()) };
+            match self.change(change).await {
+                Err(ControlError::OutOfSequence) => {}
+                outcome => return outcome,
+            }
+        }
+        Err(ControlError::FailedPrecondition("the object is changed too often by others: try again".into()))
     }
 }
 

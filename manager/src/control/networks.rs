@@ -58,13 +58,15 @@ impl Control {
     }
 
     pub(super) async fn delete_network(&self, reference: &str) -> Result<(), ControlError> {
-        let state = self.read().await?;
-        let mut network = (*find(&state, reference)?).clone();
-        if network.spec.ingress {
-            return Err(ControlError::Unsupported("removing the ingress network".into()));
-        }
-        network.pending_delete = true;
-        self.change(Change::update(&network)).await
+        self.change_latest(|state| {
+            let mut network = (*find(state, reference)?).clone();
+            if network.spec.ingress {
+                return Err(ControlError::Unsupported("removing the ingress network".into()));
+            }
+            network.pending_delete = true;
+            Ok(Some(Change::update(&network)))
+        })
+        .await
     }
 }
 

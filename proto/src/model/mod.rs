@@ -10,6 +10,7 @@ pub mod id;
 pub mod isolation;
 pub mod network;
 pub mod node;
+pub mod pod;
 pub mod schedule;
 pub mod secret;
 pub mod service;

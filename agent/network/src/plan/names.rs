@@ -48,6 +48,9 @@ fn overlay_zone(view: &NetworkView, network: NetworkId, name: &str) -> Zone {
             let IpNet::V4(net) = attachment.address else { continue };
             // A draining task keeps its own name: it is reachable, it only gets nothing new by the service's.
             zone.add(&endpoint.name, net.addr());
+            for name in &attachment.names {
+                zone.add(name, net.addr());
+            }
             if !endpoint.serving {
                 continue;
             }

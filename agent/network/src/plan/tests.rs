@@ -1,17 +1,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
+use skep_proto::model::pod::PortRedirect;
 use skep_proto::model::service::{EndpointMode, PortConfig, Protocol, PublishMode, VirtualIp};
 use skep_proto::model::view::{EndpointAddress, EndpointView, NetworkView, OverlayNetwork, Peer, ServiceView};
 use skep_proto::model::{NetworkId, NodeId, ServiceId, TaskId};
 
 use super::names::{LocalName, zones};
 use super::overlay::Vanished;
+use super::vip::Behind;
 use super::{node, overlay, vip};
 use crate::dns::zone::ZoneKey;
 use crate::mac::Mac;
 use crate::netlink::Neighbour;
 
+const LED: PortRedirect = PortRedirect { protocol: Protocol::Tcp, port: 80, target: 8080 };
 const NET: NetworkId = NetworkId(1);
 const WEB: ServiceId = ServiceId(1);
 const HERE: NodeId = NodeId(1);
@@ -31,6 +34,7 @@ fn endpoint(task: u128, node: NodeId, address: &str) -> EndpointView {
             network: NET,
             address: format!("{address}/24").parse().unwrap(),
             aliases: vec!["alias".into()],
+            names: vec!["web-0".into()],
         }],
         mesh: Some(IpAddr::V4(Ipv4Addr::new(100, 64, 64, u8::try_from(task).unwrap()))),
         serving: true,
@@ -68,6 +72,7 @@ fn world() -> NetworkView {
         virtual_ips: vec![VirtualIp { network: NET, address: "10.0.1.200/24".parse().unwrap() }],
         aliases: BTreeMap::new(),
         ports: vec![port(8080, PublishMode::Ingress), port(8081, PublishMode::Host)],
+        redirects: vec![LED],
     };
     view.services.insert(WEB, service);
     for task in [endpoint(1, HERE, "10.0.1.10"), endpoint(2, THERE, "10.0.1.20")] {
@@ -127,11 +132,17 @@ fn a_virtual_address_leads_to_serving_tasks_and_stays_known_without_any() {
     let mut view = world();
     let networks = BTreeSet::from([NET]);
     let both = vec![ip("10.0.1.10"), ip("10.0.1.20")];
-    assert_eq!(vip::services(&view, &networks), BTreeMap::from([(ip("10.0.1.200"), both)]));
+    assert_eq!(
+        vip::services(&view, &networks),
+        BTreeMap::from([(ip("10.0.1.200"), Behind { tasks: both, redirects: vec![LED] })])
+    );
     assert_eq!(vip::services(&view, &BTreeSet::new()), BTreeMap::new());
     drain(&mut view, 1);
     drain(&mut view, 2);
-    assert_eq!(vip::services(&view, &networks), BTreeMap::from([(ip("10.0.1.200"), Vec::new())]));
+    assert_eq!(
+        vip::services(&view, &networks),
+        BTreeMap::from([(ip("10.0.1.200"), Behind { tasks: Vec::new(), redirects: vec![LED] })])
+    );
 }
 
 #[test]
@@ -144,6 +155,8 @@ fn a_service_resolves_to_its_virtual_address_and_a_task_by_its_own_name_while_it
     assert_eq!(zone.resolve("tasks.web.back"), Some(&[ip("10.0.1.10")][..]));
     assert_eq!(zone.resolve("alias"), Some(&[ip("10.0.1.10")][..]));
     assert_eq!(zone.resolve("web.2"), Some(&[ip("10.0.1.20")][..]));
+    // Whether it is serving or not.
+    assert_eq!(zone.resolve("web-0").unwrap(), [ip("10.0.1.10"), ip("10.0.1.20")]);
     view.services.get_mut(&WEB).unwrap().mode = EndpointMode::DnsRoundRobin;
     view.services.get_mut(&WEB).unwrap().virtual_ips.clear();
     let all = zones(&view, &[], &[]);

@@ -169,6 +169,7 @@ impl World {
             virtual_ips: vec![VirtualIp { network, address: vip.parse().unwrap() }],
             aliases: BTreeMap::new(),
             ports: ports.collect(),
+            redirects: Vec::new(),
         };
         self.view.services.insert(id, service);
         id
@@ -195,7 +196,7 @@ impl World {
             service,
             node: self.nodes[node].id,
             name: format!("task{number}"),
-            addresses: vec![EndpointAddress { network, address, aliases: Vec::new() }],
+            addresses: vec![EndpointAddress { network, address, aliases: Vec::new(), names: Vec::new() }],
             mesh: sandbox.mesh,
             serving: true,
         };

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use skep_proto::model::container::{ConfigReference, FileTarget, SecretReference};
 use skep_proto::model::{ConfigId, Labels, SecretId};
 
+use super::network::external;
 use crate::manifest::Problems;
-use crate::manifest::decode::{boolean, entries, items, pairs, text, unknown_key};
+use crate::manifest::decode::{entries, items, pairs, text, unknown_key};
 use crate::manifest::problem::Place;
 use crate::manifest::reader::Scope;
 use crate::manifest::stack::STACK_LABEL;
@@ -188,20 +189,6 @@ fn read_declared(kind: FileKind, entry: &Entry, scope: &Scope<'_>, problems: &mu
         content: None,
     };
     Declared { file, source, is_used: false }
-}
-
-/// `true`, `false`, or the obsolete form `{name: NAME}`.
-fn external(node: &Node, name: &mut Option<String>, problems: &mut Problems) -> bool {
-    if let Value::Mapping(_) = node.value {
-        for field in entries(node, "external", problems) {
-            match field.key.as_str() {
-                "name" => *name = Some(text(&field.value, "name", problems)),
-                _ => unknown_key(field, "external", &["name"], problems),
-            }
-        }
-        return true;
-    }
-    boolean(node, "external", problems)
 }
 
 /// The content; a problem at the place that says where it comes from when there is none.

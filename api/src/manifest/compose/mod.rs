@@ -3,20 +3,25 @@
 //! What is supported is what the cluster does today; any other key is a problem with its place. Names of a stack's
 //! objects are `STACK_NAME`, as `docker stack deploy` makes them, so that both manage the same stack.
 
+mod dotenv;
 mod files;
 pub mod interpolate;
+mod load;
+mod merge;
 mod network;
+mod paths;
 mod service;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use super::decode::{entries, text, unknown_key};
 use super::problem::{Place, Problems};
-use super::reader::{Disk, Document, Options, Scope};
-use super::stack::{FileKind, Parts};
+use super::reader::Scope;
+use super::stack::{FileKind, Parts, StackService};
 use super::yaml::{Entry, Node};
-use interpolate::Interpolation;
+use interpolate::Variables;
+pub use load::load;
 
 /// Compose files as one tree, with variables put in.
 #[derive(Debug, Default)]
@@ -26,31 +31,21 @@ pub struct Project {
     /// Where they do.
     pub name_place: Option<Place>,
     tree: Option<Rc<Node>>,
+    /// The caller's variables, over those of `.env`.
+    variables: Variables,
 }
 
 /// What the services of a file may refer to.
 struct Names<'a> {
     scope: &'a Scope<'a>,
+    variables: &'a Variables,
+    /// Keys of the services.
+    services: BTreeSet<&'a str>,
     /// Key in the file -> volume.
     volumes: BTreeMap<String, network::Volume>,
 }
 
 const TOP_LEVEL: [&str; 7] = ["version", "name", "services", "networks", "volumes", "secrets", "configs"];
-
-/// Makes one tree of the documents.
-pub fn load(documents: Vec<Document>, options: &Options, _disk: &dyn Disk, problems: &mut Problems) -> Project {
-    if let Some(second) = documents.get(1) {
-        problems.add(second.node.place, "several Compose files together are not supported by skep yet");
-    }
-    let Some(first) = documents.first() else { return Project::default() };
-    let tree = Interpolation::new(&options.environment).tree(&first.node, problems);
-    let name = tree.get("name");
-    Project {
-        name: name.and_then(|node| node.as_text()).map(str::to_owned),
-        name_place: name.map(|node| node.place),
-        tree: Some(tree),
-    }
-}
 
 /// Reads the tree. Nothing, when there were no Compose files.
 pub fn read(project: &Project, scope: &Scope<'_>, problems: &mut Problems) -> Parts {
@@ -64,14 +59,16 @@ pub fn read(project: &Project, scope: &Scope<'_>, problems: &mut Problems) -> Pa
     if top.services.is_empty() {
         problems.add(tree.place, "the file has no services");
     }
-    let names = Names { scope, volumes };
-    let services =
+    let keys = top.services.iter().map(|entry| entry.key.as_str()).collect();
+    let names = Names { scope, variables: &project.variables, services: keys, volumes };
+    let mut services: Vec<StackService> =
         top.services.iter().map(|entry| service::read(entry, &names, &mut networks, &mut files, problems)).collect();
+    service::check_dependencies(&mut services, problems);
     Parts {
         networks: networks.specs(),
         external_networks: networks.external,
         files: files.used(scope, problems),
-        volumes: Vec::new(),
+        volumes: network::declared(names.volumes, &services),
         services,
     }
 }
@@ -106,5 +103,7 @@ impl<'a> TopLevel<'a> {
     }
 }
 
+#[cfg(test)]
+mod load_tests;
 #[cfg(test)]
 mod tests;
