@@ -34,13 +34,16 @@ fn a_container_joins_and_leaves_networks_keeps_its_connections_and_is_found_by_i
     let overlay = ["network", "create", "-d", "overlay"];
     lab.docker("m1", &[&overlay[..], &["--attachable", "--subnet", "10.77.0.0/24", "over"]].concat()).unwrap();
     lab.docker("m1", &[&overlay[..], &["closed"]].concat()).unwrap();
-    lab.docker("m1", &["network", "create", "--subnet", "172.29.0.0/24", "side"]).unwrap();
+    let places = ["--subnet", "172.29.0.0/24", "--gateway", "172.29.0.254", "--ip-range", "172.29.0.64/26"];
+    lab.docker("m1", &[&["network", "create"], &places[..], &["side"]].concat()).unwrap();
     let run = ["run", "-d", "--name"];
     let serve = [BUSYBOX, "nc", "-ll", "-p", "7", "-e", "cat"];
     for (node, name, network) in [("m1", "box", "bridge"), ("m1", "beside", "side"), ("w1", "far", "over")] {
         lab.docker(node, &[&run[..], &[name, "--network", network], &serve[..]].concat()).unwrap();
     }
 
+    // The first of the range, not of the subnet.
+    assert_eq!(networks(&lab, "m1", "beside"), [("side".into(), "172.29.0.64".into())]);
     running_containers(&lab);
     restarts(&lab);
     refusals(&lab);
@@ -113,7 +116,7 @@ fn restarts(lab: &Lab) {
     lab.docker("m1", &["network", "disconnect", "bridge", "box"]).unwrap();
     assert_eq!(names(lab, "m1", "box"), ["side"]);
     let out = ["exec", "box", "ip", "route"];
-    assert!(lab.docker("m1", &out).unwrap().contains("default via 172.29.0.1"));
+    assert!(lab.docker("m1", &out).unwrap().contains("default via 172.29.0.254"));
 }
 
 fn refusals(lab: &Lab) {

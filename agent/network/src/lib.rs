@@ -23,7 +23,7 @@ mod sys;
 pub mod tunnel;
 
 pub use config::{Config, Place};
-pub use engine::{Bridge, Encryption, NodeNetwork};
+pub use engine::{Addressing, Bridge, Encryption, NodeNetwork};
 pub use error::NetworkError;
 pub use names::{DnsPorts, FakeNames, Names, SandboxDns};
 pub use spec::{

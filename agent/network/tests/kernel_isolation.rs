@@ -150,8 +150,8 @@ async fn networks_are_closed_to_each_other_and_internal_ones_to_the_world() {
     let c = w.task(3, 1, None, two, "10.0.2.11/24").await;
     w.apply().await;
     let network = &w.nodes[0].network;
-    network.create_bridge("closed", None, true).await.unwrap();
-    network.create_bridge("open", None, false).await.unwrap();
+    network.create_bridge("closed", None, skep_network::Addressing::default(), true).await.unwrap();
+    network.create_bridge("open", None, skep_network::Addressing::default(), false).await.unwrap();
     let inner = network.create_sandbox(plain("inner", "closed")).await.unwrap();
     let beside = network.create_sandbox(plain("beside", "closed")).await.unwrap();
     let mut spec = plain("outer", "open");
@@ -187,4 +187,52 @@ async fn networks_are_closed_to_each_other_and_internal_ones_to_the_world() {
         let published = ask_tcp(&who.netns, &format!("{}:8081", w.nodes[0].address));
         assert_eq!(published.is_ok(), is_open, "{} by a published port: {published:?}", who.id);
     }
+}
+
+/// What docs/operations.md tells to let through, in the test's names of links.
+const PASS: &str = "add rule inet host input ip saddr { 10.99.0.11, 10.99.0.12 } udp dport 4789 accept\n\
+    add rule inet host forward ct state established,related accept\n\
+    add rule inet host forward iifname \"skep-*\" accept\n\
+    add rule inet host forward oifname \"skep-*\" accept";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn a_host_firewall_that_drops_needs_the_documented_rules_and_no_more() {
+    let mut w = World::new(2);
+    let net = w.network(1);
+    let service = w.service(1, net, "10.0.1.200/24", &[(Protocol::Tcp, 8080, 80)]);
+    w.apply().await;
+    let (a, b) =
+        (w.task(1, 0, None, net, "10.0.1.10/24").await, w.task(2, 1, Some(service), net, "10.0.1.11/24").await);
+    w.apply().await;
+    serve_tcp(&b.netns, 80, "b");
+    let network = &w.nodes[0].network;
+    network.create_bridge("open", None, skep_network::Addressing::default(), false).await.unwrap();
+    let plain = network.create_sandbox(plain("plain", "open")).await.unwrap();
+    let other = network.create_sandbox(self::plain("other", "bridge")).await.unwrap();
+    let works = || {
+        [
+            pings(&a.netns, "10.0.1.11"),
+            ask_tcp(&w.hub(), "10.99.0.11:8080").is_ok_and(|text| text == format!("b {CLIENT}")),
+            ask_tcp(&w.nodes[0].netns, "127.0.0.1:8080").is_ok(),
+            pings(&plain.netns, CLIENT),
+        ]
+    };
+    assert_eq!(works(), [true; 4]);
+    let load = |rules: &str| {
+        let path = w.nodes[0].config.state_dir.with_extension("nft");
+        std::fs::write(&path, rules).unwrap();
+        for node in &w.nodes {
+            run(&format!("nsenter --net={} nft -f {}", node.netns.display(), path.display()));
+        }
+    };
+    load(
+        "table inet host {\n\
+         chain input { type filter hook input priority 0; policy drop; iif lo accept; ct state established accept; }\n\
+         chain forward { type filter hook forward priority 0; policy drop; }\n}\n",
+    );
+    assert_eq!(works(), [false; 4]);
+    load(PASS);
+    assert_eq!(works(), [true; 4]);
+    assert!(!pings(&plain.netns, &address(&other).0.to_string()), "networks stay closed to each other");
 }

@@ -58,7 +58,7 @@ async fn a_container_joins_and_leaves_networks_while_its_connections_go_on() {
     w.apply().await;
     let far = w.task(1, 1, None, net, "10.0.1.10/24").await;
     w.apply().await;
-    w.nodes[0].network.create_bridge("other", None, false).await.unwrap();
+    w.nodes[0].network.create_bridge("other", None, skep_network::Addressing::default(), false).await.unwrap();
     let neighbour = SandboxSpec { bridges: vec![on_bridge("other")], ..plain("neighbour") };
     let neighbour = w.nodes[0].network.create_sandbox(neighbour).await.unwrap();
     let (bridge, other, overlay) =

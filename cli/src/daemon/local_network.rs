@@ -9,8 +9,8 @@ use skep_agent::engine_port::sandboxes::{
     Bridge, BridgeRequest, Encryption, Link, LinkTo, Sandbox, SandboxError, SandboxRequest, Sandboxes,
 };
 use skep_network::{
-    BridgeAttachment, HostPort, LinkKind, NetworkError, OverlayAttachment, Resolver, SandboxId, SandboxLink,
-    SandboxSpec,
+    Addressing, BridgeAttachment, HostPort, LinkKind, NetworkError, OverlayAttachment, Resolver, SandboxId,
+    SandboxLink, SandboxSpec,
 };
 use skep_proto::model::NetworkId;
 use skep_proto::model::engine::PortBinding;
@@ -54,14 +54,23 @@ impl Sandboxes for LocalNetwork {
         if let Some(known) = layer.bridges().into_iter().find(|b| b.name == request.name) {
             return Ok(bridge(&known));
         }
-        let subnet = match request.subnets.first().map(|s| s.subnet) {
-            Some(IpNet::V4(net)) => Some(net),
-            Some(IpNet::V6(net)) => {
-                return Err(SandboxError::Invalid(format!("the subnet {net} is IPv6, which is not supported yet")));
-            }
-            None => None,
+        if let Some(second) = request.subnets.get(1) {
+            let text = format!("a second subnet of a bridge ({}) is not supported yet", second.subnet);
+            return Err(SandboxError::Invalid(text));
+        }
+        let asked = request.subnets.first();
+        let v6 = |net: IpNet| SandboxError::Invalid(format!("{net} is IPv6, which is not supported yet"));
+        let v4 = |net: IpNet| if let IpNet::V4(net) = net { Ok(net) } else { Err(v6(net)) };
+        let subnet = asked.map(|asked| v4(asked.subnet)).transpose()?;
+        let addressing = Addressing {
+            gateway: asked.map(|asked| v4(asked.gateway.into()).map(|net| net.addr())).transpose()?,
+            range: asked.and_then(|asked| asked.range).map(v4).transpose()?,
         };
-        layer.create_bridge(&request.name, subnet, request.internal).await.map(|made| bridge(&made)).map_err(error)
+        layer
+            .create_bridge(&request.name, subnet, addressing, request.internal)
+            .await
+            .map(|made| bridge(&made))
+            .map_err(error)
     }
 
     async fn remove_bridge(&self, name: &str) -> Result<(), SandboxError> {
@@ -142,7 +151,11 @@ fn bridge(made: &skep_network::Bridge) -> Bridge {
     let gateway: Ipv4Addr = made.gateway();
     Bridge {
         name: made.name.clone(),
-        subnets: vec![Subnet { subnet: IpNet::V4(subnet), range: None, gateway: IpAddr::V4(gateway) }],
+        subnets: vec![Subnet {
+            subnet: IpNet::V4(subnet),
+            range: made.addressing.range.map(IpNet::V4),
+            gateway: IpAddr::V4(gateway),
+        }],
     }
 }
 

@@ -224,6 +224,7 @@ fn asked_address(state: &State, network: &Network, address: Ipv4Addr, given: &mu
     };
     let is_taken = is_edge
         || subnet.gateway == IpAddr::V4(address)
+        || is_reserved(network, address)
         || state.is_address_used(reference, address.into())
         || !given.addresses.insert((key, u32::from(address)));
     if is_taken {
@@ -232,6 +233,11 @@ fn asked_address(state: &State, network: &Network, address: Ipv4Addr, given: &mu
     }
     let net = IpNet::new(address.into(), subnet.subnet.prefix_len());
     net.map_err(|_| Lack::Impossible(format!("network {name} has an impossible subnet")))
+}
+
+/// Kept for others by `--aux-address`.
+fn is_reserved(network: &Network, address: Ipv4Addr) -> bool {
+    network.spec.ipam.iter().flat_map(|config| config.reserved.values()).any(|kept| *kept == IpAddr::V4(address))
 }
 
 fn network_gone() -> Lack {
@@ -258,7 +264,9 @@ fn free_address(state: &State, id: NetworkId, given: &mut Given) -> Result<IpNet
     }
     let cursor = given.cursors.get(&key).copied().map(Ipv4Addr::from).or_else(|| state.address_cursor(reference));
     let is_free = |address: Ipv4Addr| {
-        !given.addresses.contains(&(key, u32::from(address))) && !state.is_address_used(reference, address.into())
+        !given.addresses.contains(&(key, u32::from(address)))
+            && !state.is_address_used(reference, address.into())
+            && !is_reserved(network, address)
     };
     let Some(address) = pool::next_address(subnet, cursor, is_free) else {
         let text =

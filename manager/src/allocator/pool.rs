@@ -81,6 +81,31 @@ mod tests {
         assert_eq!(next(&["10.0.0.0/8"]), None);
     }
 
+    #[test]
+    fn nothing_is_lost_after_a_million_allocations() {
+        let net: Ipv4Net = "10.1.2.0/26".parse().unwrap();
+        let subnet = Subnet { subnet: net.into(), range: None, gateway: Ipv4Addr::new(10, 1, 2, 1).into() };
+        let at = |address: Ipv4Addr| usize::from(address.octets()[3]);
+        let (mut used, mut cursor, mut seed, mut given) = ([false; 64], None, 7u64, 0u32);
+        while given < 1_000_000 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            // As many come as go, whoever they are; when it is full, all go but a few.
+            used[usize::try_from(seed >> 58).unwrap()] = false;
+            match next_address(&subnet, cursor, |a| !used[at(a)]) {
+                Some(address) => {
+                    assert!(!std::mem::replace(&mut used[at(address)], true) && net.contains(&address), "{address}");
+                    (cursor, given) = (Some(address), given + 1);
+                }
+                None => used[8..].fill(false),
+            }
+        }
+        while let Some(address) = next_address(&subnet, cursor, |a| !used[at(a)]) {
+            used[at(address)] = true;
+        }
+        let used: Vec<usize> = (0..64).filter(|n| used[*n]).collect();
+        assert_eq!(used.len(), 61, "all but network, broadcast and gateway");
+    }
+
     proptest! {
         #[test]
         fn every_address_is_given_once_before_any_is_given_again(prefix in 24u8..=29, start: u8) {

@@ -111,8 +111,8 @@ fn check(spec: &NetworkSpec) -> Result<(), ControlError> {
 /// What contradicts itself in a subnet asked for.
 fn contradiction(config: &IpamConfig) -> Option<String> {
     let Some(subnet) = config.subnet else {
-        let depends = config.range.is_some() || config.gateway.is_some();
-        return depends.then(|| "an ip-range or gateway needs a subnet".to_owned());
+        let depends = config.range.is_some() || config.gateway.is_some() || !config.reserved.is_empty();
+        return depends.then(|| "an ip-range, gateway or auxiliary address needs a subnet".to_owned());
     };
     if subnet.prefix_len() > 29 {
         return Some(format!("the subnet {subnet} is too small: /29 is the smallest"));
@@ -120,6 +120,9 @@ fn contradiction(config: &IpamConfig) -> Option<String> {
     if let Some(range) = config.range.filter(|r| !subnet.contains(r)) {
         return Some(format!("the ip-range {range} is not inside the subnet {subnet}"));
     }
-    let gateway = config.gateway.filter(|g| !subnet.contains(g));
-    gateway.map(|g| format!("the gateway {g} is not inside the subnet {subnet}"))
+    if let Some(gateway) = config.gateway.filter(|g| !subnet.contains(g)) {
+        return Some(format!("the gateway {gateway} is not inside the subnet {subnet}"));
+    }
+    let outside = config.reserved.iter().find(|(_, address)| !subnet.contains(*address));
+    outside.map(|(name, address)| format!("the auxiliary address {name}={address} is not inside the subnet {subnet}"))
 }

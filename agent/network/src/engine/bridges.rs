@@ -1,11 +1,11 @@
 //! Local bridges, and the end of everything.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::state::{Bridge, Record};
+use super::state::{Addressing, Bridge, Record};
 use super::{Inner, lock, node, recover};
 use crate::error::NetworkError;
 use crate::record;
@@ -16,6 +16,7 @@ impl Inner {
         &self,
         name: &str,
         subnet: Option<Ipv4Net>,
+        addressing: Addressing,
         internal: bool,
     ) -> Result<Bridge, NetworkError> {
         let foreign = node::foreign_subnets(&self.config, &self.netns)?;
@@ -43,9 +44,19 @@ impl Inner {
                     free_subnet(&taken).ok_or_else(|| refuse("no subnet is left; ask for one".into()))?
                 }
             };
+            let outside = |what: &str, net: Ipv4Net| refuse(format!("{what} {net} is not inside the subnet {subnet}"));
+            if let Some(range) = addressing.range.filter(|range| !subnet.contains(range)) {
+                return Err(outside("the ip-range", range));
+            }
+            let gateway = addressing.gateway.filter(|address| {
+                !subnet.contains(address) || [subnet.network(), subnet.broadcast()].contains(address)
+            });
+            if let Some(gateway) = gateway {
+                return Err(outside("the gateway", gateway.into()));
+            }
             let used: BTreeSet<u32> = state.bridges.values().map(|bridge| bridge.number).collect();
             let number = (1..).find(|number| !used.contains(number)).expect("fewer bridges than numbers");
-            let bridge = Bridge { name: name.to_owned(), number, subnet, internal };
+            let bridge = Bridge { name: name.to_owned(), number, subnet, internal, addressing };
             state.bridges.insert(name.to_owned(), bridge.clone());
             bridge
         };
@@ -88,6 +99,12 @@ impl Inner {
 
     pub(super) fn write_bridges(&self) -> Result<(), NetworkError> {
         let bridges: Vec<Bridge> = self.state().bridges.values().cloned().collect();
+        let asked: BTreeMap<String, Addressing> = bridges
+            .iter()
+            .filter(|bridge| bridge.addressing != Addressing::default())
+            .map(|bridge| (bridge.name.clone(), bridge.addressing))
+            .collect();
+        record::write(&self.config.state_dir.join("addressing.record"), &asked)?;
         record::write(&self.config.state_dir.join("bridges.record"), &bridges)
     }
 

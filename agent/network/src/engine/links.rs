@@ -2,7 +2,7 @@
 
 use ipnet::IpNet;
 
-use super::state::{Record, State, net};
+use super::state::{Pool, Record, State, net};
 use crate::config::Config;
 use crate::error::NetworkError;
 use crate::mac::Mac;
@@ -42,8 +42,8 @@ impl State {
                 continue;
             }
             let address = match attachment.address {
-                Some(address) => self.claim(bridge.subnet, address)?,
-                None => self.next_free(bridge.subnet)?,
+                Some(address) => self.claim(Self::pool_of(&bridge), address)?,
+                None => self.next_free(Self::pool_of(&bridge))?,
             };
             let gateway = (!bridge.internal).then(|| bridge.gateway());
             let (address, mac) = (net(address, bridge.subnet.prefix_len()), Mac::of(address));
@@ -51,7 +51,7 @@ impl State {
         }
         if needs_task_link && !is_there(&links, &LinkKind::Task) {
             let node = self.addresses(config)?;
-            let address = self.next_free(node.tasks)?;
+            let address = self.next_free(Pool::of_tasks(&node))?;
             let (kind, gateway) = (LinkKind::Task, Some(node.gateway()));
             let (address, mac) = (net(address, 32), Mac::of(address));
             links.push(SandboxLink { name: free_name(&links), kind, address, mac, gateway });
@@ -113,6 +113,7 @@ mod tests {
             number: 1,
             subnet: "172.18.0.0/16".parse().unwrap(),
             internal: false,
+            addressing: crate::engine::state::Addressing::default(),
         };
         state.bridges.insert("other".into(), other);
         let first = state.reserve(spec(1), &config, |_| true).unwrap();

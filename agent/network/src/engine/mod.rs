@@ -37,8 +37,8 @@ use self::cuts::Cuts;
 pub use self::encryption::Encryption;
 use self::node::Node;
 use self::sandbox::Live;
-pub use self::state::Bridge;
 use self::state::State;
+pub use self::state::{Addressing, Bridge};
 use self::switch::Switch;
 use crate::config::{Config, Place};
 use crate::dns::zone::Zones;
@@ -202,7 +202,7 @@ impl NodeNetwork {
         found
     }
 
-    /// Makes a local bridge; `subnet` is chosen if not given.
+    /// Makes a local bridge; `subnet` is chosen if not given. `addressing` says where in it addresses are.
     ///
     /// # Errors
     /// [`NetworkError::Bridge`] when the name is taken, [`NetworkError::Address`] when the subnet overlaps another.
@@ -210,10 +210,11 @@ impl NodeNetwork {
         &self,
         name: &str,
         subnet: Option<Ipv4Net>,
+        addressing: Addressing,
         internal: bool,
     ) -> Result<Bridge, NetworkError> {
         let (inner, name) = (self.inner.clone(), name.to_owned());
-        let bridge = blocking(move || inner.create_bridge(&name, subnet, internal)).await?;
+        let bridge = blocking(move || inner.create_bridge(&name, subnet, addressing, internal)).await?;
         self.inner.publish_zones().await;
         Ok(bridge)
     }

@@ -14,7 +14,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 use super::cuts::Cuts;
 use super::node::{self, Node};
 use super::sandbox::{Live, ports_of};
-use super::state::{Bridge, OnDisk, Record, State, netns_path};
+use super::state::{Addressing, Bridge, OnDisk, Record, State, netns_path};
 use super::switch::Switch;
 use super::{Inner, LiveCell, SwitchCell};
 use crate::config::{Config, PORT_GROUP, Place};
@@ -154,10 +154,19 @@ fn remove_leftover_links(
 
 fn bridges(config: &Config) -> Result<BTreeMap<String, Bridge>, NetworkError> {
     let kept: Vec<Bridge> = record::read(&config.state_dir.join("bridges.record"))?.unwrap_or_default();
-    let mut bridges: BTreeMap<String, Bridge> = kept.into_iter().map(|b| (b.name.clone(), b)).collect();
+    let mut asked: BTreeMap<String, Addressing> =
+        record::read(&config.state_dir.join("addressing.record"))?.unwrap_or_default();
+    let kept = kept.into_iter().map(|mut bridge| {
+        bridge.addressing = asked.remove(&bridge.name).unwrap_or_default();
+        bridge
+    });
+    let mut bridges: BTreeMap<String, Bridge> = kept.map(|b| (b.name.clone(), b)).collect();
     if let IpNet::V4(subnet) = config.bridge_subnet {
         let name = DEFAULT_BRIDGE.to_owned();
-        bridges.insert(name.clone(), Bridge { name, number: 0, subnet: subnet.trunc(), internal: false });
+        bridges.insert(
+            name.clone(),
+            Bridge { name, number: 0, subnet: subnet.trunc(), internal: false, addressing: Addressing::default() },
+        );
     }
     Ok(bridges)
 }
@@ -172,7 +181,7 @@ fn file_names(folder: &Path) -> Result<Vec<String>, NetworkError> {
 /// # Errors
 /// Those of the file system.
 pub fn forget(config: &Config) -> Result<(), NetworkError> {
-    for name in ["node.record", "bridges.record"] {
+    for name in ["node.record", "bridges.record", "addressing.record"] {
         record::delete(&config.state_dir.join(name))?;
     }
     netns::release_folder(&config.state_dir).step("unmount the folder of namespaces")

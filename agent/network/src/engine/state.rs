@@ -53,12 +53,43 @@ pub struct Bridge {
     pub subnet: Ipv4Net,
     /// No way out.
     pub internal: bool,
+    /// Where in the subnet addresses are. In a record of its own, so that an older daemon reads this one.
+    #[serde(skip)]
+    pub addressing: Addressing,
+}
+
+/// Which addresses of a bridge's subnet are given, where somebody asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Addressing {
+    /// The node's address; `None` for the first one.
+    pub gateway: Option<Ipv4Addr>,
+    /// Addresses that nobody named are chosen from here; `None` for the whole subnet.
+    pub range: Option<Ipv4Net>,
 }
 
 impl Bridge {
     /// The node's address on the bridge.
     pub fn gateway(&self) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(self.subnet.network()) + 1)
+        self.addressing.gateway.unwrap_or_else(|| Ipv4Addr::from(u32::from(self.subnet.network()) + 1))
+    }
+
+    fn pool(&self) -> Pool {
+        Pool { subnet: self.subnet, gateway: self.gateway(), range: self.addressing.range.unwrap_or(self.subnet) }
+    }
+}
+
+/// Where addresses are given from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pool {
+    subnet: Ipv4Net,
+    gateway: Ipv4Addr,
+    range: Ipv4Net,
+}
+
+impl Pool {
+    /// Of task links: the node's share.
+    pub fn of_tasks(node: &NodeAddresses) -> Self {
+        Self { subnet: node.tasks, gateway: node.gateway(), range: node.tasks }
     }
 }
 
@@ -245,13 +276,18 @@ impl State {
         given.filter(|address| subnet.contains(address)).collect()
     }
 
-    pub(super) fn claim(&self, subnet: Ipv4Net, address: Ipv4Addr) -> Result<Ipv4Addr, NetworkError> {
+    /// The pool of a bridge.
+    pub(super) fn pool_of(bridge: &Bridge) -> Pool {
+        bridge.pool()
+    }
+
+    pub(super) fn claim(&self, pool: Pool, address: Ipv4Addr) -> Result<Ipv4Addr, NetworkError> {
+        let Pool { subnet, gateway, .. } = pool;
         let refuse = |reason| Err(NetworkError::Address { address: IpAddr::V4(address), reason });
         if !subnet.contains(&address) {
             return refuse("it is not in the network's subnet");
         }
-        let offset = u32::from(address) - u32::from(subnet.network());
-        if offset < 2 || address == subnet.broadcast() {
+        if [subnet.network(), subnet.broadcast(), gateway].contains(&address) {
             return refuse("it is the network's own, its broadcast address or its gateway");
         }
         if self.in_use(subnet).contains(&address) {
@@ -260,13 +296,15 @@ impl State {
         Ok(address)
     }
 
-    pub(super) fn next_free(&mut self, subnet: Ipv4Net) -> Result<Ipv4Addr, NetworkError> {
-        let used = self.in_use(subnet);
-        let first = u32::from(subnet.network()) + 2;
-        let last = u32::from(subnet.broadcast()) - 1;
+    pub(super) fn next_free(&mut self, pool: Pool) -> Result<Ipv4Addr, NetworkError> {
+        let Pool { subnet, gateway, range } = pool;
+        let mut used = self.in_use(subnet);
+        used.insert(gateway);
+        let first = u32::from(range.network()).max(u32::from(subnet.network()) + 1);
+        let last = u32::from(range.broadcast()).min(u32::from(subnet.broadcast()) - 1);
         let start = self.cursors.get(&subnet).copied().filter(|at| (first..=last).contains(at)).unwrap_or(first);
         let found = (start..=last).chain(first..start).find(|address| !used.contains(&Ipv4Addr::from(*address)));
-        let found = found.ok_or(NetworkError::PoolExhausted { pool: subnet })?;
+        let found = found.ok_or(NetworkError::PoolExhausted { pool: range })?;
         self.cursors.insert(subnet, found + 1);
         Ok(Ipv4Addr::from(found))
     }
@@ -360,7 +398,10 @@ pub(super) mod tests {
     pub fn state() -> State {
         let name = DEFAULT_BRIDGE.to_owned();
         let subnet = "172.17.0.0/28".parse().unwrap();
-        let bridges = BTreeMap::from([(name.clone(), Bridge { name, number: 0, subnet, internal: false })]);
+        let bridges = BTreeMap::from([(
+            name.clone(),
+            Bridge { name, number: 0, subnet, internal: false, addressing: Addressing::default() },
+        )]);
         State { bridges, ..State::default() }
     }
 
@@ -419,6 +460,43 @@ pub(super) mod tests {
         assert!(ask(2, Some("192.0.2.2")));
         assert!(!ask(3, Some("192.0.2.1")));
         assert!(!ask(4, None));
+    }
+
+    #[test]
+    fn nothing_is_lost_of_a_subnet_after_many_containers_came_and_went() {
+        let (mut state, config) = (state(), config());
+        // Two stay, the others come and go; a seeded choice of who.
+        let mut seed = 7u32;
+        for _ in 0..100_000 {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let wanted = spec(seed >> 29);
+            if state.records.remove(&wanted.id).is_none() {
+                state.reserve(wanted, &config, |_| true).unwrap();
+            }
+        }
+        state.records.clear();
+        let all: BTreeSet<Ipv4Addr> =
+            (0..13).map(|id| state.reserve(spec(id), &config, |_| true).unwrap().links[0].address.addr()).collect();
+        assert_eq!(all.len(), 13);
+    }
+
+    #[test]
+    fn addresses_are_chosen_from_the_range_and_never_the_gateways() {
+        let (mut state, config) = (state(), config());
+        let bridge = state.bridges.get_mut(DEFAULT_BRIDGE).unwrap();
+        let gateway = Some(Ipv4Addr::new(172, 17, 0, 9));
+        bridge.addressing = Addressing { gateway, range: Some("172.17.0.8/30".parse().unwrap()) };
+        let mut last = |id: u32, asked: Option<[u8; 4]>| {
+            let mut spec = spec(id);
+            spec.bridges[0].address = asked.map(Ipv4Addr::from);
+            let record = state.reserve(spec, &config, |_| true)?;
+            assert_eq!(record.links[0].gateway, gateway);
+            Ok::<_, NetworkError>(record.links[0].address.addr().octets()[3])
+        };
+        assert_eq!((last(1, None).unwrap(), last(2, None).unwrap(), last(3, None).unwrap()), (8, 10, 11));
+        assert_eq!(last(4, None).unwrap_err().to_string(), "no free address is left in 172.17.0.8/30");
+        assert_eq!(last(4, Some([172, 17, 0, 1])).unwrap(), 1);
+        assert!(last(5, Some([172, 17, 0, 9])).is_err() && last(5, Some([172, 17, 0, 15])).is_err());
     }
 
     proptest! {

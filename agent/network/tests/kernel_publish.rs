@@ -1,0 +1,164 @@
+//! Where published ports are open, who the task sees as its client, and what becomes of connections when ports change.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs, reason = "a test")]
+
+mod world;
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::time::Duration;
+
+use skep_network::{BridgeAttachment, HostPort, SandboxId, SandboxSpec};
+use skep_proto::model::service::{PortConfig, Protocol, PublishMode};
+use skep_proto::model::{ServiceId, TaskId};
+use world::{CLIENT, World, ask_tcp, ask_udp, run, serve_tcp, serve_udp, within};
+
+fn plain(name: &str, ports: Vec<HostPort>) -> SandboxSpec {
+    let mut spec = SandboxSpec::new(SandboxId::new(name).unwrap());
+    spec.bridges.push(BridgeAttachment::default_bridge());
+    spec.host_ports = ports;
+    spec
+}
+
+fn port(bind: Option<&str>, published: u16, protocol: Protocol) -> HostPort {
+    let bind = bind.map(|address| address.parse::<IpAddr>().unwrap());
+    HostPort { bind, published: Some(published), target: 80, protocol }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn a_port_on_one_address_is_open_there_and_nowhere_else() {
+    let w = World::new(2);
+    let ns = w.nodes[0].netns.file_name().unwrap().to_string_lossy().into_owned();
+    run(&format!("ip -n {ns} addr add 10.99.0.101/24 dev uplink"));
+    let ports = |address: &str, number: u16| {
+        vec![port(Some(address), number, Protocol::Tcp), port(Some(address), number, Protocol::Udp)]
+    };
+    let network = &w.nodes[0].network;
+    let local = network.create_sandbox(plain("local", ports("127.0.0.1", 8080))).await.unwrap();
+    let one = network.create_sandbox(plain("one", ports("10.99.0.101", 8080))).await.unwrap();
+    let client = network.create_sandbox(plain("client", Vec::new())).await.unwrap();
+    for (sandbox, name) in [(&local, "local"), (&one, "one")] {
+        serve_tcp(&sandbox.netns, 80, name);
+        serve_udp(&sandbox.netns, 80, name);
+    }
+    // Both at the same port: they do not meet.
+    type Ask = fn(&Path, &str) -> std::io::Result<String>;
+    for ask in [ask_tcp as Ask, ask_udp as Ask] {
+        let who = |from: &Path, to: &str| ask(from, to).ok().map(|text| text.split(' ').next().unwrap().to_owned());
+        let (hub, node, inside) = (w.hub(), &w.nodes[0].netns, &client.netns);
+        assert_eq!(who(node, "127.0.0.1:8080").as_deref(), Some("local"));
+        assert_eq!(who(node, "10.99.0.101:8080").as_deref(), Some("one"));
+        assert_eq!(who(inside, "10.99.0.101:8080").as_deref(), Some("one"));
+        assert_eq!(ask(&hub, "10.99.0.101:8080").unwrap(), format!("one {CLIENT}"));
+        for (from, to) in [(node, "10.99.0.11"), (inside, "10.99.0.11"), (inside, "127.0.0.1"), (inside, "172.17.0.1")]
+        {
+            assert_eq!(who(from, &format!("{to}:8080")), None, "{to}");
+        }
+        assert_eq!(who(&hub, "10.99.0.11:8080"), None);
+    }
+    // A neighbour on the wire that routes 127.0.0.1 to the node.
+    let hub = format!("nsenter --net={}", w.hub().display());
+    run(&format!(
+        "{hub} sysctl -qw net.ipv4.conf.all.route_localnet=1 && {hub} ip route add 127.0.0.1 via 10.99.0.11 dev wire table 7 && \
+         {hub} ip rule add pref 1 to 127.0.0.1 lookup 7 && {hub} ip rule del pref 0 && {hub} ip rule add pref 2 lookup local"
+    ));
+    assert!(ask_tcp(&w.hub(), "127.0.0.1:8080").is_err());
+    let taken = network.create_sandbox(plain("all", vec![port(None, 8080, Protocol::Tcp)])).await.unwrap_err();
+    assert_eq!(taken.to_string(), "Bind for 0.0.0.0:8080 failed: port is already allocated");
+    let foreign = network.create_sandbox(plain("foreign", ports("192.0.2.1", 8080))).await.unwrap_err();
+    assert_eq!(foreign.to_string(), "Bind for 192.0.2.1:8080 failed: port is already allocated");
+}
+
+/// A connection that stays, to a server that echoes in `server`.
+fn hold(server: &Path, client: &Path, to: String) -> TcpStream {
+    let listener = within(server, || TcpListener::bind("0.0.0.0:80").unwrap()).join().unwrap();
+    let stream = within(client, move || TcpStream::connect(to).unwrap()).join().unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut byte = [0];
+        while stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {}
+    });
+    stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    stream
+}
+
+fn echoes(mut stream: &TcpStream) -> bool {
+    let mut byte = [0];
+    stream.write_all(b"x").is_ok() && stream.read_exact(&mut byte).is_ok()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn ports_change_without_a_word_to_the_connections_that_there_are() {
+    let mut w = World::new(2);
+    let net = w.network(1);
+    let (web, other) = (
+        w.service(1, net, "10.0.1.200/24", &[(Protocol::Tcp, 8080, 80)]),
+        w.service(2, net, "10.0.1.201/24", &[(Protocol::Tcp, 8081, 80)]),
+    );
+    w.apply().await;
+    let task = w.task(1, 1, Some(web), net, "10.0.1.10/24").await;
+    let neighbour = w.task(2, 0, Some(other), net, "10.0.1.11/24").await;
+    w.apply().await;
+    serve_tcp(&neighbour.netns, 80, "other");
+    // By the other node, so that entry and exit both have to keep it.
+    let held = hold(&task.netns, &w.hub(), "10.99.0.11:8080".into());
+    assert!(echoes(&held));
+    let numbers = |w: &mut World, service: ServiceId, list: &[u16]| {
+        let port = |number: &u16| PortConfig {
+            name: String::new(),
+            protocol: Protocol::Tcp,
+            target: 80,
+            published: Some(*number),
+            mode: PublishMode::Ingress,
+        };
+        w.view.services.get_mut(&service).unwrap().ports = list.iter().map(port).collect();
+    };
+    for (of_web, of_other) in
+        [(&[8080, 8090][..], &[8091][..]), (&[8090], &[8080]), (&[8090], &[]), (&[8070], &[8081, 8080])]
+    {
+        numbers(&mut w, web, of_web);
+        numbers(&mut w, other, of_other);
+        w.apply().await;
+        assert!(echoes(&held), "with {of_web:?} and {of_other:?}");
+        for number in of_other {
+            let answer = ask_tcp(&w.hub(), &format!("10.99.0.12:{number}")).unwrap();
+            assert_eq!(answer, format!("other {CLIENT}"), "port {number}");
+        }
+    }
+    let closed = ask_tcp(&w.hub(), "10.99.0.11:8090").unwrap_err();
+    assert_eq!(closed.kind(), std::io::ErrorKind::ConnectionRefused);
+    // Only with its task it ends.
+    w.view.endpoints.remove(&TaskId(1));
+    w.apply().await;
+    assert!(!echoes(&held));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn containers_reach_a_port_of_the_cluster_by_every_node_over_tcp_and_udp() {
+    let mut w = World::new(2);
+    let net = w.network(1);
+    let ports = [(Protocol::Tcp, 8080, 80), (Protocol::Udp, 8080, 80)];
+    let service = w.service(1, net, "10.0.1.200/24", &ports);
+    w.apply().await;
+    let task = w.task(1, 1, Some(service), net, "10.0.1.10/24").await;
+    let inside = w.task(2, 0, None, net, "10.0.1.11/24").await;
+    w.apply().await;
+    serve_tcp(&task.netns, 80, "b");
+    serve_udp(&task.netns, 80, "b");
+    let plain = w.nodes[0].network.create_sandbox(plain("plain", Vec::new())).await.unwrap();
+    type Ask = fn(&Path, &str) -> std::io::Result<String>;
+    for from in [&inside.netns, &plain.netns, &task.netns] {
+        for node in &w.nodes {
+            for ask in [ask_tcp as Ask, ask_udp as Ask] {
+                let answer = ask(from, &format!("{}:8080", node.address)).unwrap_or_else(|e| panic!("{e}"));
+                assert!(answer.starts_with("b "), "{answer}");
+            }
+        }
+    }
+    // A task that comes in at its own node is seen with its own address on the mesh.
+    let seen = ask_tcp(&inside.netns, "10.99.0.11:8080").unwrap();
+    assert_eq!(seen, format!("b {}", inside.mesh.unwrap()));
+}
