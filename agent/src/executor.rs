@@ -57,8 +57,8 @@ impl TaskUnit {
     }
 }
 
-/// The containers of a task, as the node shows them. Together they are one: they run when all run, and have ended when
-/// one has.
+/// The containers of a task, as the node shows them. Together they are one: they run from the first one's start, and have
+/// ended when one has that decides it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Containers {
     /// There are none.
@@ -80,8 +80,29 @@ pub struct Running {
     pub mesh: Option<IpAddr>,
     /// Ports published in host mode, with the numbers that were taken.
     pub host_ports: Vec<PortConfig>,
-    /// The worst health among the containers that have a health check.
+    /// The worst health among the containers that have a health check or probes. It is [`HealthStatus::Starting`] while
+    /// containers are still to be started.
     pub health: Option<HealthStatus>,
+    /// A readiness probe fails: the task wants no new connections.
+    pub unready: bool,
+    /// Some of its containers have their turn later. Preparing the task must have come before they can start.
+    pub unfinished: bool,
+}
+
+impl Running {
+    /// What [`Executor::wait`] waits for a change of.
+    pub fn seen(&self) -> Seen {
+        Seen { health: self.health, unready: self.unready }
+    }
+}
+
+/// What was last seen of running containers, as far as it changes while they run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Seen {
+    /// See [`Running::health`].
+    pub health: Option<HealthStatus>,
+    /// See [`Running::unready`].
+    pub unready: bool,
 }
 
 /// How containers ended.
@@ -111,12 +132,13 @@ pub trait Executor: Send + Sync + 'static {
     /// Makes the containers without starting them.
     async fn create(&self, unit: &TaskUnit) -> Result<(), ExecutorError>;
 
-    /// Starts the containers and returns once they run.
+    /// Starts the containers whose turn it is and returns once they run. Those that come after an init container are
+    /// started by [`Self::wait`].
     async fn start(&self, unit: &TaskUnit) -> Result<Running, ExecutorError>;
 
-    /// Returns when the running containers have ended, or when their health is another than `seen`: what they are then.
-    /// Dropping the future is allowed.
-    async fn wait(&self, unit: &TaskUnit, seen: Option<HealthStatus>) -> Result<Containers, ExecutorError>;
+    /// Returns when the running containers have ended, or show something else than `seen`: what they are then. Starts
+    /// those whose turn comes meanwhile. Dropping the future is allowed.
+    async fn wait(&self, unit: &TaskUnit, seen: Seen) -> Result<Containers, ExecutorError>;
 
     /// Ends running containers: stop signal, grace, SIGKILL. Returns when they have ended.
     async fn stop(&self, unit: &TaskUnit) -> Result<Exit, ExecutorError>;

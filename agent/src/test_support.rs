@@ -51,7 +51,13 @@ pub fn status(state: TaskState) -> TaskStatus {
 }
 
 pub fn report(task: u128, state: TaskState) -> StatusReport {
-    StatusReport { task: TaskId(task), status: status(state), vitals: TaskVitals::default(), mesh: None }
+    StatusReport {
+        task: TaskId(task),
+        status: status(state),
+        vitals: TaskVitals::default(),
+        mesh: None,
+        unready: false,
+    }
 }
 
 pub fn spec() -> Arc<AssignedSpec> {

@@ -118,6 +118,10 @@ impl Sandboxes for Namespaces {
         Ok(sandbox)
     }
 
+    async fn reshape(&self, request: SandboxRequest) -> Result<Sandbox, SandboxError> {
+        self.ensure(request).await
+    }
+
     async fn remove(&self, id: &str) -> Result<(), SandboxError> {
         if let Some(sandbox) = self.known.lock().unwrap().remove(id) {
             ip(&["netns", "delete", sandbox.netns.file_name().unwrap().to_str().unwrap()]);

@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 use skep_agent::executor::files::Files;
 use skep_agent::executor::node::sandbox::{Sandbox, SandboxError, SandboxRequest, Sandboxes};
 use skep_agent::executor::node::{NodeExecutor, NodeParts};
-use skep_agent::executor::{Containers, Executor, ExecutorError, Exit, TaskUnit};
+use skep_agent::executor::{Containers, Executor, ExecutorError, Exit, Seen, TaskUnit};
 use skep_engine::containers::{Config, Containers as EngineContainers};
 use skep_engine::images::{Images, ImagesConfig, Import};
 use skep_engine::runtime::cgroups::Cgroups;
@@ -222,7 +222,7 @@ async fn a_task_runs_ends_and_leaves_nothing_once_it_is_removed() {
     assert_ne!(pid, 0);
     let shown = node.containers.find(&unit.name(NodeId(1))).unwrap();
     assert_eq!(shown, unit.container_id(0));
-    assert_eq!(node.executor.wait(&unit, None).await.unwrap(), Containers::Ended(exit(3)));
+    assert_eq!(node.executor.wait(&unit, Seen::default()).await.unwrap(), Containers::Ended(exit(3)));
     assert_eq!(node.executor.observe(&unit).await.unwrap(), Containers::Ended(exit(3)));
     node.executor.release(unit.task.id).await.unwrap();
     // The dead container stays for its log; the image's volume stays with it.
@@ -269,7 +269,7 @@ async fn a_new_process_takes_the_task_over_with_the_same_pid_and_sees_its_end() 
     node.reopen().await;
     let Containers::Running(running) = node.executor.observe(&unit).await.unwrap() else { panic!() };
     assert_eq!(running.pid, pid);
-    let (ended, stopped) = tokio::join!(node.executor.wait(&unit, None), node.executor.stop(&unit));
+    let (ended, stopped) = tokio::join!(node.executor.wait(&unit, Seen::default()), node.executor.stop(&unit));
     assert_eq!((ended.unwrap(), stopped.unwrap().code), (Containers::Ended(exit(137)), 137));
     node.executor.remove(unit.task.id).await.unwrap();
 }
@@ -280,7 +280,7 @@ async fn the_end_of_one_container_ends_the_task() {
     let node = Node::new().await;
     let unit = unit(&["sleep 1000", "sleep 0.2; exit 4"]);
     node.up(&unit).await.unwrap();
-    assert_eq!(node.executor.wait(&unit, None).await.unwrap(), Containers::Ended(exit(4)));
+    assert_eq!(node.executor.wait(&unit, Seen::default()).await.unwrap(), Containers::Ended(exit(4)));
     assert!(node.containers.list(false).is_empty());
     node.executor.remove(unit.task.id).await.unwrap();
 }
@@ -379,7 +379,7 @@ async fn secrets_and_configs_are_files_in_memory_with_the_owner_and_mode_asked_f
     let container = node.containers.inspect(unit.container_id(0)).unwrap();
     let volume = container.mounts.iter().find(|mount| mount.target == "/data").unwrap();
     std::fs::write(volume.source.join("go"), "").unwrap();
-    assert_eq!(node.executor.wait(&unit, None).await.unwrap(), Containers::Ended(exit(0)));
+    assert_eq!(node.executor.wait(&unit, Seen::default()).await.unwrap(), Containers::Ended(exit(0)));
     let mut lines = String::new();
     let mut log = node
         .containers

@@ -420,7 +420,7 @@ impl Leader {
     }
 
     fn start(&self, parts: &mut JoinSet<()>, reign: &CancellationToken) {
-        self.plan(parts, orchestrator::Orchestrator, reign);
+        self.plan(parts, orchestrator::Orchestrator::default(), reign);
         self.plan(parts, allocator::Allocator, reign);
         self.plan(parts, scheduler::Scheduler::default(), reign);
         self.plan(parts, reaper::Reaper, reign);

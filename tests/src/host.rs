@@ -26,20 +26,29 @@ fn collect(dir: &Path, pids: &mut Vec<u64>) {
 
 /// Shims of the daemon with that pid: those whose arguments lie below the same root.
 pub fn shims(daemon: u64) -> Vec<u64> {
-    let words = |pid: u64| -> Vec<String> {
-        let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).split('\0').map(str::to_owned).collect()
-    };
     let arguments = words(daemon);
     let root =
         arguments.iter().position(|w| w == "--root").and_then(|i| arguments.get(i + 1)).cloned().unwrap_or_default();
-    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
-    let all = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u64>().ok());
-    all.filter(|pid| {
-        let words = words(*pid);
+    processes(|words| {
         words.first().is_some_and(|w| w.ends_with("skep-shim")) && words.iter().any(|w| w.starts_with(&root))
     })
-    .collect()
+}
+
+/// Name servers whose files lie below that root.
+pub fn name_servers(root: &Path) -> Vec<u64> {
+    processes(|words| words.get(1).is_some_and(|w| w == "net") && words.iter().any(|w| Path::new(w).starts_with(root)))
+}
+
+fn words(pid: u64) -> Vec<String> {
+    let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).split('\0').map(str::to_owned).collect()
+}
+
+/// Processes whose command line is such.
+fn processes(is: impl Fn(&[String]) -> bool) -> Vec<u64> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let all = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u64>().ok());
+    all.filter(|pid| is(&words(*pid))).collect()
 }
 
 /// SIGKILL. A process that is gone already is what was wanted.

@@ -3,6 +3,8 @@
 //! The programs are those that `deploy/test` has built: `$SKEP` (else `skep` beside the test's own target folder), the
 //! shim that `$SKEP_SHIM` names, and `$DOCKER` (else `docker`).
 
+pub mod api;
+pub mod chaos;
 pub mod host;
 pub mod images;
 pub mod load;
@@ -11,6 +13,7 @@ pub mod terminal;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -224,6 +227,24 @@ impl Lab {
     /// When nobody answers.
     pub fn http(&self, node: &str, port: u16, path: &str) -> anyhow::Result<String> {
         http(&format!("{}:{port}", self.address(node)), path)
+    }
+
+    /// One request to a node's socket, with a JSON body unless that is empty; the body of the answer.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub fn api(&self, node: &str, method: &str, path: &str, body: &str) -> anyhow::Result<String> {
+        let mut stream = UnixStream::connect(self.socket(node)).context("connecting")?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let length = body.len();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.0\r\nHost: d\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        )?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let answer = String::from_utf8_lossy(&answer);
+        answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).context("no HTTP answer")
     }
 
     /// Tasks of a service that run and are meant to, as `ID NODE` lines.

@@ -125,6 +125,21 @@ fn verbs_change_several_containers_and_tell_each_failure(lab: &Lab) {
     let mut started = lab.skep_command(NODE, &["start", "-a", "case"]).spawn().unwrap();
     eventually("it runs and is killed", || lab.skep(NODE, &["kill", "case"]).map(drop));
     assert_eq!(started.wait().unwrap().code(), Some(137));
+
+    lab.skep(NODE, &["volume", "create", "data"]).unwrap();
+    let found = output(lab, &["volume", "inspect", "nobody", "data"]);
+    assert!(!found.status.success() && stdout(&found).contains(r#""Name": "data""#), "{found:?}");
+    let removed = output(lab, &["volume", "rm", "nobody", "data"]);
+    assert_eq!(
+        (removed.status.code(), stdout(&removed)),
+        (
+            Some(1),
+            "data
+"
+            .into()
+        )
+    );
+    assert!(stderr(&removed).contains("nobody"), "{}", stderr(&removed));
 }
 
 fn objects_are_listed_and_inspected_in_formats(lab: &Lab) {

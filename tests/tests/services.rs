@@ -126,6 +126,16 @@ fn exec_reaches_other_nodes(lab: &Lab) {
     let output = lab.docker_output("m1", &["exec", container.trim(), "/whoami", "whoami", "--what"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() != Some(0) && said.contains("usage: whoami"), "{said}");
+
+    // What one manager prepares, another starts: clients may be behind a balancer.
+    let body = r#"{"AttachStderr":true,"Cmd":["/whoami","whoami","--what"]}"#;
+    let made = lab.api("m1", "POST", &format!("/containers/{}/exec", container.trim()), body).unwrap();
+    let exec = made.split('"').find(|part| part.len() == 64).expect("an exec id").to_owned();
+    let other = if line.ends_with(" m2") { "m3" } else { "m2" };
+    let said = lab.api(other, "POST", &format!("/exec/{exec}/start"), "{}").unwrap();
+    assert!(said.contains("usage: whoami"), "{said}");
+    let state = lab.api("m1", "GET", &format!("/exec/{exec}/json"), "").unwrap();
+    assert!(state.contains(r#""Running":false"#), "{state}");
 }
 
 #[test]

@@ -15,10 +15,6 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Where the socket of the name server lies; its path must fit a Unix address (107 bytes).
     pub run_dir: PathBuf,
-    /// This node.
-    pub node: NodeId,
-    /// Addresses that the overlay uses here, one per family.
-    pub data_path: Vec<IpAddr>,
     /// UDP port of plain VXLAN.
     pub vxlan_port: u16,
     /// Start of the names of links and tables in the node's namespace, 1 to 6 characters: two daemons in one
@@ -30,6 +26,31 @@ pub struct Config {
     pub infra: IpNet,
     /// The program that serves names when called as `PROGRAM net --dir … --run-dir …`.
     pub netd_exe: PathBuf,
+}
+
+/// Where the node stands: what changes when it enters or leaves a cluster, while its network goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Place {
+    /// The node; `None` while it is in no cluster, and after a start until that is known.
+    pub node: Option<NodeId>,
+    /// Addresses that overlays use here, one per family.
+    pub data_path: Vec<IpAddr>,
+}
+
+impl Place {
+    /// This node's IPv4 address on the underlay.
+    pub fn underlay(&self) -> Option<Ipv4Addr> {
+        first_v4(&self.data_path)
+    }
+
+    /// Checks what can be checked without the kernel.
+    ///
+    /// # Errors
+    /// [`NetworkError::Config`].
+    pub fn validate(&self) -> Result<(), NetworkError> {
+        let what = "the data path has no IPv4 address, and overlays over IPv6 are not supported yet";
+        self.underlay().map(drop).ok_or_else(|| NetworkError::Config { what: what.into() })
+    }
 }
 
 /// Group of the node's ends of task links.
@@ -65,9 +86,6 @@ impl Config {
         if self.prefix.is_empty() || self.prefix.len() > 6 || !self.prefix.bytes().all(|b| b.is_ascii_alphanumeric()) {
             return bad(format!("link prefix {:?} is not 1 to 6 letters and digits", self.prefix));
         }
-        if self.underlay().is_none() {
-            return bad("the data path has no IPv4 address, and overlays over IPv6 are not supported yet".into());
-        }
         if self.vxlan_port == 0 {
             return bad("the VXLAN port is 0".into());
         }
@@ -87,11 +105,6 @@ impl Config {
             return bad(format!("the bridge subnet {bridge} and the infrastructure range {infra} overlap"));
         }
         Ok(())
-    }
-
-    /// This node's IPv4 address on the underlay.
-    pub fn underlay(&self) -> Option<Ipv4Addr> {
-        first_v4(&self.data_path)
     }
 
     /// Names of links and tables.

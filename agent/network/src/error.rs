@@ -92,6 +92,12 @@ pub enum NetworkError {
         /// The sandbox.
         id: String,
     },
+    /// No sandbox has that id.
+    #[error("sandbox {id} not found")]
+    UnknownSandbox {
+        /// The id asked for.
+        id: String,
+    },
     /// Something of IPv6 or another kind that is not built yet.
     #[error("{what} is not supported yet")]
     Unsupported {
@@ -131,6 +137,7 @@ impl NetworkError {
                 false
             }
             Self::Address { .. } | Self::NoWayOut { .. } | Self::Differs { .. } | Self::Unsupported { .. } => false,
+            Self::UnknownSandbox { .. } => false,
         }
     }
 }

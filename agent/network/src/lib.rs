@@ -20,7 +20,7 @@ mod record;
 pub mod spec;
 mod sys;
 
-pub use config::Config;
+pub use config::{Config, Place};
 pub use engine::{Bridge, NodeNetwork};
 pub use error::NetworkError;
 pub use names::{DnsPorts, FakeNames, Names, SandboxDns};

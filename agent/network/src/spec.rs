@@ -199,6 +199,13 @@ pub struct SandboxLink {
     pub gateway: Option<Ipv4Addr>,
 }
 
+impl SandboxLink {
+    /// Number of the link in its sandbox, which its port outside is named by as well.
+    pub fn number(&self) -> usize {
+        self.name.strip_prefix("eth").and_then(|digits| digits.parse().ok()).unwrap_or(usize::MAX)
+    }
+}
+
 /// Content of `/etc/resolv.conf` for a sandbox. What was not asked for is as in `node`, the node's own file, as with
 /// Docker; the search domain `.` stands for none.
 pub fn resolv_conf(dns: &Resolver, node: &str) -> String {

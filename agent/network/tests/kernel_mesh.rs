@@ -53,7 +53,7 @@ async fn nodes_and_their_containers_are_clients_too() {
         for to in ["127.0.0.1".to_owned(), node.address.to_string(), w.nodes[0].address.to_string()] {
             let to = format!("{to}:8080");
             for ask in [ask_tcp, ask_udp] {
-                let answer = ask(&node.netns, &to).unwrap_or_else(|e| panic!("node {} by {to}: {e}", node.index));
+                let answer = ask(&node.netns, &to).unwrap_or_else(|e| panic!("node {} by {to}: {e}", node.id));
                 assert!(answer.starts_with("b "), "{answer}");
             }
         }

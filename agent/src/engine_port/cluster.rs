@@ -89,7 +89,7 @@ fn elsewhere<'a>(config: &'a ContainerConfig, local: &[LocalNetwork]) -> Vec<&'a
     endpoints.iter().filter(|endpoint| connect::find(local, &endpoint.network).is_none()).collect()
 }
 
-fn not_attached(network: &str, error: ClusterError) -> EngineError {
+pub(super) fn not_attached(network: &str, error: ClusterError) -> EngineError {
     match error {
         ClusterError::Refused { code, .. } if code == "NotFound" => EngineError::NoSuchNetwork(network.to_owned()),
         // Docker's words.
@@ -217,9 +217,13 @@ impl NodeEngine {
 /// The wish that a place was given for.
 fn named(config: &ContainerConfig, id: NetworkId, name: &str) -> NetworkEndpoint {
     let NetworkMode::Networks(endpoints) = &config.network else { return NetworkEndpoint::default() };
-    let id = id.to_string();
-    let is_meant = |e: &&NetworkEndpoint| e.network == name || (!e.network.is_empty() && id.starts_with(&e.network));
-    endpoints.iter().find(is_meant).cloned().unwrap_or_default()
+    endpoints.iter().find(|endpoint| is_meant(endpoint, id, name)).cloned().unwrap_or_default()
+}
+
+/// Whether an endpoint means the network of that id and name.
+pub(super) fn is_meant(endpoint: &NetworkEndpoint, id: NetworkId, name: &str) -> bool {
+    let by_id = || !endpoint.network.is_empty() && id.to_string().starts_with(&endpoint.network);
+    endpoint.network == name || by_id()
 }
 
 fn v4(address: IpAddr) -> Option<Ipv4Addr> {
@@ -229,7 +233,7 @@ fn v4(address: IpAddr) -> Option<Ipv4Addr> {
     }
 }
 
-fn wish(config: &ContainerConfig, hostname: &str, endpoint: &NetworkEndpoint, network: NetworkId) -> Wish {
+pub(super) fn wish(config: &ContainerConfig, hostname: &str, endpoint: &NetworkEndpoint, network: NetworkId) -> Wish {
     let further = names(config, hostname).into_iter().filter(|name| *name != config.name);
     Wish {
         network: network.to_string(),

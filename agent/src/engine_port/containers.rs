@@ -107,7 +107,7 @@ impl NodeEngine {
     pub async fn start_task(&self, id: ContainerId, etc: EtcContents) -> Result<bool, EngineError> {
         let container = self.inspect(id)?;
         prepare::mount_again(&self.inner.volumes, &container.mounts).await.map_err(errors::volume)?;
-        let with = StartWith { network: container.config.network, etc: Some(etc), files: Vec::new() };
+        let with = StartWith { network: container.config.network, etc: Some(etc), ..StartWith::default() };
         self.inner.containers.start(id, with).await.map_err(errors::container)
     }
 
@@ -184,7 +184,7 @@ impl NodeEngine {
                 let sandbox = made.map_err(|error| errors::connecting(&config.name, error))?;
                 let etc = etc::of_sandbox(hostname, extra, &sandbox);
                 let network = NetworkMode::Sandbox(sandbox.netns);
-                return Ok(StartWith { network, etc: Some(etc), files: Vec::new() });
+                return Ok(StartWith { network, etc: Some(etc), ..StartWith::default() });
             }
             Plan::Host => etc::of_host(hostname, extra, &dns, &node_etc().await),
             Plan::Nothing => etc::of_nothing(hostname, extra, &dns, &node_etc().await),

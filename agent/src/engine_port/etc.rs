@@ -63,6 +63,15 @@ pub fn hosts(hostname: &str, extra: &[String], addresses: &[IpAddr]) -> String {
     text
 }
 
+/// `/etc/hosts` after the container's own addresses changed: lines of addresses that are gone are left out, new ones follow.
+pub fn move_hosts(text: &str, hostname: &str, before: &[IpAddr], after: &[IpAddr]) -> String {
+    let line = |address: &IpAddr| format!("{address}\t{hostname}");
+    let gone: Vec<String> = before.iter().filter(|address| !after.contains(address)).map(line).collect();
+    let new = after.iter().filter(|address| !before.contains(address)).map(line);
+    let kept = text.lines().filter(|old| !gone.iter().any(|gone| gone == old)).map(str::to_owned);
+    kept.chain(new).map(|line| line + "\n").collect()
+}
+
 fn push_extra(text: &mut String, extra: &[String]) {
     for line in extra {
         let words: Vec<&str> = line.split_whitespace().collect();

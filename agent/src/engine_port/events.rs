@@ -123,10 +123,22 @@ impl NodeEngine {
         let Ok(networks) = self.list_networks().await else { return };
         let joined = networks.iter().filter(|n| about.networks.iter().any(|wish| *wish == n.name || *wish == n.id));
         for network in joined {
-            let mut attributes = of_network(network);
-            attributes.insert("container".to_owned(), id.to_string());
-            self.publish(EventKind::LocalNetwork, action, network.id.clone(), attributes);
+            self.tell_of_connection(action, id, network);
         }
+    }
+
+    /// Of a container that joins or leaves a network of this node.
+    pub(super) fn tell_of_connection(&self, action: &str, id: ContainerId, network: &LocalNetwork) {
+        let mut attributes = of_network(network);
+        attributes.insert("container".to_owned(), id.to_string());
+        self.publish(EventKind::LocalNetwork, action, network.id.clone(), attributes);
+    }
+
+    /// Of a container that joins or leaves a network of the cluster.
+    pub(super) fn tell_of_overlay(&self, action: &str, id: ContainerId, network: &str, name: &str) {
+        let attributes = [("name", name.to_owned()), ("type", "overlay".to_owned()), ("container", id.to_string())];
+        let attributes = attributes.map(|(key, value)| (key.to_owned(), value)).into();
+        self.publish(EventKind::LocalNetwork, action, network.to_owned(), attributes);
     }
 
     /// Of a container that is there.

@@ -20,6 +20,7 @@ pub mod etc;
 mod events;
 mod images;
 mod info;
+mod join;
 mod networks;
 mod port;
 pub mod prepare;

@@ -13,7 +13,8 @@ use skep_engine::images::Import;
 use skep_proto::model::Network;
 use skep_proto::model::container::RegistryAuth;
 use skep_proto::model::engine::{
-    Container, ContainerConfig, ExecConfig, ExecState, Image, LocalNetwork, LogLine, LogQuery, PullProgress, Volume,
+    Container, ContainerConfig, ExecConfig, ExecState, Image, LocalNetwork, LogLine, LogQuery, NetworkEndpoint,
+    PullProgress, Volume,
 };
 
 use super::{NodeEngine, errors};
@@ -85,7 +86,13 @@ impl Engine for NodeEngine {
     }
 
     async fn rename(&self, reference: &Reference, name: &str) -> Result<(), EngineError> {
-        self.rename_container(self.find(reference)?, name)
+        let id = self.find(reference)?;
+        let name = name.to_owned();
+        self.to_the_end(|this| async move {
+            this.rename_container(id, &name)?;
+            this.announce_name(id).await
+        })
+        .await
     }
 
     async fn remove(&self, reference: &Reference, force: bool, volumes: bool) -> Result<(), EngineError> {
@@ -233,6 +240,26 @@ impl Engine for NodeEngine {
 
     async fn create_network(&self, network: LocalNetwork) -> Result<LocalNetwork, EngineError> {
         self.to_the_end(|this| async move { this.make_network(network).await }).await
+    }
+
+    async fn connect_network(&self, reference: &Reference, endpoint: NetworkEndpoint) -> Result<(), EngineError> {
+        let id = self.find(reference)?;
+        self.to_the_end(|this| async move { this.connect(id, endpoint).await }).await
+    }
+
+    async fn disconnect_network(
+        &self,
+        reference: &Reference,
+        network: &Reference,
+        force: bool,
+    ) -> Result<(), EngineError> {
+        // A container that is gone, with a network that still shows it: there is nothing to be done, as `force` says.
+        let id = match self.find(reference) {
+            Err(EngineError::NoSuchContainer(_)) if force => return Ok(()),
+            found => found?,
+        };
+        let network = network.to_owned();
+        self.to_the_end(|this| async move { this.disconnect(id, &network).await }).await
     }
 
     async fn remove_network(&self, reference: &Reference) -> Result<(), EngineError> {

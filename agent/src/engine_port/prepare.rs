@@ -13,6 +13,8 @@ use skep_proto::model::container::{ContainerSpec, Mount, MountKind};
 use skep_proto::model::engine::{ContainerConfig, ImageConfig, ResolvedMount};
 use skep_proto::model::{ContainerId, Labels};
 
+/// Label of volumes whose tasks must run where they are.
+pub const PINNED: &str = "skep.pinned";
 /// Docker's label of volumes that nobody named.
 const ANONYMOUS: &str = "com.docker.volume.anonymous";
 
@@ -161,11 +163,18 @@ async fn volume(volumes: &Volumes, container: ContainerId, mount: &Mount) -> Res
         name = anonymous_name(container, &mount.target);
         labels.entry(ANONYMOUS.to_owned()).or_default();
     }
-    let new = NewVolume { name, driver: driver.name, options: driver.options, labels };
+    let mut new = NewVolume { name, driver: driver.name, options: driver.options, labels };
+    if options.pinned {
+        new.labels.entry(PINNED.to_owned()).or_default();
+    }
     let name = volumes.create(new).await?.name;
-    let place = match volumes.mount(&name).await {
-        Ok(root) => below(&name, root, &options.subpath).await,
+    let root = match volumes.mount(&name).await {
+        Ok(root) => own(&root, options.scratch, options.gid).await.map(|()| root).map_err(PrepareError::Invalid),
         Err(error) => Err(error.into()),
+    };
+    let place = match root {
+        Ok(root) => below(&name, root, &options.subpath).await,
+        Err(error) => Err(error),
     };
     match place {
         Ok(source) => Ok(show(mount, "volume", name, source, String::new())),
@@ -176,6 +185,26 @@ async fn volume(volumes: &Volumes, container: ContainerId, mount: &Mount) -> Res
             Err(error)
         }
     }
+}
+
+/// Lets those write to the root of a volume that are meant to: anybody to a task's own, a group to one that is given to it.
+async fn own(root: &Path, everybody: bool, group: Option<u32>) -> Result<(), String> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    if !everybody && group.is_none() {
+        return Ok(());
+    }
+    let root = root.to_owned();
+    let change = move || {
+        let known = std::fs::metadata(&root)?;
+        let mode = known.mode() & 0o7777 | if everybody { 0o777 } else { 0 } | if group.is_some() { 0o2070 } else { 0 };
+        if let Some(group) = group.filter(|group| *group != known.gid()) {
+            std::os::unix::fs::chown(&root, None, Some(group))?;
+        }
+        std::fs::set_permissions(&root, std::fs::Permissions::from_mode(mode))
+    };
+    let changed: std::io::Result<()> =
+        tokio::task::spawn_blocking(change).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+    changed.map_err(|error| format!("giving the volume to the task's processes: {error}"))
 }
 
 /// A path inside a volume. Links in it are its containers' work: what they lead to must be inside, too.

@@ -145,6 +145,12 @@ pub trait Sandboxes: Send + Sync + 'static {
     /// A dropped call may have made it; [`Self::remove`] takes it away.
     async fn ensure(&self, request: SandboxRequest) -> Result<Sandbox, SandboxError>;
 
+    /// Gives a sandbox that is there other networks or other names on them; links that stay are not touched.
+    ///
+    /// # Cancel safety
+    /// A dropped call goes on.
+    async fn reshape(&self, request: SandboxRequest) -> Result<Sandbox, SandboxError>;
+
     /// Takes a sandbox away, if it is there. Its ports and addresses are free when this returns.
     async fn remove(&self, id: &str) -> Result<(), SandboxError>;
 

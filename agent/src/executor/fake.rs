@@ -190,11 +190,11 @@ impl Executor for FakeNode {
         .await?
     }
 
-    async fn wait(&self, unit: &TaskUnit, seen: Option<HealthStatus>) -> Result<Containers, ExecutorError> {
+    async fn wait(&self, unit: &TaskUnit, seen: Seen) -> Result<Containers, ExecutorError> {
         let mut changes = self.changed.subscribe();
         loop {
             match self.inner().tasks.get(&unit.task.id).map(|task| task.containers.clone()) {
-                Some(Containers::Running(running)) if running.health == seen => {}
+                Some(Containers::Running(running)) if running.seen() == seen => {}
                 Some(found @ (Containers::Running(_) | Containers::Ended(_))) => return Ok(found),
                 _ => return Err(gone()),
             }

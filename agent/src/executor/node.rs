@@ -2,11 +2,17 @@
 //!
 //! What is made is named after the task, so that every operation finds what an earlier one, or an earlier process, left.
 
+mod act;
 mod files;
 mod mounts;
 pub mod plan;
+mod pod;
+mod probe;
 mod resources;
+mod run;
 pub mod sandbox;
+mod tls;
+mod watch;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -14,15 +20,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, join_all, select_all, try_join_all};
-use skep_engine::containers::{
-    ContainerError, ContainerFile, Containers as EngineContainers, EtcContents, StartWith, WaitCondition,
-};
+use futures_util::future::try_join_all;
+use skep_engine::containers::{ContainerError, ContainerFile, Containers as EngineContainers};
 use skep_engine::images::{CollectPolicy, ImageError, ImageRef, Images, PullPolicy};
 use skep_engine::volumes::Volumes;
-use skep_proto::model::engine::{Container, ContainerConfig, NetworkMode};
-use skep_proto::model::{ContainerId, ContainerSpec, Health, HealthStatus, NodeDescription, NodeId, TaskId};
+use skep_proto::model::engine::Container;
+use skep_proto::model::pod::Pull;
+use skep_proto::model::{ContainerId, ContainerSpec, NodeDescription, NodeId, TaskId};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tracing::{info, warn};
@@ -30,8 +34,8 @@ use tracing::{info, warn};
 use self::plan::Connection;
 use self::sandbox::{Sandbox, SandboxError, SandboxRequest, Sandboxes};
 use super::files::Files;
-use super::{Containers, Executor, ExecutorError, Exit, Running, TaskUnit};
-use crate::engine_port::{etc, prepare};
+use super::{Containers, Executor, ExecutorError, Exit, Running, Seen, TaskUnit};
+use crate::engine_port::prepare;
 
 /// How long a registry's word on a tag holds, so that a hundred replicas ask once. Docker's agents ask for each.
 const TAG_HOLDS: Duration = Duration::from_secs(60);
@@ -68,7 +72,7 @@ pub struct NodeParts {
 /// Runs tasks on this node.
 pub struct NodeExecutor {
     parts: NodeParts,
-    starts: Semaphore,
+    starts: Arc<Semaphore>,
     prepared: Mutex<HashMap<TaskId, Prepared>>,
     /// Images of containers of tasks: they stay while the container does, whoever untags them.
     held: Mutex<HashMap<ContainerId, ImageRef>>,
@@ -76,6 +80,10 @@ pub struct NodeExecutor {
     asked: Mutex<HashMap<String, Instant>>,
     /// One task at a time chooses among the named resources.
     choosing: tokio::sync::Mutex<()>,
+    /// Probes of running containers.
+    watchers: watch::Shared,
+    /// Held while containers of a task are started: a start goes on when its caller does not wait any more.
+    turns: Mutex<HashMap<TaskId, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 /// What preparing a task gave. It exists only in this process: preparing again finds it again.
@@ -94,7 +102,7 @@ impl NodeExecutor {
     /// An executor over `parts`. Images of existing containers of tasks are held from now on; those of plain containers are
     /// for whoever runs them to hold, before the first collection.
     pub fn new(parts: NodeParts) -> Self {
-        let starts = Semaphore::new(parts.parallel_starts.max(1));
+        let starts = Arc::new(Semaphore::new(parts.parallel_starts.max(1)));
         let mut held = HashMap::new();
         for container in parts.containers.list(true).into_iter().filter(|found| found.config.task.is_some()) {
             match parts.images.hold(&container.image_id) {
@@ -113,41 +121,18 @@ impl NodeExecutor {
             held: Mutex::new(held),
             asked: Mutex::default(),
             choosing: tokio::sync::Mutex::default(),
+            watchers: watch::Shared::default(),
+            turns: Mutex::default(),
         }
-    }
-
-    fn ids(unit: &TaskUnit) -> impl Iterator<Item = ContainerId> + '_ {
-        (0..unit.spec.task.containers.len()).map(|index| unit.container_id(index))
-    }
-
-    /// Those containers of the task that exist.
-    fn existing(&self, unit: &TaskUnit) -> Vec<Container> {
-        Self::ids(unit).filter_map(|id| self.parts.containers.inspect(id).ok()).collect()
-    }
-
-    async fn running(&self, task: TaskId) -> Result<Running, ExecutorError> {
-        let sandbox = self.parts.sandboxes.find(task).await?;
-        Ok(sandbox.map_or_else(Running::default, |sandbox| Running {
-            pid: 0,
-            mesh: sandbox.mesh,
-            host_ports: sandbox.host_ports,
-            health: None,
-        }))
-    }
-
-    async fn together(&self, unit: &TaskUnit) -> Result<Containers, ExecutorError> {
-        let existing = self.existing(unit);
-        let running = if existing.iter().any(|container| container.state.pid != 0) {
-            self.running(unit.task.id).await?
-        } else {
-            Running::default()
-        };
-        Ok(plan::together(&existing, unit.spec.task.containers.len(), running))
     }
 
     async fn image(&self, unit: &TaskUnit, index: usize) -> Result<ImageRef, ExecutorError> {
         let spec = &unit.spec.task.containers[index];
-        let policy = self.policy(&spec.image);
+        let policy = match spec.pod.as_ref().and_then(|pod| pod.pull) {
+            Some(Pull::Never) => PullPolicy::Never,
+            Some(Pull::IfNotPresent) => PullPolicy::IfNotPresent,
+            Some(Pull::Always) | None => self.policy(&spec.image),
+        };
         self.parts.images.resolve(&spec.image, policy, spec.registry_auth.as_ref()).await.map_err(image_error)
     }
 
@@ -193,86 +178,17 @@ impl NodeExecutor {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn turns(&self) -> MutexGuard<'_, HashMap<TaskId, Arc<tokio::sync::Mutex<()>>>> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn turn(&self, task: TaskId) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(self.turns().entry(task).or_default())
+    }
+
     fn prepared_of(&self, unit: &TaskUnit) -> Result<Prepared, ExecutorError> {
         let prepared = self.prepared().get(&unit.task.id).cloned();
         prepared.ok_or_else(|| ExecutorError::Temporary("the task is not prepared".into()))
-    }
-
-    async fn create_one(&self, unit: &TaskUnit, prepared: &Prepared, index: usize) -> Result<(), ExecutorError> {
-        if self.parts.containers.inspect(unit.container_id(index)).is_ok() {
-            return Ok(());
-        }
-        let image = &prepared.images[index];
-        let network = match (&prepared.connection, &prepared.sandbox) {
-            (Connection::Host, _) => NetworkMode::Host,
-            (_, Some(sandbox)) => NetworkMode::Sandbox(sandbox.netns.clone()),
-            (_, None) => NetworkMode::None,
-        };
-        let spec = prepared.containers[index].0.clone();
-        let mut config = plan::container_config(unit, spec, self.parts.node, index, network);
-        // Until the container exists, and with it the record of what it has.
-        let _choosing = self.choose_resources(unit, &mut config).await?;
-        let new = prepare::new_container(&self.parts.volumes, config, image).await?;
-        self.held().insert(new.config.id, image.clone());
-        self.parts.containers.create(new).await.map_err(create_error)
-    }
-
-    /// Gives the task its generic resources. All its containers share those of the first.
-    async fn choose_resources(
-        &self,
-        unit: &TaskUnit,
-        config: &mut ContainerConfig,
-    ) -> Result<Option<tokio::sync::MutexGuard<'_, ()>>, ExecutorError> {
-        let Some(reserved) = &unit.spec.task.resources.reservations else { return Ok(None) };
-        if reserved.generic.is_empty() {
-            return Ok(None);
-        }
-        let choosing = self.choosing.lock().await;
-        let all = self.parts.containers.list(true);
-        let others: Vec<_> =
-            all.into_iter().filter(|c| c.config.task.as_ref().is_none_or(|t| t.task != unit.task.id)).collect();
-        let held = resources::held(&others);
-        let environment = resources::environment(&reserved.generic, &self.parts.named_resources, &held);
-        config.spec.env.extend(environment.map_err(|error| ExecutorError::Temporary(error.to_string()))?);
-        Ok(Some(choosing))
-    }
-
-    async fn start_one(&self, unit: &TaskUnit, prepared: &Prepared, index: usize) -> Result<(), ExecutorError> {
-        let id = unit.container_id(index);
-        let known = self.parts.containers.inspect(id).map_err(create_error)?;
-        prepare::mount_again(&self.parts.volumes, &known.mounts).await.map_err(mounts::volume_error)?;
-        let etc = prepared.sandbox.as_ref().map(|sandbox| {
-            let hostname = known.process.hostname.clone();
-            EtcContents {
-                hosts: etc::hosts(&hostname, &unit.spec.task.containers[index].hosts, &sandbox.addresses),
-                hostname: format!("{hostname}\n"),
-                resolv_conf: sandbox.resolv_conf.clone(),
-            }
-        });
-        let files = prepared.containers[index].1.clone();
-        let with = StartWith { network: known.config.network, etc, files };
-        // A start is asked for once: whatever went wrong, the task is over.
-        let failed = |error: ContainerError| {
-            ExecutorError::Permanent(format!("starting container failed: {}", crate::chain(&error)))
-        };
-        self.parts.containers.start(id, with).await.map(|_| ()).map_err(failed)
-    }
-
-    /// How the containers ended, once one has and the others have been stopped.
-    async fn stop_rest(&self, unit: &TaskUnit) -> Result<Exit, ExecutorError> {
-        let stops = Self::ids(unit).map(|id| self.parts.containers.stop(id, None, None));
-        for stopped in join_all(stops).await {
-            match stopped {
-                Ok(_) | Err(ContainerError::NotFound(_)) => {}
-                Err(error) => return Err(ExecutorError::Temporary(crate::chain(&error).to_string())),
-            }
-        }
-        match plan::together(&self.existing(unit), unit.spec.task.containers.len(), Running::default()) {
-            Containers::Ended(exit) => Ok(exit),
-            // Removed by hand meanwhile, or never started: they do not run, which is what was asked for.
-            Containers::Absent | Containers::Created => Ok(Exit::default()),
-            Containers::Running(_) => Err(ExecutorError::Temporary("the container still runs".into())),
-        }
     }
 
     /// The task's containers, also those that its spec does not name any more.
@@ -289,13 +205,14 @@ impl Executor for NodeExecutor {
         let mut tasks: Vec<TaskId> =
             containers.iter().filter_map(|container| container.config.task.map(|owner| owner.task)).collect();
         tasks.extend(self.parts.sandboxes.tasks().await?);
+        tasks.extend(mounts::tasks_with_scratch(&self.parts.volumes));
         tasks.sort_unstable();
         tasks.dedup();
         Ok(tasks)
     }
 
     async fn observe(&self, unit: &TaskUnit) -> Result<Containers, ExecutorError> {
-        self.together(unit).await
+        self.settled(unit).await
     }
 
     async fn prepare(&self, unit: &TaskUnit) -> Result<(), ExecutorError> {
@@ -325,74 +242,39 @@ impl Executor for NodeExecutor {
     }
 
     async fn start(&self, unit: &TaskUnit) -> Result<Running, ExecutorError> {
-        let prepared = self.prepared_of(unit)?;
-        let _turn = self.starts.acquire().await.map_err(|_| stopping())?;
-        for index in 0..unit.spec.task.containers.len() {
-            self.start_one(unit, &prepared, index).await?;
+        self.advance(unit).await?;
+        match self.together(unit).await? {
+            Containers::Running(running) => Ok(running),
+            // It ran and has ended meanwhile: waiting for its end tells how.
+            Containers::Absent | Containers::Created | Containers::Ended(_) => self.sandbox_of(unit.task.id).await,
         }
-        if let Some(prepared) = self.prepared().get_mut(&unit.task.id) {
-            // They are in the containers now. Nothing starts twice.
-            prepared.containers.iter_mut().for_each(|(_, files)| files.clear());
-        }
-        let existing = self.existing(unit);
-        let pid = existing.first().map_or(0, |found| found.state.pid);
-        let (mesh, host_ports) =
-            prepared.sandbox.map_or((None, Vec::new()), |sandbox| (sandbox.mesh, sandbox.host_ports));
-        Ok(Running { pid, mesh, host_ports, health: plan::health(&existing) })
     }
 
-    async fn wait(&self, unit: &TaskUnit, seen: Option<HealthStatus>) -> Result<Containers, ExecutorError> {
-        let gone = |error: ContainerError| ExecutorError::Temporary(error.to_string());
-        let mut changes: Vec<BoxFuture<'_, ()>> = Vec::new();
-        for id in Self::ids(unit) {
-            let end = self.parts.containers.wait(id, WaitCondition::NotRunning).map_err(gone)?;
-            changes.push(end.map(drop).boxed());
-            let mut health = self.parts.containers.health(id).map_err(gone)?;
-            // Beside `seen` it may have changed already, or this container is not the one that it speaks of.
-            let before = health.borrow_and_update().as_ref().map(|health| health.status);
-            changes.push(
-                async move {
-                    let other = |now: &Option<Health>| now.as_ref().map(|health| health.status) != before;
-                    if health.wait_for(other).await.is_err() {
-                        std::future::pending::<()>().await;
-                    }
-                }
-                .boxed(),
-            );
-        }
-        let now = plan::health(&self.existing(unit));
-        if now == seen {
-            select_all(changes).await;
-        }
-        match self.together(unit).await? {
-            Containers::Ended(exit) if unit.spec.task.containers.len() > 1 => {
-                self.stop_rest(unit).await?;
-                Ok(Containers::Ended(exit))
-            }
-            Containers::Absent | Containers::Created => {
-                Err(ExecutorError::Temporary("the container ended and left no trace".into()))
-            }
-            found @ (Containers::Running(_) | Containers::Ended(_)) => Ok(found),
-        }
+    async fn wait(&self, unit: &TaskUnit, seen: Seen) -> Result<Containers, ExecutorError> {
+        self.wait_for_change(unit, seen).await
     }
 
     async fn stop(&self, unit: &TaskUnit) -> Result<Exit, ExecutorError> {
-        self.stop_rest(unit).await
+        self.stop_all(unit).await
     }
 
     async fn release(&self, task: TaskId) -> Result<(), ExecutorError> {
         self.prepared().remove(&task);
+        self.watchers.forget(task);
         self.parts.sandboxes.remove(task).await?;
         let all = self.parts.containers.list(true);
         mounts::release(&self.parts.volumes, &all, |container| {
             container.config.task.is_some_and(|owner| owner.task == task)
         })
         .await;
-        Ok(())
+        mounts::remove_scratch(&self.parts.volumes, task).await
     }
 
     async fn remove(&self, task: TaskId) -> Result<(), ExecutorError> {
         self.prepared().remove(&task);
+        self.watchers.forget(task);
+        // A start that goes on ends first.
+        let _turn = self.turn(task).lock_owned().await;
         for container in self.leftovers(task) {
             match self.parts.containers.remove(container.config.id, true).await {
                 Ok(()) | Err(ContainerError::NotFound(_)) => {}
@@ -403,6 +285,8 @@ impl Executor for NodeExecutor {
             prepare::remove_anonymous(&self.parts.volumes, volumes).await;
         }
         self.parts.sandboxes.remove(task).await?;
+        mounts::remove_scratch(&self.parts.volumes, task).await?;
+        self.turns().remove(&task);
         Ok(())
     }
 

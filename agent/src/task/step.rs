@@ -9,6 +9,7 @@
 //! | shutdown | absent, created, ended | live | report shutdown |
 //! | ready, running | ended | live | report complete or failed |
 //! | ready, running | running, unhealthy | live | stop |
+//! | ready, running | running, more to start | live | prepare, wait |
 //! | ready, running | running, health not known yet | below running | wait |
 //! | ready, running | running | below running | report running |
 //! | ready, running | running | running | wait |
@@ -147,6 +148,8 @@ fn bring_up(situation: &Situation) -> Step {
         }
         // Its end is then a failure, see `failure`.
         Containers::Running(running) if running.health == Some(HealthStatus::Unhealthy) => Step::Stop,
+        // An earlier process prepared it; the containers whose turn comes now need that again.
+        Containers::Running(running) if running.unfinished && !prepared => Step::Prepare,
         Containers::Running(running) if reached < TaskState::Running => match running.health {
             Some(HealthStatus::Starting) if reached < TaskState::Starting => Outcome::of(TaskState::Starting),
             Some(HealthStatus::Starting) => Step::Wait,
@@ -180,7 +183,8 @@ fn was_started(containers: &Containers, reached: TaskState) -> bool {
 /// In Docker's words; empty for a clean end.
 fn failure(exit: &Exit) -> String {
     match (exit.code, exit.error.as_str()) {
-        _ if exit.unhealthy => "task: unhealthy container".to_owned(),
+        (_, "") if exit.unhealthy => "task: unhealthy container".to_owned(),
+        (_, error) if exit.unhealthy => format!("task: unhealthy container: {error}"),
         (0, error) => error.to_owned(),
         (code, "") => format!("task: non-zero exit ({code})"),
         (code, error) => format!("task: non-zero exit ({code}): {error}"),
@@ -200,6 +204,11 @@ mod tests {
 
     fn running() -> Containers {
         Containers::Running(Default::default())
+    }
+
+    fn unfinished() -> Containers {
+        let health = Some(HealthStatus::Starting);
+        Containers::Running(crate::executor::Running { health, unfinished: true, ..Default::default() })
     }
 
     fn with_health(health: HealthStatus) -> Containers {
@@ -288,6 +297,14 @@ mod tests {
     }
 
     #[test]
+    fn containers_whose_turn_comes_after_a_restart_of_the_agent_are_prepared_again() {
+        let running =
+            crate::executor::Running { health: Some(HealthStatus::Starting), unfinished: true, ..Default::default() };
+        let at = |prepared| Situation { prepared, ..at(Goal::Running, Containers::Running(running.clone()), Starting) };
+        assert_eq!((step(&at(false)), step(&at(true))), (Step::Prepare, Step::Wait));
+    }
+
+    #[test]
     fn an_end_with_an_error_is_a_failure_whatever_the_code() {
         let exit = Exit { error: "shim died".into(), ..Exit::default() };
         let Step::Report(outcome) = step(&at(Goal::Running, Containers::Ended(exit), Running)) else { panic!() };
@@ -296,8 +313,14 @@ mod tests {
 
     fn situations() -> impl Strategy<Value = Situation> {
         let goal = prop::sample::select(vec![Goal::Ready, Goal::Running, Goal::Shutdown, Goal::Gone]);
-        let containers =
-            prop::sample::select(vec![Containers::Absent, Containers::Created, running(), ended(0), ended(1)]);
+        let containers = prop::sample::select(vec![
+            Containers::Absent,
+            Containers::Created,
+            running(),
+            unfinished(),
+            ended(0),
+            ended(1),
+        ]);
         (goal, prop::sample::select(&TaskState::ALL[..]), containers, any::<bool>(), any::<bool>()).prop_map(
             |(goal, reached, containers, prepared, released)| Situation {
                 goal,

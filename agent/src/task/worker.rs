@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::step::{self, Goal, Outcome, Situation, Step};
-use crate::executor::{Containers, Executor, ExecutorError, TaskUnit};
+use crate::executor::{Containers, Executor, ExecutorError, Seen, TaskUnit};
 use crate::reports::Reports;
 use crate::state::StateError;
 use skep_identity::Clock;
@@ -177,8 +177,8 @@ impl Worker {
 
     async fn wait(&mut self) {
         let seen = match &self.situation.containers {
-            Containers::Running(running) => running.health,
-            Containers::Absent | Containers::Created | Containers::Ended(_) => None,
+            Containers::Running(running) => running.seen(),
+            Containers::Absent | Containers::Created | Containers::Ended(_) => Seen::default(),
         };
         let result = tokio::select! {
             result = self.deps.executor.wait(&self.unit, seen) => result,
@@ -187,7 +187,11 @@ impl Worker {
         match result {
             Ok(containers) => {
                 self.retry = Retry::default();
+                let other = matches!(&containers, Containers::Running(running) if running.unready != seen.unready);
                 self.saw(containers);
+                if other && self.situation.reached == TaskState::Running {
+                    self.publish();
+                }
             }
             Err(error) => {
                 self.pause("lost sight of the task's containers", &error).await;
@@ -305,9 +309,9 @@ impl Worker {
     }
 
     fn report_now(&self) -> StatusReport {
-        let (pid, mesh) = match &self.situation.containers {
-            Containers::Running(running) => (running.pid, running.mesh),
-            Containers::Absent | Containers::Created | Containers::Ended(_) => (0, None),
+        let (pid, mesh, unready) = match &self.situation.containers {
+            Containers::Running(running) => (running.pid, running.mesh, running.unready),
+            Containers::Absent | Containers::Created | Containers::Ended(_) => (0, None, false),
         };
         let exists = self.situation.containers != Containers::Absent;
         StatusReport {
@@ -315,6 +319,7 @@ impl Worker {
             status: self.status.clone(),
             vitals: TaskVitals { pid, container: exists.then(|| self.unit.container_id(0)), health: String::new() },
             mesh,
+            unready,
         }
     }
 }

@@ -63,7 +63,8 @@ pub fn router(ports: Ports) -> Router {
 /// The routes about this node's own containers and exec sessions only: what a node serves to the managers.
 pub fn local_router(engine: Arc<dyn Engine>, version: &str, clock: Arc<dyn Fn() -> Timestamp + Send + Sync>) -> Router {
     let local = Local { engine, clock, pumps: TaskTracker::new() };
-    let routes = routes::containers::one().merge(routes::exec::routes()).with_state(local);
+    let routes = routes::containers::one().merge(routes::exec::routes()).merge(routes::networks::of_containers());
+    let routes = routes.with_state(local);
     front::front(with_not_found(routes), version)
 }
 

@@ -7,54 +7,32 @@
 //!
 //! Upgrades, half-closed connections and streams pass through unchanged. A request is sent once, never repeated.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use http::header::HOST;
-use http::{HeaderValue, Method, StatusCode};
+use http::{HeaderValue, StatusCode};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use skep_proto::model::NodeId;
+use skep_proto::model::{ContainerId, NodeId};
 use tokio_util::task::TaskTracker;
 
 use super::error::ApiError;
 use super::extract::ApiVersion;
 use super::state::App;
-use super::types::container::ExecCreated;
 use crate::ports::{ControlPlane, EngineError};
 
-/// Exec sessions of other nodes that are remembered. The oldest is forgotten first; a client uses its own at once.
-const EXECS: usize = 4096;
-/// Largest answer to the creation of an exec session, in bytes: an id.
-const EXEC_ANSWER: usize = 64 << 10;
-
-/// What is known of other nodes' engines.
+/// The way to other nodes' engines.
 #[derive(Clone, Default)]
 pub(crate) struct Remote {
-    /// Exec sessions made through this node, oldest first.
-    execs: Arc<Mutex<VecDeque<(String, NodeId)>>>,
     /// Owns connections to other nodes.
     connections: TaskTracker,
 }
 
 impl Remote {
-    fn remember(&self, exec: String, node: NodeId) {
-        let mut execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
-        if execs.len() == EXECS {
-            execs.pop_front();
-        }
-        execs.push_back((exec, node));
-    }
-
-    fn node_of(&self, exec: &str) -> Option<NodeId> {
-        let execs = self.execs.lock().unwrap_or_else(PoisonError::into_inner);
-        execs.iter().rev().find(|(id, _)| id == exec).map(|(_, node)| *node)
-    }
-
     /// Sends one request to a node's engine.
     ///
     /// # Errors
@@ -88,7 +66,7 @@ enum Place {
 pub(crate) async fn route(State(app): State<App>, request: Request, next: Next) -> Response {
     let path = request.uri().path().to_owned();
     let mut parts = path.splitn(4, '/').skip(1);
-    let (kind, id, verb) = (parts.next(), parts.next().map(decode), parts.next());
+    let (kind, id) = (parts.next(), parts.next().map(decode));
     let place = match (kind, &id) {
         (Some("containers"), Some(id)) => find_container(&app, id).await,
         (Some("exec"), Some(id)) => find_exec(&app, id).await,
@@ -97,8 +75,7 @@ pub(crate) async fn route(State(app): State<App>, request: Request, next: Next) 
     match place {
         Ok(Place::Here) => next.run(request).await,
         Ok(Place::Node(control, node)) => {
-            let makes_exec = request.method() == Method::POST && kind == Some("containers") && verb == Some("exec");
-            forward(&app, &*control, node, request, makes_exec).await.unwrap_or_else(ApiError::into_response)
+            forward(&app, &*control, node, request).await.unwrap_or_else(ApiError::into_response)
         }
         Err(error) => error.into_response(),
     }
@@ -126,20 +103,46 @@ fn decode(part: &str) -> String {
 
 async fn find_container(app: &App, id: &str) -> Result<Place, ApiError> {
     match app.engine().container(id).await {
-        Err(EngineError::NoSuchContainer(_)) => {}
-        Ok(_) | Err(_) => return Ok(Place::Here),
+        Err(EngineError::NoSuchContainer(_)) => elsewhere(app, id).await,
+        Ok(_) | Err(_) => Ok(Place::Here),
     }
-    // Only managers know of other nodes.
-    let Ok(control) = app.swarm.control() else { return Ok(Place::Here) };
-    match control.locate_container(id).await? {
-        Some(found) if app.node() != Some(found.node) => Ok(Place::Node(control, found.node)),
+}
+
+/// Sends a body to the node that has the container that it names, if that is another one.
+///
+/// # Errors
+/// Those of the way there.
+pub(crate) async fn to_node_of(
+    app: &App,
+    version: ApiVersion,
+    path: &str,
+    body: &serde_json::Value,
+) -> Result<Option<Response>, ApiError> {
+    let container = body.get("Container").and_then(serde_json::Value::as_str).unwrap_or_default();
+    let Place::Node(control, node) = find_container(app, container).await? else { return Ok(None) };
+    let request = http::Request::post(format!("/v{version}{path}"))
+        .header(HOST, HeaderValue::from_static("engine"))
+        .header(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"))
+        .body(Body::from(body.to_string()))
+        .map_err(|e| ApiError::bad_request(format!("the path is not valid: {e}")))?;
+    Ok(Some(app.remote.send(&*control, node, request).await?.map(Body::new)))
+}
+
+async fn find_exec(app: &App, id: &str) -> Result<Place, ApiError> {
+    match (app.engine().exec(id).await, ContainerId::prefix_of_exec(id)) {
+        (Err(EngineError::NoSuchExec(_)), Some(container)) => elsewhere(app, container).await,
         _ => Ok(Place::Here),
     }
 }
 
-async fn find_exec(app: &App, id: &str) -> Result<Place, ApiError> {
-    let Some(node) = app.remote.node_of(id) else { return Ok(Place::Here) };
-    Ok(Place::Node(app.control()?, node))
+/// The node of a task's container. What nobody has is for this node's routes to deny.
+async fn elsewhere(app: &App, container: &str) -> Result<Place, ApiError> {
+    // Only managers know of other nodes.
+    let Ok(control) = app.swarm.control() else { return Ok(Place::Here) };
+    match control.locate_container(container).await? {
+        Some(found) if app.node() != Some(found.node) => Ok(Place::Node(control, found.node)),
+        _ => Ok(Place::Here),
+    }
 }
 
 /// Passes the exchange to `node`: the request, the answer, and what follows an upgrade.
@@ -148,7 +151,6 @@ async fn forward(
     control: &dyn ControlPlane,
     node: NodeId,
     mut request: Request,
-    makes_exec: bool,
 ) -> Result<Response, ApiError> {
     let client = hyper::upgrade::on(&mut request);
     if let Some(version) = request.extensions().get::<ApiVersion>() {
@@ -174,37 +176,12 @@ async fn forward(
         // An answer without a body, whose reason phrase clients show.
         return Ok(response.map(|_| Body::empty()));
     }
-    if makes_exec && response.status() == StatusCode::CREATED {
-        return remember_exec(app, node, response).await;
-    }
     Ok(response.map(Body::new))
-}
-
-async fn remember_exec(app: &App, node: NodeId, response: http::Response<Incoming>) -> Result<Response, ApiError> {
-    let (parts, body) = response.into_parts();
-    let bytes = axum::body::to_bytes(Body::new(body), EXEC_ANSWER)
-        .await
-        .map_err(|e| ApiError::bad_gateway(format!("node {node} broke off: {e}")))?;
-    if let Ok(created) = serde_json::from_slice::<ExecCreated>(&bytes) {
-        app.remote.remember(created.id, node);
-    }
-    Ok(Response::from_parts(parts, Body::from(bytes)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_oldest_exec_session_is_forgotten_first() {
-        let remote = Remote::default();
-        for i in 0..=EXECS {
-            remote.remember(i.to_string(), NodeId(i as u128));
-        }
-        assert_eq!(remote.node_of("0"), None);
-        assert_eq!(remote.node_of("1"), Some(NodeId(1)));
-        assert_eq!(remote.node_of(&EXECS.to_string()), Some(NodeId(EXECS as u128)));
-    }
 
     #[test]
     fn names_in_paths_are_decoded_once() {

@@ -1,14 +1,15 @@
 //! YAML as a tree that knows the place of each value.
 //!
-//! Aliases share their target, merge keys (`<<`) are resolved, duplicate keys and tags are refused. What a file may cost
-//! is bounded: its size, its depth, and the number of nodes that a reader walks after aliases are followed.
+//! Aliases share their target, merge keys (`<<`) are resolved, duplicate keys are refused, and so are tags but for Compose's
+//! `!reset` and `!override` and YAML's own (`!!str`). What a file may cost is bounded: its size, its depth, and the number of
+//! nodes that a reader walks after aliases are followed.
 
 use std::collections::HashMap;
 use std::rc::Rc;
 
 use granit_parser::{Event, Options, Parser, ScalarStyle, Span};
 
-use super::problem::{Place, Problems};
+use super::problem::{FileId, Place, Problems};
 
 /// Bytes of a file at most.
 pub const MOST_BYTES: usize = 8 << 20;
@@ -24,8 +25,19 @@ pub struct Node {
     pub place: Place,
     /// What it is.
     pub value: Value,
+    /// What merging files does with it.
+    pub tag: Option<Tag>,
     /// Itself and everything below it, counted.
     weight: usize,
+}
+
+/// What merging files does with a value (Compose Specification, "Merge").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tag {
+    /// It takes away what the files before said.
+    Reset,
+    /// It replaces what the files before said.
+    Override,
 }
 
 /// A value. Scalars keep their text: what it means is for the reader to say.
@@ -56,6 +68,37 @@ pub struct Entry {
 }
 
 impl Node {
+    /// A value at a place, for passes that rewrite a tree.
+    pub fn new(place: Place, value: Value, tag: Option<Tag>) -> Self {
+        let below: usize = match &value {
+            Value::Scalar { .. } => 0,
+            Value::Sequence(items) => items.iter().map(|n| n.weight).sum(),
+            Value::Mapping(entries) => entries.iter().map(|e| e.value.weight).sum(),
+        };
+        Self { place, value, tag, weight: below.saturating_add(1) }
+    }
+
+    /// How many values it has, those behind an alias counted each time.
+    pub fn weight(&self) -> usize {
+        self.weight
+    }
+
+    /// The value of a key, when this is a mapping that has it.
+    pub fn get(&self, key: &str) -> Option<&Rc<Node>> {
+        match &self.value {
+            Value::Mapping(entries) => entries.iter().find(|e| e.key == key).map(|e| &e.value),
+            _ => None,
+        }
+    }
+
+    /// The text of a single value that is present.
+    pub fn as_text(&self) -> Option<&str> {
+        match &self.value {
+            Value::Scalar { text, .. } if !self.is_null() => Some(text),
+            _ => None,
+        }
+    }
+
     /// An absent value: nothing, `~` or `null`.
     pub fn is_null(&self) -> bool {
         matches!(&self.value, Value::Scalar { text, quoted: false } if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
@@ -72,47 +115,46 @@ impl Node {
     }
 }
 
-/// Reads every document of a text.
-///
-/// # Errors
-/// What makes the text unreadable.
-pub fn parse(file: &str, text: &str) -> Result<Vec<Rc<Node>>, Problems> {
-    let mut problems = Problems::of(file, if text.len() > MOST_BYTES { "" } else { text });
+/// Reads every document of a text. What makes it unreadable is added to the problems, and nothing is returned.
+pub fn parse(file: FileId, text: &str, problems: &mut Problems) -> Vec<Rc<Node>> {
     if text.len() > MOST_BYTES {
-        problems.add(
-            Place { line: 1, column: 1 },
-            format!("the file has {} bytes; at most {MOST_BYTES} are read", text.len()),
-        );
-        return Err(problems.into_error());
+        let message = format!("the file has {} bytes; at most {MOST_BYTES} are read: split it", text.len());
+        problems.add(Place { file, line: 0, column: 0 }, message);
+        return Vec::new();
     }
     let mut options = Options::default();
     options.set_emit_comments(false);
     let parser = Parser::new_from_str_with_options(text, options);
-    let mut builder = Builder { parser, anchors: HashMap::new(), nodes: 0 };
-    match builder.documents() {
-        Ok(documents) => Ok(documents),
-        Err((place, message)) => {
-            problems.add(place, message);
-            Err(problems.into_error())
-        }
-    }
+    let mut builder = Builder { file, parser, anchors: HashMap::new(), nodes: 0 };
+    builder.documents().unwrap_or_else(|(place, message)| {
+        problems.add(place, message);
+        Vec::new()
+    })
 }
 
 type Failure = (Place, String);
 
 struct Builder<'a> {
+    file: FileId,
     parser: Parser<'a, granit_parser::StrInput<'a>>,
     anchors: HashMap<usize, Rc<Node>>,
     nodes: usize,
 }
 
 impl<'a> Builder<'a> {
+    fn place(&self, span: Span) -> Place {
+        Place { file: self.file, line: span.start.line(), column: span.start.col() + 1 }
+    }
+
     fn next(&mut self) -> Result<(Event<'a>, Place), Failure> {
         match self.parser.next_event() {
-            Some(Ok((event, span))) => Ok((event, place(span))),
+            Some(Ok((event, span))) => Ok((event, self.place(span))),
             Some(Err(error)) => {
                 let mark = error.marker();
-                Err((Place { line: mark.line(), column: mark.col() + 1 }, error.info().to_string()))
+                Err((
+                    Place { file: self.file, line: mark.line(), column: mark.col() + 1 },
+                    advice(&error.info().to_string()),
+                ))
             }
             None => Ok((Event::StreamEnd, Place::default())),
         }
@@ -156,16 +198,15 @@ impl<'a> Builder<'a> {
             Event::MappingStart(_, anchor, tag) => (anchor, tag, self.mapping(depth)?),
             other => return Err((at, format!("unexpected {other:?}"))),
         };
-        if let Some(tag) = tag {
-            return Err((at, format!("the tag {} is not supported", tag.original())));
-        }
-        self.count(1, at)?;
-        let below: usize = match &value {
-            Value::Scalar { .. } => 0,
-            Value::Sequence(items) => items.iter().map(|n| n.weight).sum(),
-            Value::Mapping(entries) => entries.iter().map(|e| e.value.weight).sum(),
+        let (tag, value) = match tag.as_deref().map(|tag| (tag.handle(), tag.suffix())) {
+            None => (None, value),
+            Some(("!", "reset")) => (Some(Tag::Reset), value),
+            Some(("!", "override")) => (Some(Tag::Override), value),
+            Some(("tag:yaml.org,2002:", word)) => (None, value.typed(word).ok_or_else(|| (at, unknown_tag(word)))?),
+            Some((_, word)) => return Err((at, unknown_tag(word))),
         };
-        let node = Rc::new(Node { place: at, value, weight: below.saturating_add(1) });
+        self.count(1, at)?;
+        let node = Rc::new(Node::new(at, value, tag));
         if anchor != 0 {
             self.anchors.insert(anchor, node.clone());
         }
@@ -237,8 +278,26 @@ fn merge(value: &Rc<Node>, into: &mut Vec<Entry>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn place(span: Span) -> Place {
-    Place { line: span.start.line(), column: span.start.col() + 1 }
+fn unknown_tag(word: &str) -> String {
+    format!("the tag {word} is not supported: remove it; !reset and !override are, and YAML's own, like !!str")
+}
+
+/// The parser's words, and what to do where they do not say.
+fn advice(error: &str) -> String {
+    if error.contains("tab") { format!("{error}: indent with spaces") } else { error.to_owned() }
+}
+
+impl Value {
+    /// The value as a tag of YAML says (`!!str 1`); `None` when it is not that.
+    fn typed(self, word: &str) -> Option<Self> {
+        match (word, self) {
+            ("str", Self::Scalar { text, .. }) => Some(Self::Scalar { text, quoted: true }),
+            ("int" | "float" | "bool" | "null", value @ Self::Scalar { .. })
+            | ("seq", value @ Self::Sequence(_))
+            | ("map", value @ Self::Mapping(_)) => Some(value),
+            _ => None,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -246,6 +305,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn parse(file: &str, text: &str) -> Result<Vec<Rc<Node>>, Problems> {
+        let mut problems = Problems::new();
+        let id = problems.file(file, text);
+        let documents = super::parse(id, text, &mut problems);
+        problems.finish(documents)
+    }
 
     fn scalar(node: &Node, path: &[&str]) -> String {
         match (&node.value, path) {

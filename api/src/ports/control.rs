@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures_util::stream::BoxStream;
 use ipnet::IpNet;
 use skep_proto::model::session::TaskVitals;
 use skep_proto::model::{
@@ -195,6 +196,8 @@ pub trait ControlPlane: Send + Sync + 'static {
 
     /// Tasks that match, by id.
     async fn tasks(&self, filter: &TaskFilter) -> Result<Vec<TaskView>, ControlError>;
+    /// Every task of a service that has a container, then each that gets one, once; without their vitals.
+    fn started_tasks(&self, service: ServiceId) -> BoxStream<'static, TaskView>;
     /// One task.
     async fn task(&self, reference: &Reference) -> Result<TaskView, ControlError>;
 

@@ -8,8 +8,8 @@ use futures_util::stream::BoxStream;
 use skep_proto::model::Timestamp;
 use skep_proto::model::container::RegistryAuth;
 use skep_proto::model::engine::{
-    Container, ContainerConfig, ExecConfig, ExecState, Image, LocalNetwork, LogLine, LogQuery, Output, PullProgress,
-    Volume,
+    Container, ContainerConfig, ExecConfig, ExecState, Image, LocalNetwork, LogLine, LogQuery, NetworkEndpoint, Output,
+    PullProgress, Volume,
 };
 use skep_proto::model::{ContainerId, Labels, Network};
 
@@ -132,6 +132,15 @@ pub trait Engine: Send + Sync + 'static {
     }
     /// Makes a bridge network of this node.
     async fn create_network(&self, network: LocalNetwork) -> Result<LocalNetwork, EngineError>;
+    /// Has a container join a network of this node or of the cluster, also while it runs.
+    async fn connect_network(&self, container: &Reference, endpoint: NetworkEndpoint) -> Result<(), EngineError>;
+    /// Has a container leave a network. With `force` a container that is not there is no error.
+    async fn disconnect_network(
+        &self,
+        container: &Reference,
+        network: &Reference,
+        force: bool,
+    ) -> Result<(), EngineError>;
     /// Removes one that no container uses.
     async fn remove_network(&self, reference: &Reference) -> Result<(), EngineError>;
 }

@@ -8,7 +8,8 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde_json::Value;
 use skep_api::docker::requests;
-use skep_api::manifest::compose::{self, STACK_LABEL, Stack};
+use skep_api::manifest::stack::STACK_LABEL;
+use skep_api::manifest::{Disk, Input, Options, Stack};
 
 use super::service::wait_until_converged;
 use super::{apply_files, filters, text};
@@ -30,15 +31,16 @@ pub struct ApplyCommand {
 
 /// Runs it.
 pub async fn run(command: ApplyCommand, client: &Client) -> anyhow::Result<()> {
-    let (stack, directory) = read(&command)?;
-    let contents = apply_files::read(&stack, &directory)?;
+    let stack = read(&command)?;
+    stack.warnings.iter().for_each(|line| eprintln!("{line}"));
     check_external_networks(client, &stack).await?;
     make_networks(client, &stack).await?;
-    let files = apply_files::make(client, &stack, &contents).await?;
+    let files = apply_files::make(client, &stack).await?;
     let existing = services_by_name(client, &stack.name).await?;
     let mut changed = Vec::new();
-    for spec in &stack.services {
-        let mut wanted = requests::service_spec(spec);
+    for service in &stack.parts.services {
+        let spec = service.whole_spec();
+        let mut wanted = requests::service_spec(&spec);
         apply_files::resolve(&mut wanted, &files);
         changed
             .extend(apply_service(client, &spec.annotations.name, wanted, existing.get(&spec.annotations.name)).await?);
@@ -51,8 +53,25 @@ pub async fn run(command: ApplyCommand, client: &Client) -> anyhow::Result<()> {
     apply_files::remove_old(client, &stack, &files).await
 }
 
-/// The stack, and the directory that its paths are relative to.
-fn read(command: &ApplyCommand) -> anyhow::Result<(Stack, PathBuf)> {
+/// The disk itself.
+struct RealDisk;
+
+impl Disk for RealDisk {
+    fn read(&self, path: &Path, most: usize) -> std::io::Result<Vec<u8>> {
+        let limit = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);
+        let mut content = Vec::new();
+        std::fs::File::open(path)?.take(limit).read_to_end(&mut content)?;
+        if content.len() > most { Err(std::io::ErrorKind::FileTooLarge.into()) } else { Ok(content) }
+    }
+}
+
+/// Variables of the caller, those that are text.
+fn environment() -> BTreeMap<String, String> {
+    std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))).collect()
+}
+
+/// The stack that the file wants.
+fn read(command: &ApplyCommand) -> anyhow::Result<Stack> {
     let from_input = command.file == Path::new("-");
     let (name, content) = if from_input {
         let mut content = String::new();
@@ -67,19 +86,20 @@ fn read(command: &ApplyCommand) -> anyhow::Result<(Stack, PathBuf)> {
     let directory = if from_input { std::env::current_dir() } else { command.file.canonicalize() };
     let directory = directory.context("finding the name of the stack")?;
     let directory = if from_input { directory } else { directory.parent().map(Path::to_owned).unwrap_or_default() };
-    let fallback = directory.file_name().map(|n| n.to_string_lossy().to_ascii_lowercase()).unwrap_or_default();
-    let stack = compose::read(&name, &content, command.stack.as_deref(), &fallback).map_err(|problems| {
-        let count = problems.all().len();
-        anyhow::anyhow!(
-            "{count} problem{} in {name}; nothing was changed\n{problems}",
-            if count == 1 { "" } else { "s" }
-        )
-    })?;
-    Ok((stack, directory))
+    let options = Options {
+        stack: command.stack.clone(),
+        directory: directory.clone(),
+        environment: environment(),
+        ..Options::default()
+    };
+    skep_api::manifest::read(&[Input { name, text: content, directory }], &options, &RealDisk).map_err(|problems| {
+        let count = problems.count();
+        anyhow::anyhow!("{count} problem{}; nothing was changed\n{problems}", if count == 1 { "" } else { "s" })
+    })
 }
 
 async fn check_external_networks(client: &Client, stack: &Stack) -> anyhow::Result<()> {
-    for network in &stack.external_networks {
+    for network in &stack.parts.external_networks {
         let found: anyhow::Result<Value> = client.get(&format!("/networks/{network}?scope=swarm")).await;
         if found.is_err() {
             bail!(
@@ -93,7 +113,7 @@ async fn check_external_networks(client: &Client, stack: &Stack) -> anyhow::Resu
 async fn make_networks(client: &Client, stack: &Stack) -> anyhow::Result<()> {
     let query = filters(&[("label", &[format!("{STACK_LABEL}={}", stack.name)])]);
     let existing: Vec<Value> = client.get(&format!("/networks?filters={query}")).await?;
-    for spec in &stack.networks {
+    for spec in &stack.parts.networks {
         if !existing.iter().any(|n| text(&n["Name"]) == spec.annotations.name) {
             println!("network {} created", spec.annotations.name);
             client.post("/networks/create", &requests::network_create(spec)).await?;

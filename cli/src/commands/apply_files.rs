@@ -5,14 +5,13 @@
 //! no service uses any more are removed afterwards.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use anyhow::{Context, bail};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use http::Method;
 use serde_json::{Value, json};
-use skep_api::manifest::compose::{DeclaredFile, FileKind, STACK_LABEL, Source, Stack};
+use skep_api::manifest::stack::{Content, DeclaredFile, FileKind, STACK_LABEL, Stack};
 
 use super::{filters, text};
 use crate::client::{ApiError, Client};
@@ -32,34 +31,13 @@ fn path(kind: FileKind) -> &'static str {
     }
 }
 
-/// Content of what the stack declares, in its order; `None` for what is in the cluster. Read before anything is changed.
-pub fn read(stack: &Stack, directory: &Path) -> anyhow::Result<Vec<Option<Vec<u8>>>> {
-    let content = |file: &DeclaredFile| {
-        let what = format!("the {} {}", file.kind.word(), file.key);
-        Ok(Some(match &file.source {
-            Source::External => return Ok(None),
-            Source::Content(content) => content.clone().into_bytes(),
-            Source::Environment(name) => {
-                let value =
-                    std::env::var_os(name).with_context(|| format!("{what}: the variable {name} is not set"))?;
-                std::os::unix::ffi::OsStringExt::into_vec(value)
-            }
-            Source::File(relative) => {
-                let path = directory.join(relative);
-                std::fs::read(&path).with_context(|| format!("{what}: reading {}", path.display()))?
-            }
-        }))
-    };
-    stack.files.iter().map(content).collect()
-}
-
 /// Makes what is missing.
-pub async fn make(client: &Client, stack: &Stack, contents: &[Option<Vec<u8>>]) -> anyhow::Result<InCluster> {
+pub async fn make(client: &Client, stack: &Stack) -> anyhow::Result<InCluster> {
     let mut known = BTreeMap::new();
-    for (file, content) in stack.files.iter().zip(contents) {
-        let found = match content {
+    for file in &stack.parts.files {
+        let found = match &file.content {
             None => external(client, file).await?,
-            Some(content) => with_content(client, file, content).await?,
+            Some(Content(content)) => with_content(client, file, content).await?,
         };
         known.insert((file.kind, file.name.clone()), found);
     }
@@ -146,12 +124,22 @@ pub fn resolve(spec: &mut Value, known: &InCluster) {
                 reference[name_key] = json!(name);
             }
         }
+        // Those of further containers are in the model's form.
+        let part = part.to_lowercase();
+        for container in spec["TaskTemplate"]["Pod"]["Containers"].as_array_mut().into_iter().flatten() {
+            for reference in container[&part].as_array_mut().into_iter().flatten() {
+                if let Some((id, name)) = known.0.get(&(kind, text(&reference["name"]))) {
+                    reference["id"] = json!(id);
+                    reference["name"] = json!(name);
+                }
+            }
+        }
     }
 }
 
 /// Removes what earlier contents of the stack's files have left, but for what is in use still.
 pub async fn remove_old(client: &Client, stack: &Stack, known: &InCluster) -> anyhow::Result<()> {
-    for file in stack.files.iter().filter(|file| file.source != Source::External && !file.is_named) {
+    for file in stack.parts.files.iter().filter(|file| file.content.is_some() && !file.is_named) {
         let current = known.0.get(&(file.kind, file.name.clone())).map(|(id, _)| id.clone()).unwrap_or_default();
         for (_, old) in versions(client, file).await?.into_iter().filter(|(_, old)| text(&old["ID"]) != current) {
             let removed = client.call(Method::DELETE, &format!("{}/{}", path(file.kind), text(&old["ID"])), None).await;

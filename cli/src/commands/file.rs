@@ -7,11 +7,10 @@ use anyhow::{Context, bail};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use clap::{Args, Subcommand};
-use http::Method;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::{pairs, text};
+use super::{inspect_each, pairs, remove_each, text};
 use crate::client::Client;
 use crate::output::human::ago;
 use crate::output::table::Table;
@@ -117,19 +116,8 @@ pub async fn run(kind: Kind, command: FileCommand, client: &Client) -> anyhow::R
             }
             table.print();
         }
-        Action::Inspect { names } => {
-            let mut found: Vec<Value> = Vec::new();
-            for name in &names {
-                found.push(client.get(&format!("{root}/{name}")).await?);
-            }
-            println!("{}", serde_json::to_string_pretty(&found)?);
-        }
-        Action::Rm { names } => {
-            for name in &names {
-                client.call(Method::DELETE, &format!("{root}/{name}"), None).await?;
-                println!("{name}");
-            }
-        }
+        Action::Inspect { names } => inspect_each(client, root, &names).await?,
+        Action::Rm { names } => remove_each(client, root, &names).await?,
     }
     Ok(())
 }

@@ -6,10 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 use clap::{Parser, Subcommand};
+use http::Method;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use crate::client::encode;
+use crate::client::{Client, encode};
 use crate::output::human::{ago, short_id};
 use crate::output::table::Table;
 
@@ -153,6 +154,28 @@ async fn each(names: &[String], mut act: impl AsyncFnMut(&str) -> anyhow::Result
     }
     ensure!(failures.is_empty(), "{}", failures.join("\n"));
     Ok(())
+}
+
+/// Removes objects of a kind, and prints each that went.
+async fn remove_each(client: &Client, root: &str, names: &[String]) -> anyhow::Result<()> {
+    let remove = async |name: &str| {
+        client.call(Method::DELETE, &format!("{root}/{}", encode(name)), None).await?;
+        println!("{name}");
+        Ok(())
+    };
+    each(names, remove).await
+}
+
+/// Prints objects of a kind as one JSON list: those that are found, though others are not.
+async fn inspect_each(client: &Client, root: &str, names: &[String]) -> anyhow::Result<()> {
+    let mut found: Vec<Value> = Vec::new();
+    let result = each(names, async |name: &str| {
+        found.push(client.get(&format!("{root}/{}", encode(name))).await?);
+        Ok(())
+    });
+    let result = result.await;
+    println!("{}", serde_json::to_string_pretty(&found)?);
+    result
 }
 
 /// Asks before something is lost.

@@ -1,10 +1,9 @@
 //! `skep network`.
 
 use clap::{Args, Subcommand};
-use http::Method;
 use serde_json::{Value, json};
 
-use super::{pairs, text};
+use super::{inspect_each, pairs, remove_each, text};
 use crate::client::Client;
 use crate::output::human::short_id;
 use crate::output::table::Table;
@@ -50,6 +49,29 @@ enum Action {
         #[arg(required = true)]
         networks: Vec<String>,
     },
+    /// Have a container join a network
+    Connect {
+        /// The network
+        network: String,
+        /// The container
+        container: String,
+        /// Further name of the container there; may be repeated
+        #[arg(long)]
+        alias: Vec<String>,
+        /// Address asked for
+        #[arg(long)]
+        ip: Option<std::net::Ipv4Addr>,
+    },
+    /// Have a container leave a network
+    Disconnect {
+        /// Also one that is not there any more
+        #[arg(short, long)]
+        force: bool,
+        /// The network
+        network: String,
+        /// The container
+        container: String,
+    },
     /// Remove networks
     #[command(alias = "remove")]
     Rm {
@@ -80,19 +102,18 @@ pub async fn run(command: NetworkCommand, client: &Client) -> anyhow::Result<()>
             }
             table.print();
         }
-        Action::Inspect { networks } => {
-            let mut found: Vec<Value> = Vec::new();
-            for network in &networks {
-                found.push(client.get(&format!("/networks/{network}")).await?);
-            }
-            println!("{}", serde_json::to_string_pretty(&found)?);
+        Action::Connect { network, container, alias, ip } => {
+            let address = ip.map(|ip| ip.to_string()).unwrap_or_default();
+            let endpoint = json!({"Aliases": alias, "IPAMConfig": {"IPv4Address": address}});
+            let request = json!({"Container": container, "EndpointConfig": endpoint});
+            client.post(&format!("/networks/{network}/connect"), &request).await?;
         }
-        Action::Rm { networks } => {
-            for network in &networks {
-                client.call(Method::DELETE, &format!("/networks/{network}"), None).await?;
-                println!("{network}");
-            }
+        Action::Disconnect { force, network, container } => {
+            let request = json!({"Container": container, "Force": force});
+            client.post(&format!("/networks/{network}/disconnect"), &request).await?;
         }
+        Action::Inspect { networks } => inspect_each(client, "/networks", &networks).await?,
+        Action::Rm { networks } => remove_each(client, "/networks", &networks).await?,
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::Value;
-use skep_api::manifest::compose::STACK_LABEL;
+use skep_api::manifest::stack::STACK_LABEL;
 
 use super::service::service_table;
 use super::{filter_pairs, filters, names, task_table, text};

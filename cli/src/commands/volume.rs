@@ -1,10 +1,9 @@
 //! `skep volume`.
 
 use clap::{Args, Subcommand};
-use http::Method;
 use serde_json::{Value, json};
 
-use super::text;
+use super::{inspect_each, remove_each, text};
 use crate::client::Client;
 use crate::output::table::Table;
 
@@ -56,19 +55,8 @@ pub async fn run(command: VolumeCommand, client: &Client) -> anyhow::Result<()> 
             }
             table.print();
         }
-        Action::Inspect { volumes } => {
-            let mut found: Vec<Value> = Vec::new();
-            for volume in &volumes {
-                found.push(client.get(&format!("/volumes/{volume}")).await?);
-            }
-            println!("{}", serde_json::to_string_pretty(&found)?);
-        }
-        Action::Rm { volumes } => {
-            for volume in &volumes {
-                client.call(Method::DELETE, &format!("/volumes/{volume}"), None).await?;
-                println!("{volume}");
-            }
-        }
+        Action::Inspect { volumes } => inspect_each(client, "/volumes", &volumes).await?,
+        Action::Rm { volumes } => remove_each(client, "/volumes", &volumes).await?,
     }
     Ok(())
 }

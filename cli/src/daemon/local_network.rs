@@ -25,10 +25,14 @@ pub struct LocalNetwork(pub Arc<ClusterNetwork>);
 #[async_trait]
 impl Sandboxes for LocalNetwork {
     async fn ensure(&self, request: SandboxRequest) -> Result<Sandbox, SandboxError> {
-        let view = self.0.view();
         let spec = specification(&request)?;
         let made = self.0.layer().create_sandbox(spec).await.map_err(error)?;
-        Ok(sandbox(&made, &view))
+        Ok(sandbox(&made, &self.0.view()))
+    }
+
+    async fn reshape(&self, request: SandboxRequest) -> Result<Sandbox, SandboxError> {
+        let made = self.0.layer().reshape_sandbox(specification(&request)?).await.map_err(error)?;
+        Ok(sandbox(&made, &self.0.view()))
     }
 
     async fn remove(&self, id: &str) -> Result<(), SandboxError> {
@@ -152,6 +156,7 @@ fn error(error: NetworkError) -> SandboxError {
         | NetworkError::RangeTooSmall { .. }
         | NetworkError::PoolExhausted { .. }
         | NetworkError::Differs { .. }
+        | NetworkError::UnknownSandbox { .. }
         | NetworkError::Record { .. }
         | NetworkError::Names { .. }
         | NetworkError::Stopped => SandboxError::Failed { context: "making a sandbox".into(), source: Box::new(error) },

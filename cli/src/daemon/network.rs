@@ -1,20 +1,18 @@
 //! The node's network, as tasks, plain containers and the agent see it.
 //!
-//! The network layer is started with the node's place in the cluster, so entering a cluster starts it anew: it finds what
-//! the kernel holds and goes on with it.
+//! The network layer runs as long as the daemon; entering and leaving a cluster change its place.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use anyhow::Context;
 use async_trait::async_trait;
-use rand::SeedableRng;
 use skep_agent::executor::node::sandbox::{Sandbox as TaskSandbox, SandboxError, SandboxRequest, Sandboxes};
 use skep_agent::network::{Network, NetworkError as ViewError};
 use skep_network::{
-    BridgeAttachment, Config as NetworkConfig, HostPort, Names, NetworkError, NodeNetwork, OverlayAttachment, Resolver,
-    Sandbox, SandboxId, SandboxSpec,
+    BridgeAttachment, Config as NetworkConfig, HostPort, Names, NetworkError, NodeNetwork, OverlayAttachment, Place,
+    Resolver, Sandbox, SandboxId, SandboxSpec,
 };
 use skep_proto::model::service::{PortConfig, PublishMode};
 use skep_proto::model::view::NetworkView;
@@ -26,75 +24,59 @@ use super::config::Config;
 const VXLAN_PORT: u16 = 4789;
 
 /// The network of this node.
-pub struct ClusterNetwork {
-    settings: NetworkConfig,
-    names: Arc<dyn Names>,
-    current: RwLock<Current>,
-}
-
-struct Current {
-    node: NodeId,
-    network: NodeNetwork,
-    view: Arc<NetworkView>,
-}
+pub struct ClusterNetwork(NodeNetwork);
 
 impl ClusterNetwork {
-    /// Starts it for a node in no cluster: local bridges work.
+    /// Starts it for a node of which it is not known yet whether it is in a cluster: local bridges work, and what an earlier
+    /// process was told goes on. `data_path` is where overlays would run.
     ///
     /// # Errors
     /// When the kernel refuses, or a setting cannot be.
     pub fn start(config: &Config, data_path: IpAddr, names: Arc<dyn Names>, netd: PathBuf) -> anyhow::Result<Self> {
-        let node = NodeId::random(&mut rand::rngs::StdRng::from_os_rng());
         let settings = NetworkConfig {
             state_dir: config.root.join("network"),
             run_dir: config.run_dir.clone(),
-            node,
-            data_path: vec![data_path],
             vxlan_port: VXLAN_PORT,
             prefix: "sk".into(),
             bridge_subnet: config.bridge_subnet,
             infra: config.infra_subnet,
             netd_exe: netd,
         };
-        let network =
-            NodeNetwork::start(settings.clone(), Arc::clone(&names)).context("starting the node's network")?;
-        let current = Current { node, network, view: Arc::default() };
-        Ok(Self { settings, names, current: RwLock::new(current) })
+        let place = Place { node: None, data_path: vec![data_path] };
+        NodeNetwork::start(settings, place, names).context("starting the node's network").map(Self)
     }
 
     /// Takes the node's place in a cluster.
     ///
     /// # Errors
-    /// As [`Self::start`].
+    /// When the kernel refuses, or the data path cannot be.
     pub async fn enter_cluster(&self, node: NodeId, data_path: IpAddr) -> anyhow::Result<()> {
-        let settings = NetworkConfig { node, data_path: vec![data_path], ..self.settings.clone() };
-        let network = NodeNetwork::start(settings, Arc::clone(&self.names)).context("starting the node's network")?;
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Current { node, network, view: Arc::default() };
-        Ok(())
+        self.0.enter(node, vec![data_path]).await.context("taking the node's place in the cluster's network")
+    }
+
+    /// Forgets the cluster.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub async fn leave_cluster(&self) -> anyhow::Result<()> {
+        self.0.leave().await.context("taking the node out of the cluster's network")
     }
 
     /// What the managers told last.
     pub fn view(&self) -> Arc<NetworkView> {
-        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner).view)
+        self.0.view()
     }
 
-    /// The network layer of now.
-    pub fn layer(&self) -> NodeNetwork {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).network.clone()
+    /// The network layer.
+    pub fn layer(&self) -> &NodeNetwork {
+        &self.0
     }
 }
 
 #[async_trait]
 impl Network for ClusterNetwork {
     async fn apply(&self, view: Arc<NetworkView>) -> Result<(), ViewError> {
-        let (node, network) = {
-            let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
-            current.view = Arc::clone(&view);
-            (current.node, current.network.clone())
-        };
-        // Until the managers have told of this node itself, there is nothing to be done.
-        let Some(own) = view.peers.get(&node) else { return Ok(()) };
-        network.apply(own.index, view.clone()).await.map_err(|error| ViewError(text(error)))
+        self.0.apply(view).await.map_err(|error| ViewError(text(error)))
     }
 }
 
@@ -138,8 +120,7 @@ impl Sandboxes for ClusterNetwork {
     }
 
     fn is_internal(&self, network: NetworkId) -> bool {
-        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
-        current.view.networks.get(&network).is_some_and(|n| n.internal)
+        self.0.view().networks.get(&network).is_some_and(|n| n.internal)
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use skep_agent::engine_port::prepare::PINNED;
 use skep_agent::engine_port::{NodeEngine, NodeFacts, Parts};
 use skep_agent::executor::Executor;
 use skep_agent::executor::files::Files;
@@ -24,6 +25,8 @@ use super::local_network::LocalNetwork;
 use super::network::ClusterNetwork;
 use super::places::Places;
 
+/// Volumes that a node tells of at most: its record must stay small.
+const MOST_PINNED: usize = 2000;
 /// Containers made or started at a time: the kernel serialises most of it anyway.
 const PARALLEL_STARTS: usize = 8;
 
@@ -112,7 +115,14 @@ impl NodeServices {
             data_path: vec![data_path],
             named_generic: self.config.generic.named.clone(),
             trust: None,
+            volumes: self.pinned_volumes(),
         }
+    }
+
+    /// Volumes whose tasks must run here.
+    pub fn pinned_volumes(&self) -> Vec<String> {
+        let all = self.volumes.list().into_iter().filter(|volume| volume.labels.contains_key(PINNED));
+        all.map(|volume| volume.name).take(MOST_PINNED).collect()
     }
 
     /// Runs tasks of the cluster on this node.

@@ -23,8 +23,13 @@ pub fn run(dir: &Path, state: &LabState) -> anyhow::Result<()> {
     Traces { dir, namespaces: network::namespaces(dir, state), cgroup: state.cgroup() }.kill_processes()?;
     unmount_below(dir)?;
     let link = network::host_link(state);
-    if Path::new("/sys/class/net").join(&link).exists() {
-        network::ip(None, &format!("link delete {link}"))?;
+    // The kernel removes it by itself, a moment after the namespace that its peer is in.
+    let exists = || Path::new("/sys/class/net").join(&link).exists();
+    if exists()
+        && let Err(error) = network::ip(None, &format!("link delete {link}"))
+        && exists()
+    {
+        return Err(error);
     }
     // Absent when making the lab was interrupted; adding it first makes the deletion always valid.
     let table = network::host_table(state);

@@ -43,7 +43,7 @@ fn a_service_with_dnsrr_has_no_virtual_address() {
     let network = world.add_network("net");
     let id = world.add_service("web", ServiceMode::Replicated { replicas: 1 }, |s| {
         s.task.networks = on(network);
-        s.endpoint = Some(EndpointSpec { mode: EndpointMode::DnsRoundRobin, ports: Vec::new() });
+        s.endpoint = Some(EndpointSpec { mode: EndpointMode::DnsRoundRobin, ..EndpointSpec::default() });
     });
     world.settle();
     assert_eq!((world.service(id).unwrap().endpoint.virtual_ips.len(), world.running(id).len()), (0, 1));

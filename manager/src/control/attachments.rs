@@ -74,7 +74,10 @@ impl Control {
             return Err(AttachError::NotAttachable(network.spec.annotations.name.clone()));
         }
         let task = match place_of(&state, request, network.id) {
-            Some(known) => known,
+            Some(known) => {
+                self.rename_place(&state, known, request).await?;
+                known
+            }
             None => self.make_place(&state, request, network.id).await?,
         };
         match tokio::time::timeout(PATIENCE, self.address_of(task)).await {
@@ -169,13 +172,27 @@ impl Control {
         let mut result = Ok(());
         for place in wanted {
             let network = place.network.parse::<NetworkId>().ok();
-            if network.is_none_or(|network| place_of(&state, place, network).is_none())
-                && let Err(error) = self.attach(place).await
-            {
-                result = result.and(Err(error));
-            }
+            let kept = match network.and_then(|network| place_of(&state, place, network)) {
+                Some(known) => self.rename_place(&state, known, place).await.map_err(AttachError::from),
+                None => self.attach(place).await.map(drop),
+            };
+            result = result.and(kept);
         }
         result
+    }
+
+    /// Gives a place the names that its container has now.
+    async fn rename_place(&self, state: &State, task: TaskRef, request: &AttachRequest) -> Result<(), ControlError> {
+        let has_others = |known: &Arc<Attached>| (&known.name, &known.aliases) != (&request.name, &request.aliases);
+        if !state.attached(task.handle()).is_some_and(has_others) {
+            return Ok(());
+        }
+        let (name, aliases) = (request.name.clone(), request.aliases.clone());
+        let change = Change::RenameAttached { task, name, aliases };
+        match self.parts.proposer.propose(Group::of(change)).await.map_err(from_proposal)? {
+            Outcome::Applied { .. } => Ok(()),
+            Outcome::Refused(refusal) => Err(refusal::to_control_error(refusal)),
+        }
     }
 
     /// Gives a place back: its address is free when this returns.

@@ -12,6 +12,7 @@ mod lookup;
 mod names;
 mod networks;
 mod nodes;
+mod pods;
 mod refusal;
 mod secrets;
 mod services;
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::stream::BoxStream;
 use skep_api::ports::BoxDuplex;
 use skep_api::ports::control::{
     ContainerLocation, ControlError, ControlPlane, NodeStatus, ObjectFilter, Reference, Rotations, ServiceStatus,
@@ -44,6 +46,8 @@ pub use refusal::from_proposal;
 
 /// How long a call waits for the other managers.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a request that names no version is tried when others change the object. Each failure is another's success.
+const TRIES: usize = 20;
 
 /// Puts changes into the log. Implemented by the proposer.
 #[async_trait]
@@ -126,6 +130,23 @@ impl Control {
             Outcome::Refused(refusal) => Err(refusal::to_control_error(refusal)),
         }
     }
+
+    /// Commits what `make` says, if anything, for requests that name no version: when another changed the object in between, it is
+    /// read again. The client has read nothing that could be out of date.
+    async fn change_latest(
+        &self,
+        make: impl Fn(&State) -> Result<Option<Change>, ControlError> + Send,
+    ) -> Result<(), ControlError> {
+        for _ in 0..TRIES {
+            let state = self.read().await?;
+            let Some(change) = make(&state)? else { return Ok(()) };
+            match self.change(change).await {
+                Err(ControlError::OutOfSequence) => {}
+                outcome => return outcome,
+            }
+        }
+        Err(ControlError::FailedPrecondition("the object is changed too often by others: try again".into()))
+    }
 }
 
 #[async_trait]
@@ -180,6 +201,9 @@ impl ControlPlane for Control {
 
     async fn tasks(&self, filter: &TaskFilter) -> Result<Vec<TaskView>, ControlError> {
         self.list_tasks(filter).await
+    }
+    fn started_tasks(&self, service: ServiceId) -> BoxStream<'static, TaskView> {
+        tasks::started(&self.parts.store, service)
     }
     async fn task(&self, reference: &Reference) -> Result<TaskView, ControlError> {
         self.get_task(reference).await

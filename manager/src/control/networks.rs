@@ -10,8 +10,8 @@ use skep_proto::model::{Meta, Network, NetworkId, NetworkSpec};
 use super::{Control, PATIENCE, lookup, names};
 use crate::store::{Change, State};
 
-/// Names that every node uses for its own networks.
-const NODE_LOCAL: [&str; 4] = ["bridge", "host", "none", "default"];
+/// Names that every node uses for its own networks, and that of the routing mesh.
+const PREDEFINED: [&str; 5] = ["bridge", "host", "none", "default", "ingress"];
 
 impl Control {
     pub(super) async fn list_networks(&self, filter: &ObjectFilter) -> Result<Vec<Arc<Network>>, ControlError> {
@@ -58,13 +58,15 @@ impl Control {
     }
 
     pub(super) async fn delete_network(&self, reference: &str) -> Result<(), ControlError> {
-        let state = self.read().await?;
-        let mut network = (*find(&state, reference)?).clone();
-        if network.spec.ingress {
-            return Err(ControlError::Unsupported("removing the ingress network".into()));
-        }
-        network.pending_delete = true;
-        self.change(Change::update(&network)).await
+        self.change_latest(|state| {
+            let mut network = (*find(state, reference)?).clone();
+            if network.spec.ingress {
+                return Err(ControlError::Unsupported("removing the ingress network".into()));
+            }
+            network.pending_delete = true;
+            Ok(Some(Change::update(&network)))
+        })
+        .await
     }
 }
 
@@ -76,7 +78,7 @@ pub fn find(state: &State, reference: &str) -> Result<Arc<Network>, ControlError
 fn check(spec: &NetworkSpec) -> Result<(), ControlError> {
     names::check_network_name(&spec.annotations.name)?;
     let invalid = |text: String| Err(ControlError::InvalidArgument(text));
-    if NODE_LOCAL.contains(&spec.annotations.name.as_str()) {
+    if PREDEFINED.contains(&spec.annotations.name.as_str()) {
         return Err(ControlError::FailedPrecondition(format!(
             "operation is not permitted on predefined {} network",
             spec.annotations.name

@@ -54,24 +54,33 @@ impl Control {
                 node.id
             )));
         }
-        if !force && node.state != NodeState::Down && node.state != NodeState::Disconnected {
-            return Err(ControlError::FailedPrecondition(format!("node {} is not down and can't be removed", node.id)));
-        }
+        check_removal(&node, force)?;
         if node.manager.is_some() {
             // Its demotion is under way; refused where the others could not go on without it.
             self.parts.membership.remove_manager(node.id).await?;
-            let state = self.read().await?;
-            return match state.nodes().get(node.id) {
-                Some(node) => self.change(Change::delete(&**node)).await,
-                None => Ok(()),
-            };
+            return self
+                .change_latest(|state| Ok(state.nodes().get(node.id).map(|node| Change::delete(&**node))))
+                .await;
         }
-        self.change(Change::delete(&*node)).await
+        self.change_latest(|state| {
+            let node = state.nodes().get(node.id).ok_or_else(|| not_found(reference))?;
+            check_removal(node, force)?;
+            Ok(Some(Change::delete(&**node)))
+        })
+        .await
     }
 }
 
 fn tls(state: &State, node: &Node) -> NodeTls {
     state.cluster().map(|cluster| trust::of_node(cluster, node)).unwrap_or_default()
+}
+
+/// A node that may have tasks is only removed by force.
+fn check_removal(node: &Node, force: bool) -> Result<(), ControlError> {
+    if !force && node.state != NodeState::Down && node.state != NodeState::Disconnected {
+        return Err(ControlError::FailedPrecondition(format!("node {} is not down and can't be removed", node.id)));
+    }
+    Ok(())
 }
 
 fn not_found(reference: &str) -> ControlError {

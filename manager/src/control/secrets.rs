@@ -10,7 +10,7 @@ use skep_proto::model::{Annotations, Config, ConfigId, ConfigSpec, Meta, Secret,
 use skep_proto::template;
 
 use super::{Control, lookup, names};
-use crate::store::Change;
+use crate::store::{Change, State};
 
 /// Content of a secret must stay below this many bytes (swarmkit `api/validation/secrets.go`).
 const SECRET_BYTES: usize = 500 * 1024;
@@ -97,9 +97,8 @@ impl Control {
     }
 
     pub(super) async fn delete_secret(&self, reference: &str) -> Result<(), ControlError> {
-        let state = self.read().await?;
-        let secret = lookup::find(state.secrets(), "secret", reference, |_| true)?;
-        self.change(Change::delete(&*secret)).await
+        let find = |state: &State| lookup::find(state.secrets(), "secret", reference, |_| true);
+        self.change_latest(|state| Ok(Some(Change::delete(&*find(state)?)))).await
     }
 
     pub(super) async fn list_configs(&self, filter: &ObjectFilter) -> Result<Vec<Arc<Config>>, ControlError> {
@@ -136,9 +135,8 @@ impl Control {
     }
 
     pub(super) async fn delete_config(&self, reference: &str) -> Result<(), ControlError> {
-        let state = self.read().await?;
-        let config = lookup::find(state.configs(), "config", reference, |_| true)?;
-        self.change(Change::delete(&*config)).await
+        let find = |state: &State| lookup::find(state.configs(), "config", reference, |_| true);
+        self.change_latest(|state| Ok(Some(Change::delete(&*find(state)?)))).await
     }
 }
 

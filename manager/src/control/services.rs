@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use skep_api::ports::control::{ControlError, ObjectFilter, ServiceStatus, ServiceUpdate};
 use skep_proto::model::service::{Endpoint, EndpointMode, PreviousSpec, UpdateState, UpdateStatus};
-use skep_proto::model::{Meta, Service, ServiceId, ServiceMode, ServiceSpec};
+use skep_proto::model::{Meta, Service, ServiceId, ServiceMode, ServiceSpec, dependency, schedule};
 
-use super::{Control, files, lookup, names, networks};
+use super::{Control, files, lookup, names, networks, pods};
 use crate::orchestrator::rebalance;
 use crate::scheduler::{constraint, rank};
 use crate::store::{Change, State};
@@ -62,24 +62,28 @@ impl Control {
 
     /// The planner takes the label away when nothing is left to move. A service that is always evened out needs no request.
     pub(super) async fn even_out_service(&self, reference: &str) -> Result<(), ControlError> {
-        let state = self.read().await?;
-        let mut service = (*find(&state, reference)?).clone();
-        if !matches!(service.spec.mode, ServiceMode::Replicated { .. }) {
-            return Err(ControlError::InvalidArgument("rebalance can only be used with replicated mode".into()));
-        }
-        let labels = &mut service.spec.annotations.labels;
-        if labels.get(rebalance::LABEL).is_some_and(|how| how == rebalance::AUTO) {
-            return Ok(());
-        }
-        labels.insert(rebalance::LABEL.into(), rebalance::ONCE.into());
-        self.change(Change::update(&service)).await
+        self.change_latest(|state| {
+            let mut service = (*find(state, reference)?).clone();
+            if !matches!(service.spec.mode, ServiceMode::Replicated { .. }) {
+                return Err(ControlError::InvalidArgument("rebalance can only be used with replicated mode".into()));
+            }
+            let labels = &mut service.spec.annotations.labels;
+            if labels.get(rebalance::LABEL).is_some_and(|how| how == rebalance::AUTO) {
+                return Ok(None);
+            }
+            labels.insert(rebalance::LABEL.into(), rebalance::ONCE.into());
+            Ok(Some(Change::update(&service)))
+        })
+        .await
     }
 
     pub(super) async fn delete_service(&self, reference: &str) -> Result<(), ControlError> {
-        let state = self.read().await?;
-        let mut service = (*find(&state, reference)?).clone();
-        service.pending_delete = true;
-        self.change(Change::update(&service)).await
+        self.change_latest(|state| {
+            let mut service = (*find(state, reference)?).clone();
+            service.pending_delete = true;
+            Ok(Some(Change::update(&service)))
+        })
+        .await
     }
 }
 
@@ -102,6 +106,9 @@ fn changed(old: &Service, update: ServiceUpdate, state: &State) -> Result<Servic
     } else {
         update.spec
     };
+    if !update.rollback {
+        pods::keep(&mut spec, &old.spec);
+    }
     check(&spec)?;
     if spec.annotations.name != old.spec.annotations.name {
         return Err(ControlError::InvalidArgument("renaming services is not supported".into()));
@@ -195,6 +202,7 @@ fn mode_name(mode: ServiceMode) -> &'static str {
 /// What makes no sense whatever the state is.
 fn check(spec: &ServiceSpec) -> Result<(), ControlError> {
     names::check_dns_name(&spec.annotations.name)?;
+    check_labels(spec)?;
     let invalid = |text: String| Err(ControlError::InvalidArgument(text));
     if let Some(how) = spec.annotations.labels.get(rebalance::LABEL)
         && ![rebalance::AUTO, rebalance::ONCE].contains(&how.as_str())
@@ -220,7 +228,7 @@ fn check(spec: &ServiceSpec) -> Result<(), ControlError> {
     if spec.mode.is_job() && (spec.update.is_some() || spec.rollback.is_some()) {
         return invalid("Jobs may not have an update config".into());
     }
-    check_containers(spec)?;
+    pods::check(&spec.task)?;
     check_resources(spec)?;
     check_ports(spec)?;
     for expression in &spec.task.placement.constraints {
@@ -236,6 +244,20 @@ fn check(spec: &ServiceSpec) -> Result<(), ControlError> {
     Ok(())
 }
 
+/// Labels that have a meaning to the cluster.
+fn check_labels(spec: &ServiceSpec) -> Result<(), ControlError> {
+    let labels = &spec.annotations.labels;
+    let dependencies = dependency::read(labels).map_err(ControlError::InvalidArgument)?;
+    if dependencies.iter().any(|d| d.service == spec.annotations.name) {
+        let message = format!("the label {} names the service itself: it would never start", dependency::LABEL);
+        return Err(ControlError::InvalidArgument(message));
+    }
+    if labels.contains_key(schedule::LABEL) {
+        return Err(ControlError::Unsupported("a schedule".into()));
+    }
+    Ok(())
+}
+
 /// Clients send a negative number as a huge one.
 fn check_job_count(what: &str, count: u64) -> Result<(), ControlError> {
     if i64::try_from(count).is_err() {
@@ -243,31 +265,6 @@ fn check_job_count(what: &str, count: u64) -> Result<(), ControlError> {
     }
     if count > MOST_REPLICAS {
         return Err(ControlError::InvalidArgument(format!("{what}: at most {MOST_REPLICAS} are allowed, not {count}")));
-    }
-    Ok(())
-}
-
-fn check_containers(spec: &ServiceSpec) -> Result<(), ControlError> {
-    let [container] = spec.task.containers.as_slice() else {
-        return Err(ControlError::Unsupported("a task with more than one container".into()));
-    };
-    if container.image.is_empty() {
-        return Err(ControlError::InvalidArgument("ContainerSpec: image reference must be provided".into()));
-    }
-    let mut targets = BTreeSet::new();
-    for mount in &container.mounts {
-        if !mount.target.starts_with('/') {
-            return Err(ControlError::InvalidArgument(format!(
-                "invalid mount target, must be an absolute path: {}",
-                mount.target
-            )));
-        }
-        if !targets.insert(&mount.target) {
-            return Err(ControlError::InvalidArgument(format!(
-                "ContainerSpec: duplicate mount point: {}",
-                mount.target
-            )));
-        }
     }
     Ok(())
 }
@@ -295,6 +292,7 @@ fn check_resources(spec: &ServiceSpec) -> Result<(), ControlError> {
 
 fn check_ports(spec: &ServiceSpec) -> Result<(), ControlError> {
     let Some(endpoint) = &spec.endpoint else { return Ok(()) };
+    pods::check_redirects(&endpoint.redirects)?;
     let mut published = BTreeSet::new();
     for port in &endpoint.ports {
         if port.target == 0 {

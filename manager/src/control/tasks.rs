@@ -7,9 +7,11 @@ use skep_api::ports::control::{ControlError, TaskFilter, TaskView};
 use skep_proto::model::session::TaskVitals;
 use skep_proto::model::{ContainerId, NodeId, ServiceId, Task, TaskId, TaskState};
 
+use futures_util::stream::{BoxStream, StreamExt};
+
 use super::lookup::{has_labels, starts_with_any};
 use super::{Control, lookup};
-use crate::store::State;
+use crate::store::{Changes, Reference, State, Store};
 
 impl Control {
     pub(super) async fn list_tasks(&self, filter: &TaskFilter) -> Result<Vec<TaskView>, ControlError> {
@@ -42,6 +44,43 @@ impl Control {
         let vitals = self.parts.vitals.of_tasks(&[first]).await.remove(&first).unwrap_or_default();
         Ok(view_of(task, vitals, &state))
     }
+}
+
+/// See [`skep_api::ports::ControlPlane::started_tasks`].
+pub(super) fn started(store: &Arc<Store>, service: ServiceId) -> BoxStream<'static, TaskView> {
+    let (state, watch) = store.view_and_watch();
+    let begin = (Some((state, Changes::All)), watch, BTreeSet::new());
+    futures_util::stream::unfold(begin, move |(first, mut watch, mut known)| async move {
+        let (state, changes) = match first {
+            Some(first) => first,
+            None => watch.next().await?,
+        };
+        let news = news(&state, &changes, service, &mut known);
+        Some((futures_util::stream::iter(news), (None, watch, known)))
+    })
+    .flatten()
+    .boxed()
+}
+
+/// Tasks of the service that have a container and are not `known` yet.
+fn news(state: &State, changes: &Changes, service: ServiceId, known: &mut BTreeSet<TaskId>) -> Vec<TaskView> {
+    let handle = state.services().reference(service).map(Reference::handle);
+    let is_touched = match changes {
+        Changes::All => true,
+        Changes::Some(touched) => {
+            touched.iter().flat_map(|t| &t.tasks).any(|t| t.service.is_some() && t.service == handle)
+        }
+    };
+    if !is_touched {
+        return Vec::new();
+    }
+    let views = state.tasks_of_service(service).into_iter().map(|task| view_of(task, TaskVitals::default(), state));
+    let found: Vec<TaskView> = views.filter(|view| view.container.is_some()).collect();
+    // Those that are history may be forgotten.
+    let ids: BTreeSet<TaskId> = found.iter().map(|view| view.task.id).collect();
+    let news = found.into_iter().filter(|view| !known.contains(&view.task.id)).collect();
+    *known = ids;
+    news
 }
 
 fn view_of(task: Task, vitals: TaskVitals, state: &State) -> TaskView {

@@ -7,6 +7,7 @@ use skep_proto::model::service::{EndpointSpec, PublishMode};
 use skep_proto::model::session::{AssignedTask, ManagerPeer, SpecKey};
 use skep_proto::model::view::{EndpointAddress, EndpointView, OverlayNetwork, Peer, ServiceView};
 use skep_proto::model::{Network, NetworkId, Node, NodeId, NodeRole, Service, TaskState};
+use skep_proto::template::task::{TaskContext, expand_text, is_template};
 
 use super::ports::{ClusterView, TaskFacts};
 
@@ -71,6 +72,7 @@ pub fn endpoint(
                 network: attachment.network,
                 address: *address,
                 aliases: attachment.aliases.clone(),
+                names: own_names(view, task, attachment.network),
             })
         })
         .collect();
@@ -87,6 +89,16 @@ pub fn endpoint(
         mesh,
         serving: task.state == TaskState::Running && task.desired <= TaskState::Running,
     })
+}
+
+/// Names that a task has for itself on a network: its service's aliases that name the slot.
+fn own_names(view: &dyn ClusterView, task: &TaskFacts, network: NetworkId) -> Vec<String> {
+    let Some(service) = task.service.and_then(|id| view.service(id)) else { return Vec::new() };
+    let wishes = service.spec.task.networks.iter().filter(|wish| wish.target.parse() == Ok(network));
+    let templates: Vec<&String> = wishes.flat_map(|wish| &wish.aliases).filter(|alias| is_template(alias)).collect();
+    let context = TaskContext::of_slot(&service.spec.annotations.name, task.slot);
+    // One that cannot be expanded names nobody.
+    templates.into_iter().filter_map(|alias| expand_text(alias, &context).ok()).collect()
 }
 
 /// Docker's name of a task's container: `web.1.TASK`, and `web.NODE.TASK` for a global service.
@@ -126,7 +138,10 @@ pub fn service_view(service: &Service, networks: &BTreeSet<NetworkId>) -> Servic
         .networks
         .iter()
         .filter(|wish| !wish.aliases.is_empty())
-        .filter_map(|wish| Some((wish.target.parse().ok()?, wish.aliases.clone())))
+        .filter_map(|wish| {
+            let own = wish.aliases.iter().filter(|alias| !is_template(alias)).cloned().collect();
+            Some((wish.target.parse().ok()?, own))
+        })
         .filter(|(network, _)| networks.contains(network))
         .collect();
     let vips = service.endpoint.virtual_ips.iter().filter(|vip| networks.contains(&vip.network));
@@ -138,6 +153,8 @@ pub fn service_view(service: &Service, networks: &BTreeSet<NetworkId>) -> Servic
         virtual_ips: vips.copied().collect(),
         aliases,
         ports: service.endpoint.ports.clone(),
+        // Not the allocator's copy: these need no number.
+        redirects: service.spec.endpoint.as_ref().map(|spec| spec.redirects.clone()).unwrap_or_default(),
     }
 }
 

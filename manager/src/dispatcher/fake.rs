@@ -398,7 +398,7 @@ pub(crate) fn service(id: u128, networks: &[u128], port: Option<u16>) -> Service
         spec_version: 1,
         previous: None,
         endpoint: Endpoint {
-            spec: Some(EndpointSpec { mode: EndpointMode::Vip, ports: ports.clone() }),
+            spec: Some(EndpointSpec { mode: EndpointMode::Vip, ports: ports.clone(), ..EndpointSpec::default() }),
             ports,
             virtual_ips: networks.iter().map(vip).collect(),
         },

@@ -27,6 +27,7 @@ pub mod liveness;
 pub mod outlook;
 pub mod over_store;
 pub mod ports;
+pub mod readiness;
 mod reign;
 pub mod relay;
 mod routing;

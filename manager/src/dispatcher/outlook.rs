@@ -3,6 +3,7 @@
 use std::collections::hash_map::RandomState;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::BuildHasher;
+use std::sync::Arc;
 
 use prost::Message as _;
 use skep_proto::model::session::{AssignmentChange, Assignments, SpecKey};
@@ -13,6 +14,7 @@ use super::derive;
 use super::dirty::Dirty;
 use super::files::{self, Files, FilesTold};
 use super::ports::{ClusterView, TaskFacts};
+use super::readiness::Unready;
 
 /// One session's memory: a digest for each key that was sent, so that only differences go out.
 #[derive(Debug)]
@@ -37,6 +39,8 @@ pub struct Outlook {
     files: FilesTold,
     /// Own tasks that the node was told to have running, by position.
     live: HashMap<u32, TaskId>,
+    /// Tasks of any node that want no new connections.
+    unready: Arc<Unready>,
 }
 
 /// Services that a session starts or ceases to follow.
@@ -68,7 +72,13 @@ impl Outlook {
             used: HashMap::new(),
             files: FilesTold::default(),
             live: HashMap::new(),
+            unready: Arc::default(),
         }
+    }
+
+    /// With what nodes say of the readiness of their tasks.
+    pub fn with_readiness(self, unready: Arc<Unready>) -> Self {
+        Self { unready, ..self }
     }
 
     /// First half of a step: what own tasks, services and networks say the node must follow now. The caller subscribes
@@ -257,7 +267,9 @@ impl Outlook {
                     Some(id) => view.service(id).is_some_and(|s| derive::is_in_mesh(&s)),
                     None => false,
                 };
-                derive::endpoint(view, task, networks, by_mesh)
+                let mut endpoint = derive::endpoint(view, task, networks, by_mesh)?;
+                endpoint.serving &= !self.unready.has(task.id);
+                Some(endpoint)
             };
             let put = task.as_ref().and_then(view_of).map(|e| (e.task, AssignmentChange::PutEndpoint(e)));
             send_at(&self.hasher, &mut self.endpoints, handle, put, AssignmentChange::RemoveEndpoint, out);

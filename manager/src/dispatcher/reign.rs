@@ -13,7 +13,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::dirty::{Cell, Routes};
 use super::liveness::Deadlines;
-use super::ports::{Changes, ClusterStore, ClusterWatch, NodeChange, ProposeError, StatusUpdate};
+use super::ports::{
+    Changes, ClusterStore, ClusterView, ClusterWatch, NodeChange, ProposeError, StatusUpdate, Touched, TouchedTask,
+};
+use super::readiness::Unready;
 use super::routing::{Released, Routing};
 use super::status::{BATCH, GATHER, Gathered};
 use super::{Timing, chain};
@@ -34,6 +37,7 @@ pub struct Reign {
     deadlines_changed: Notify,
     gathered: Mutex<Gathered>,
     gathered_changed: Notify,
+    pub(super) unready: Arc<Unready>,
 }
 
 /// A node's current session, as others in this manager see it.
@@ -77,6 +81,7 @@ impl Reign {
             deadlines_changed: Notify::new(),
             gathered: Mutex::default(),
             gathered_changed: Notify::new(),
+            unready: Arc::default(),
         }
     }
 
@@ -191,7 +196,18 @@ impl Reign {
         }
     }
 
+    /// Takes in whether a task wants new connections; whoever leads to it is told when that is news.
+    pub(super) fn set_ready(&self, view: &dyn ClusterView, task: TaskId, ready: bool) {
+        if !self.unready.set(task, !ready) {
+            return;
+        }
+        let Some(task) = view.task(task) else { return };
+        let touched = TouchedTask { handle: task.handle, service: task.service, old_node: None, new_node: task.node };
+        lock(&self.routes).route(&Changes::Some(Touched { tasks: vec![touched], ..Touched::default() }));
+    }
+
     pub(super) fn drop_vitals(&self, node: NodeId, session: u64, gone: &[TaskId]) {
+        self.unready.forget(gone);
         if let Some(session) = lock(&self.sessions).get_mut(&node).filter(|s| s.id == session) {
             gone.iter().for_each(|task| {
                 session.vitals.remove(task);

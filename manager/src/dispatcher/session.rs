@@ -153,6 +153,7 @@ impl AgentSession {
                     continue;
                 }
             }
+            self.reign.set_ready(&*view, report.task, !report.unready || report.status.state.is_terminal());
             self.reign.set_vitals(node, self.id, report.task, report.vitals);
         }
     }
@@ -214,7 +215,7 @@ impl AgentSession {
         }
         let mut writer = Writer {
             session: self,
-            outlook: Outlook::new(self.peer.node),
+            outlook: Outlook::new(self.peer.node).with_readiness(Arc::clone(&self.reign.unready)),
             managers: Vec::new(),
             role: self.peer.role,
             welcome,

@@ -96,6 +96,7 @@ fn status(task: u32, state: TaskState) -> StatusReport {
         },
         vitals: TaskVitals { pid: task, ..TaskVitals::default() },
         mesh: None,
+        unready: false,
     }
 }
 

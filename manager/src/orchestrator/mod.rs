@@ -4,6 +4,9 @@
 //! its tasks alone ([`place`]); the number of places, and how fast an update goes through them, is decided over all
 //! ([`replicated`], [`global`], [`job`], [`update`]).
 
+pub mod dependency;
+#[cfg(test)]
+mod dependency_tests;
 mod global;
 mod job;
 #[cfg(test)]
@@ -18,6 +21,8 @@ pub mod restart;
 mod tests;
 mod update;
 
+use std::collections::BTreeSet;
+
 use skep_proto::model::{Availability, Node, NodeState, Service, ServiceMode, TaskState};
 
 use crate::reconcile::{Env, Plan, Planner};
@@ -26,7 +31,10 @@ use crate::store::{Change, Group, Kind, NodeRef, Reference, ServiceRef, State, T
 
 /// The planner; its key is a service.
 #[derive(Debug, Default)]
-pub struct Orchestrator;
+pub struct Orchestrator {
+    /// Services that wait for others: what happens to any service may concern them.
+    waiting: BTreeSet<u32>,
+}
 
 impl Planner for Orchestrator {
     type Key = u32;
@@ -42,10 +50,20 @@ impl Planner for Orchestrator {
             return self.keys(state);
         }
         let services = touched.objects.iter().filter(|o| o.kind == Kind::Service).map(|o| o.handle);
-        services.chain(touched.tasks.iter().filter_map(|t| t.service)).collect()
+        let mut keys: Vec<u32> = services.chain(touched.tasks.iter().filter_map(|t| t.service)).collect();
+        if !keys.is_empty() {
+            keys.extend(&self.waiting);
+        }
+        keys
     }
 
     fn plan(&mut self, state: &State, key: u32, env: &mut Env<'_>) -> Plan {
+        let waits = state.services().at(key).is_some_and(|service| dependency::waits(state, service));
+        if waits {
+            self.waiting.insert(key);
+        } else {
+            self.waiting.remove(&key);
+        }
         plan(state, key, env)
     }
 }
@@ -55,13 +73,15 @@ pub(crate) struct Input<'a> {
     pub state: &'a State,
     pub reference: ServiceRef,
     pub service: &'a Service,
+    /// Its tasks must not start yet.
+    pub waits: bool,
 }
 
 /// What the service at that handle lacks.
 pub fn plan(state: &State, handle: u32, env: &mut Env<'_>) -> Plan {
     let found = state.services().at(handle).and_then(|s| Some((s, state.services().reference(s.id)?)));
     let Some((service, reference)) = found else { return Plan::default() };
-    let input = Input { state, reference, service };
+    let input = Input { state, reference, service, waits: dependency::waits(state, service) };
     if service.pending_delete {
         return remove_all(&input);
     }
@@ -144,6 +164,8 @@ pub(crate) enum Start {
 impl Input<'_> {
     pub(crate) fn create(&self, creation: Creation, env: &mut Env<'_>) -> Change {
         let (desired, start_ms) = match creation.start {
+            // Its time has come, and it starts when it need not wait any more.
+            Start::Now if self.waits => (TaskState::Ready, env.now.0.max(1)),
             Start::Now => (TaskState::Running, 0),
             Start::At(at) => (TaskState::Ready, at),
             Start::AfterOthers => (TaskState::Ready, 0),

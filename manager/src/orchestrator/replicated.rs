@@ -126,6 +126,9 @@ fn replace(
 
 /// Lets ready tasks run whose time has come, and remembers when the next one's comes.
 pub(super) fn start_ready(input: &Input<'_>, rows: &[(u32, &TaskRow)], env: &Env<'_>, plan: &mut Plan) {
+    if input.waits {
+        return;
+    }
     let (ready, next) = place::to_start(input.state, rows, env.now);
     for handle in ready {
         let row = rows.iter().find(|(h, _)| *h == handle).map(|(_, row)| *row);

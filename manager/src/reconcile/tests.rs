@@ -49,7 +49,7 @@ impl Run {
         let clock: Clock = Arc::new(move || Timestamp(begin.0).after(start.elapsed()));
         let stop = CancellationToken::new();
         let mut run = Self { direct, stop, planners: tokio::task::JoinSet::new() };
-        run.spawn(Orchestrator, &store, &clock);
+        run.spawn(Orchestrator::default(), &store, &clock);
         run.spawn(Allocator, &store, &clock);
         run.spawn(Scheduler::default(), &store, &clock);
         run.spawn(Reaper, &store, &clock);

@@ -153,6 +153,10 @@ impl State {
                 created.push(self.attach(context, *id, *node, attached)?);
                 Ok(())
             }
+            Change::RenameAttached { task, name, aliases } => {
+                self.rename_attached(context, *task, name, aliases);
+                Ok(())
+            }
         }
     }
 

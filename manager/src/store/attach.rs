@@ -7,7 +7,7 @@ use skep_proto::model::{TaskId, TaskState};
 use super::apply::{Context, Extra};
 use super::digest::{self, Domain};
 use super::entry::{NodeReason, Refusal};
-use super::refs::{NodeRef, TaskRef};
+use super::refs::{NodeRef, Reference, TaskRef};
 use super::row::{Attached, TaskRow};
 use super::state::{State, generation_after};
 
@@ -57,5 +57,20 @@ impl State {
         self.attached.insert(handle, Arc::new(attached.clone()));
         self.write(context, handle, Some(row), Extra::Keep);
         Ok(row.reference(handle))
+    }
+
+    /// Gives a place other names.
+    pub(super) fn rename_attached(&mut self, context: &mut Context<'_>, task: TaskRef, name: &str, aliases: &[String]) {
+        let Some(mut row) = self.row(task).filter(|row| !row.is_dead()).copied() else { return };
+        let handle = task.handle();
+        let Some(old) = self.attached.get(&handle).cloned() else { return };
+        let new = Attached { name: name.to_owned(), aliases: aliases.to_vec(), ..(*old).clone() };
+        if *old == new {
+            return;
+        }
+        self.digest ^= digest::of(Domain::Attached, handle, &*old) ^ digest::of(Domain::Attached, handle, &new);
+        self.attached.insert(handle, Arc::new(new));
+        (row.version, row.updated_ms) = (context.index, context.at.0);
+        self.write(context, handle, Some(row), Extra::Keep);
     }
 }

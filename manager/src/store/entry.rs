@@ -230,6 +230,15 @@ pub enum Change {
         /// Network, container, names.
         attached: Attached,
     },
+    /// Gives a place of a plain container other names: the container was renamed. Ignored once the place is gone.
+    RenameAttached {
+        /// The place.
+        task: TaskRef,
+        /// The container's name.
+        name: String,
+        /// Further names.
+        aliases: Vec<String>,
+    },
 }
 
 impl Change {

@@ -40,11 +40,12 @@ record!(ContainerSpec {
     ulimits,
     privileges,
     registry_auth,
+    pod,
 });
 record!(Mount { kind, source, target, read_only, consistency, bind, volume, tmpfs });
 choice!(MountKind { Bind, Volume, Tmpfs });
 record!(BindOptions { propagation, non_recursive, create_mountpoint });
-record!(VolumeOptions { no_copy, subpath, labels, driver });
+record!(VolumeOptions { no_copy, subpath, labels, driver, scratch, pinned, gid });
 record!(TmpfsOptions { size, mode });
 record!(Healthcheck { test, interval, timeout, start_period, start_interval, retries });
 record!(DnsConfig { nameservers, search, options });

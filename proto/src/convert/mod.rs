@@ -14,6 +14,7 @@ mod error;
 mod field;
 mod network;
 mod node;
+mod pod;
 mod secret;
 mod service;
 mod session;

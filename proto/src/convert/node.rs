@@ -24,6 +24,7 @@ record!(NodeDescription {
     data_path,
     named_generic,
     trust,
+    volumes,
 });
 record!(NodeTrust { roots, issuer });
 record!(ManagerMembership { raft_id, address });

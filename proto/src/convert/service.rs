@@ -18,7 +18,7 @@ choice!(FailureAction { Pause, Continue, Rollback });
 choice!(UpdateOrder { StopFirst, StartFirst });
 record!(UpdateStatus { state, started_at, completed_at, message });
 choice!(UpdateState { Updating, Paused, Completed, RollbackStarted, RollbackPaused, RollbackCompleted });
-record!(EndpointSpec { mode, ports });
+record!(EndpointSpec { mode, ports, redirects });
 choice!(EndpointMode { Vip, DnsRoundRobin });
 record!(PortConfig { name, protocol, target, published, mode });
 choice!(Protocol { Tcp, Udp, Sctp });

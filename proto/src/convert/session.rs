@@ -24,7 +24,7 @@ pub const PART_BYTES: usize = 1024 * 1024;
 const MAX_SET_BYTES: usize = 64 * 1024 * 1024;
 
 record!(Hello { description, last_index });
-record!(StatusReport { task, status, vitals, mesh });
+record!(StatusReport { task, status, vitals, mesh, unready });
 record!(TaskVitals { pid, container, health });
 record!(Welcome { session, heartbeat, index, data_path_port });
 record!(ManagerPeer { node, address });

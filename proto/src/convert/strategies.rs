@@ -14,6 +14,7 @@ use crate::model::container::*;
 use crate::model::isolation::DeviceMapping;
 use crate::model::network::{IpamConfig, Subnet};
 use crate::model::node::{ManagerMembership, NodeTrust};
+use crate::model::pod::*;
 use crate::model::secret::SecretData;
 use crate::model::service::*;
 use crate::model::session::*;
@@ -179,7 +180,7 @@ structs! {
     PreviousSpec { spec, spec_version }
     UpdateConfig { parallelism, delay, failure_action, monitor, max_failure_ratio, order }
     UpdateStatus { state, started_at, completed_at, message }
-    EndpointSpec { mode, ports }
+    EndpointSpec { mode, ports, redirects }
     PortConfig { name, protocol, target, published, mode }
     Endpoint { spec, ports, virtual_ips }
     VirtualIp { network, address }
@@ -196,11 +197,16 @@ structs! {
     ContainerSpec {
         name, image, labels, command, args, hostname, env, dir, user, groups, init, stop_signal, stop_grace, tty,
         open_stdin, read_only, mounts, healthcheck, hosts, dns, secrets, configs, sysctls, cap_add, cap_drop, ulimits,
-        privileges, registry_auth
+        privileges, registry_auth, pod
     }
+    PodContainer { role, startup, readiness, liveness, pre_stop, post_start, limits, pull }
+    Probe { action, initial_delay, period, timeout, successes, failures }
+    HttpGet { host, port, path, tls, headers }
+    Header { name, value }
+    PortRedirect { protocol, port, target }
     Mount { kind, source, target, read_only, consistency, bind, volume, tmpfs }
     BindOptions { propagation, non_recursive, create_mountpoint }
-    VolumeOptions { no_copy, subpath, labels, driver }
+    VolumeOptions { no_copy, subpath, labels, driver, scratch, pinned, gid }
     TmpfsOptions { size, mode }
     Healthcheck { test, interval, timeout, start_period, start_interval, retries }
     DnsConfig { nameservers, search, options }
@@ -214,7 +220,7 @@ structs! {
     NodeSpec { annotations, role, availability }
     NodeDescription {
         hostname, platform, nano_cpus, memory, generic, engine_version, engine_labels, plugins, data_path,
-        named_generic, trust
+        named_generic, trust, volumes
     }
     NodeTrust { roots, issuer }
     ManagerMembership { raft_id, address }
@@ -236,7 +242,7 @@ structs! {
     Config { id, meta, spec }
     ConfigSpec { annotations, data, templating }
     Hello { description, last_index }
-    StatusReport { task, status, vitals, mesh }
+    StatusReport { task, status, vitals, mesh, unready }
     TaskVitals { pid, container, health }
     Welcome { session, heartbeat, index, data_path_port }
     ManagerPeer { node, address }
@@ -249,9 +255,9 @@ structs! {
     OpenStream { manager, nonce }
     Peer { node, index, data_path }
     OverlayNetwork { id, name, vni, subnets, internal, encrypted, mtu }
-    ServiceView { id, name, mode, virtual_ips, aliases, ports }
+    ServiceView { id, name, mode, virtual_ips, aliases, ports, redirects }
     EndpointView { task, service, node, name, addresses, mesh, serving }
-    EndpointAddress { network, address, aliases }
+    EndpointAddress { network, address, aliases, names }
 }
 
 enums! {
@@ -261,6 +267,8 @@ enums! {
     EndpointMode { Vip, DnsRoundRobin }
     Protocol { Tcp, Udp, Sctp }
     PublishMode { Ingress, Host }
+    Role { Main, Init, Sidecar }
+    Pull { Always, IfNotPresent, Never }
     RestartCondition { None, OnFailure, Any }
     MountKind { Bind, Volume, Tmpfs }
     NodeRole { Worker, Manager }
@@ -331,6 +339,18 @@ impl Arb for AssignmentChange {
             arb().prop_map(Self::RemoveEndpoint),
             arb().prop_map(Self::PutFile),
             arb().prop_map(Self::RemoveFile),
+        ]
+        .boxed()
+    }
+}
+
+impl Arb for Action {
+    fn arb() -> BoxedStrategy<Self> {
+        prop_oneof![
+            arb().prop_map(|command| Self::Exec { command }),
+            arb().prop_map(Self::HttpGet),
+            arb().prop_map(|(host, port)| Self::TcpSocket { host, port }),
+            arb().prop_map(|time| Self::Sleep { time }),
         ]
         .boxed()
     }

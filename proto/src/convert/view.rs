@@ -11,9 +11,9 @@ use crate::wire::session as wire;
 
 record!(Peer { node, index, data_path });
 record!(OverlayNetwork { id, name, vni, subnets, internal, encrypted, mtu });
-record!(ServiceView { id, name, mode, virtual_ips, aliases, ports });
+record!(ServiceView { id, name, mode, virtual_ips, aliases, ports, redirects });
 record!(EndpointView { task, service, node, name, addresses, mesh, serving });
-record!(EndpointAddress { network, address, aliases });
+record!(EndpointAddress { network, address, aliases, names });
 
 /// Further names of a service, by network.
 impl Field<Vec<wire::NetworkAliases>> for BTreeMap<NetworkId, Vec<String>> {

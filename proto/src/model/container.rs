@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::isolation::DeviceMapping;
+use super::pod::PodContainer;
 use super::{ConfigId, Labels, SecretId};
 
 /// One container of a task. Absent options mean "the image's or Docker's default", and are shown as absent.
@@ -71,6 +72,8 @@ pub struct ContainerSpec {
     /// Credentials for pulling the image, as the client sent them in `X-Registry-Auth`. Sealed with the log, shown to nobody.
     #[serde(skip)]
     pub registry_auth: Option<RegistryAuth>,
+    /// What it has as one of several containers of a task; `None` for Docker's only one.
+    pub pod: Option<PodContainer>,
 }
 
 /// The value of an `X-Registry-Auth` header. Its `Debug` prints nothing.
@@ -139,6 +142,12 @@ pub struct VolumeOptions {
     pub labels: Labels,
     /// Driver and options for a volume that is made for this mount.
     pub driver: Option<Driver>,
+    /// The volume is the task's: its containers share it, and it goes when the task has ended.
+    pub scratch: bool,
+    /// Where the volume is, the tasks that use it must run.
+    pub pinned: bool,
+    /// Group that the volume's root is given to and may write; `None` to leave it as it is.
+    pub gid: Option<u32>,
 }
 
 /// Options of a tmpfs mount.

@@ -149,6 +149,18 @@ impl ContainerId {
     pub fn short(&self) -> String {
         hex::encode(&self.0[..6])
     }
+
+    /// The id of a process to run in it (`docker exec`): 16 random bytes, then the first 16 of the container, so that
+    /// every manager finds the node of it by the id alone.
+    pub fn exec(&self, random: [u8; 16]) -> String {
+        hex::encode(random) + &hex::encode(&self.0[..16])
+    }
+
+    /// The start of the id of the container that an exec id names; `None` when it is no exec id.
+    pub fn prefix_of_exec(exec: &str) -> Option<&str> {
+        let is_hex = exec.len() == 64 && exec.bytes().all(|b| b.is_ascii_hexdigit() && !b.is_ascii_uppercase());
+        is_hex.then(|| &exec[32..])
+    }
 }
 
 impl fmt::Display for ContainerId {
@@ -204,8 +216,18 @@ mod tests {
         fn arbitrary_text_never_panics(text in ".{0,70}") {
             let _ = text.parse::<TaskId>();
             let _ = text.parse::<ContainerId>();
+            let _ = ContainerId::prefix_of_exec(&text);
             let _ = prefix_range(&text);
         }
+    }
+
+    #[test]
+    fn an_exec_id_tells_its_container() {
+        let container = ContainerId::of_task(TaskId(7), 0);
+        let exec = container.exec([0xab; 16]);
+        assert!(container.to_string().starts_with(ContainerId::prefix_of_exec(&exec).unwrap()));
+        assert!(exec.parse::<ContainerId>().is_ok(), "64 digits, as Docker's");
+        assert_eq!(ContainerId::prefix_of_exec(&exec.to_uppercase()), None);
     }
 
     #[test]

@@ -3,12 +3,15 @@
 pub mod annotations;
 pub mod cluster;
 pub mod container;
+pub mod dependency;
 pub mod engine;
 pub mod health;
 pub mod id;
 pub mod isolation;
 pub mod network;
 pub mod node;
+pub mod pod;
+pub mod schedule;
 pub mod secret;
 pub mod service;
 pub mod session;

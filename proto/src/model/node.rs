@@ -109,6 +109,8 @@ pub struct NodeDescription {
     pub named_generic: Vec<(String, String)>,
     /// What its certificate rests on; `None` until it tells.
     pub trust: Option<NodeTrust>,
+    /// Its volumes whose tasks must run where they are.
+    pub volumes: Vec<String>,
 }
 
 /// What a node's certificate rests on: digests of root certificates, in the form of join tokens.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::pod::PortRedirect;
 use super::{Annotations, Meta, NetworkId, ServiceId, TaskSpec, Timestamp};
 
 /// The desired state of a service.
@@ -113,6 +114,8 @@ pub struct EndpointSpec {
     pub mode: EndpointMode,
     /// Published ports.
     pub ports: Vec<PortConfig>,
+    /// Ports of the virtual address that lead to other ports of the tasks.
+    pub redirects: Vec<PortRedirect>,
 }
 
 /// What a service's name resolves to.

@@ -56,6 +56,8 @@ pub struct StatusReport {
     pub vitals: TaskVitals,
     /// Address on the node's task bridge, for the routing mesh.
     pub mesh: Option<IpAddr>,
+    /// It runs and wants no new connections now: a readiness probe fails. Stays with the manager that holds the session.
+    pub unready: bool,
 }
 
 /// The volatile part of what is observed of a task. It never enters Raft.

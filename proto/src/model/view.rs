@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::network::Subnet;
+use super::pod::PortRedirect;
 use super::service::{EndpointMode, PortConfig, VirtualIp};
 use super::{NetworkId, NodeId, ServiceId, TaskId};
 
@@ -70,6 +71,8 @@ pub struct ServiceView {
     pub aliases: BTreeMap<NetworkId, Vec<String>>,
     /// Published ports, with their numbers.
     pub ports: Vec<PortConfig>,
+    /// Ports of the virtual addresses that lead to other ports of the tasks.
+    pub redirects: Vec<PortRedirect>,
 }
 
 /// A task as other nodes need it. It is present only while it should get traffic or drain.
@@ -100,4 +103,6 @@ pub struct EndpointAddress {
     pub address: IpNet,
     /// Further names on that network.
     pub aliases: Vec<String>,
+    /// Names of this task alone, which hold as long as it is there, whether it is serving or not.
+    pub names: Vec<String>,
 }

@@ -16,6 +16,8 @@ fn context() -> TaskContext {
         task_id: "tid".into(),
         task_name: "web.3.tid".into(),
         slot: "3".into(),
+        address: "10.0.1.5".into(),
+        node_address: "192.0.2.1".into(),
     }
 }
 

@@ -66,7 +66,7 @@ impl Containers {
         if config.command.first().is_none_or(String::is_empty) {
             return Err(ContainerError::Invalid("No exec command specified".to_owned()));
         }
-        let exec = hex::encode(rand::rng().random::<[u8; 32]>());
+        let exec = id.exec(rand::rng().random());
         let mut execs = self.inner.execs.lock().expect("nothing panics while it holds the lock");
         let order = execs.values().map(|s| s.state.lock().expect("nothing panics while it holds the lock").order).max();
         let ended = |s: &Arc<Session>| s.state.lock().expect("nothing panics while it holds the lock").clone();

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rand::Rng;
 use skep_proto::model::engine::{ContainerStatus, ExecConfig};
-use skep_proto::model::{HealthStatus, ProbeResult};
+use skep_proto::model::{ContainerId, HealthStatus, ProbeResult};
 use skep_shim::protocol::{Answer, Exec, Op};
 use tokio::task::JoinHandle;
 
@@ -44,7 +44,7 @@ impl Containers {
             // A frozen container answers nothing, which says nothing of its health.
             if is_awake(&entry) {
                 let ran = self.ran(&entry);
-                let result = self.probe(&entry, &check).await;
+                let result = self.probe_with(&entry, &check.command, check.timeout).await;
                 if is_awake(&entry) {
                     entry.note_probe(|health| check.judge(health, ran, result));
                 }
@@ -53,21 +53,44 @@ impl Containers {
         }
     }
 
+    /// How long a container has been running; zero when it does not.
+    pub fn running_for(&self, id: ContainerId) -> Duration {
+        self.entry(id)
+            .map_or(Duration::ZERO, |entry| if entry.state().pid == 0 { Duration::ZERO } else { self.ran(&entry) })
+    }
+
     /// How long the container has been running.
     fn ran(&self, entry: &Entry) -> Duration {
         let now = (self.inner.config.clock)();
         entry.state().started_at.map_or(Duration::ZERO, |at| now.since(at))
     }
 
-    async fn probe(&self, entry: &Entry, check: &Check) -> ProbeResult {
+    /// Runs a program in a container to see how it does. Nobody is told of it but the caller.
+    ///
+    /// # Errors
+    /// [`ContainerError::NotFound`]. That it cannot be run is a result with exit code -1.
+    ///
+    /// # Cancel safety
+    /// The program is killed.
+    pub async fn probe(
+        &self,
+        id: ContainerId,
+        command: Vec<String>,
+        timeout: Duration,
+    ) -> Result<ProbeResult, ContainerError> {
+        let entry = self.entry(id)?;
+        Ok(self.probe_with(&entry, &command, timeout).await)
+    }
+
+    async fn probe_with(&self, entry: &Entry, command: &[String], timeout: Duration) -> ProbeResult {
         let clock = self.inner.config.clock;
         let start = clock();
         let mut output = Output::default();
-        let probed = tokio::time::timeout(check.timeout, self.run_probe(entry, check, &mut output)).await;
+        let probed = tokio::time::timeout(timeout, self.run_probe(entry, command, &mut output)).await;
         let (exit_code, output) = match probed {
             Ok(Ok(code)) => (code, output.text()),
             Ok(Err(error)) => (-1, error.to_string()),
-            Err(_) => (-1, timed_out(check.timeout, &output)),
+            Err(_) => (-1, timed_out(timeout, &output)),
         };
         ProbeResult { start, end: clock(), exit_code, output }
     }
@@ -76,9 +99,9 @@ impl Containers {
     ///
     /// # Cancel safety
     /// The shim kills a probe whose connection ends.
-    async fn run_probe(&self, entry: &Entry, check: &Check, output: &mut Output) -> Result<i32, ContainerError> {
+    async fn run_probe(&self, entry: &Entry, command: &[String], output: &mut Output) -> Result<i32, ContainerError> {
         let id = hex::encode(rand::rng().random::<[u8; 32]>());
-        let config = ExecConfig { command: check.command.clone(), ..ExecConfig::default() };
+        let config = ExecConfig { command: command.to_vec(), ..ExecConfig::default() };
         let wanted = Wanted { stdin: false, stdout: true, stderr: true };
         let request = self.exec_request(&id, &config, entry, false, wanted, false, None).await?;
         let failed = |error: ShimError| refusal(entry.id, error);

@@ -1,6 +1,7 @@
 //! Create, start, stop, kill, pause, rename, remove, wait.
 
 use std::fs;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -157,12 +158,13 @@ impl Containers {
             ContainerStatus::Created | ContainerStatus::Exited | ContainerStatus::Restarting => {}
         }
         let netns = self.netns(&with.network)?;
+        let ipc = self.ipc(with.ipc_of)?;
         let files = with.files;
         turn.with = StartWith { files: Vec::new(), ..with };
         if let Err(error) = finish_cleanup(turn).await {
             tracing::warn!(container.id = %entry.id, %error, "taking away what the last run left");
         }
-        let begun = self.begin(entry, turn, netns, files).await;
+        let begun = self.begin(entry, turn, (netns, ipc), files).await;
         if let Err(e) = &begun {
             self.start_failed(entry, turn, e);
         }
@@ -173,7 +175,7 @@ impl Containers {
         &self,
         entry: &Arc<Entry>,
         turn: &mut Turn,
-        netns: Netns,
+        (netns, ipc): (Netns, Option<PathBuf>),
         files: Vec<ContainerFile>,
     ) -> Result<(), ContainerError> {
         let inner = self.inner.clone();
@@ -182,7 +184,7 @@ impl Containers {
             if let Some(etc) = etc {
                 write_etc(&paths, &etc).map_err(|e| ContainerError::internal("writing the container's files", e))?;
             }
-            run::begin(&inner.config, &inner.cgroups, &record, &paths, &netns, &files)
+            run::begin(&inner.config, &inner.cgroups, &record, &paths, (&netns, ipc.as_deref()), &files)
         })
         .await?;
         let failed = |e: ShimError| match e {
@@ -283,6 +285,14 @@ impl Containers {
                 let text = "a bridge or named network must be given as a sandbox at the start".to_owned();
                 Err(ContainerError::Invalid(text))
             }
+        }
+    }
+
+    fn ipc(&self, of: Option<ContainerId>) -> Result<Option<PathBuf>, ContainerError> {
+        let Some(other) = of else { return Ok(None) };
+        match self.entry(other)?.state().pid {
+            0 => Err(ContainerError::Conflict(format!("cannot join IPC of a non running container: {other}"))),
+            pid => Ok(Some(format!("/proc/{pid}/ns/ipc").into())),
         }
     }
 

@@ -14,6 +14,7 @@ mod exec;
 mod files;
 mod health;
 mod lifecycle;
+mod network;
 mod record;
 mod restart;
 mod run;
@@ -90,6 +91,8 @@ pub struct StartWith {
     /// Files that exist in memory only, as long as the container runs. Nothing of them is kept, so that a restart by the
     /// policy does not have them: they are for containers that run once.
     pub files: Vec<ContainerFile>,
+    /// A running container whose System V and POSIX objects it shares; `None` for its own.
+    pub ipc_of: Option<ContainerId>,
 }
 
 /// A file given to a container, read-only. Its `Debug` does not show what is in it.

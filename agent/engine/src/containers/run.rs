@@ -124,7 +124,7 @@ pub fn begin(
     cgroups: &Cgroups,
     record: &Record,
     paths: &Paths,
-    netns: &Netns,
+    (netns, ipc): (&Netns, Option<&Path>),
     given: &[ContainerFile],
 ) -> Result<(), ContainerError> {
     let id = record.config.id.to_string();
@@ -162,6 +162,7 @@ pub fn begin(
         init: (record.config.spec.init == Some(true) && !isolation.host_pid).then_some(config.shim.as_path()),
         etc: &paths.etc(),
         netns,
+        ipc,
         cgroup: &cgroup,
         unified: cgroups.version() == 2,
         rootfs: &rootfs,

@@ -101,6 +101,8 @@ pub struct Input<'a> {
     pub etc: &'a EtcFiles,
     /// Its network.
     pub netns: &'a Netns,
+    /// The IPC namespace that it joins; `None` for one of its own.
+    pub ipc: Option<&'a Path>,
     /// Its cgroup, an absolute cgroup path.
     pub cgroup: &'a str,
     /// cgroup version 2 is the machine's only one.
@@ -300,6 +302,9 @@ fn namespaces(input: &Input<'_>) -> Vec<Value> {
     let own =
         [("mount", true), ("uts", !isolation.host_uts), ("pid", !isolation.host_pid), ("ipc", !isolation.host_ipc)];
     let mut namespaces: Vec<Value> = own.iter().filter(|(_, own)| *own).map(|(t, _)| json!({"type": t})).collect();
+    if let (Some(path), Some(ipc)) = (input.ipc, namespaces.iter_mut().find(|n| n["type"] == "ipc")) {
+        *ipc = json!({"type": "ipc", "path": path});
+    }
     match input.netns {
         Netns::New => namespaces.push(json!({"type": "network"})),
         Netns::Path(path) => namespaces.push(json!({"type": "network", "path": path})),

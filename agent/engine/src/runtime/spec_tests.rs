@@ -54,6 +54,7 @@ fn spec_of(config: &ContainerConfig, mounts: &[ResolvedMount], netns: &Netns) ->
         init: None,
         etc: &etc,
         netns,
+        ipc: None,
         cgroup: "/skep/x",
         unified: false,
         rootfs: Path::new("/r"),

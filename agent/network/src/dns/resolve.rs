@@ -10,6 +10,9 @@ use rand::seq::SliceRandom;
 use crate::dns::message::Request;
 use crate::dns::zone::{Zone, ZoneKey, Zones, is_ours_alone};
 
+/// The end of names that Kubernetes gives to Services.
+const CLUSTER_DOMAIN: &str = ".svc.cluster.local";
+
 /// The answer to a question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
@@ -54,6 +57,8 @@ pub fn decide(request: &Request, order: &[ZoneKey], zones: &Zones, rng: &mut imp
         // Names without a dot are names of the cluster: no server outside should hear of them, nor delay the answer.
         (None, _) if request.labels == 1 => Decision::NoSuchName,
         (None, _) if is_of_the_cluster(&request.name, own) => Decision::NoSuchName,
+        // As are those of Kubernetes' own domain.
+        (None, _) if request.name.ends_with(CLUSTER_DOMAIN) => Decision::NoSuchName,
         (None, _) => Decision::Forward,
     }
 }
@@ -134,6 +139,7 @@ mod tests {
         assert_eq!(ask("web.", RecordType::MX, &zones, 1), Decision::Nothing);
         assert_eq!(ask("nobody.", RecordType::AAAA, &zones, 1), Decision::NoSuchName);
         assert_eq!(ask("example.org.", RecordType::A, &zones, 1), Decision::Forward);
+        assert_eq!(ask("nobody.default.svc.cluster.local.", RecordType::A, &zones, 1), Decision::NoSuchName);
         assert_eq!(ask(".", RecordType::NS, &zones, 1), Decision::Forward);
     }
 

@@ -9,6 +9,7 @@ use skep_proto::model::view::NetworkView;
 use tokio::sync::OwnedMutexGuard;
 
 use super::cuts::Due;
+use super::node::Own;
 use super::sandbox::Live;
 use super::state::{Bridge, Remembered};
 use super::{Inner, SwitchCell, blocking, lock, node, sysctl};
@@ -18,14 +19,27 @@ use crate::spec::{DEFAULT_BRIDGE, SandboxId};
 use crate::{plan, record};
 
 impl Inner {
-    pub(super) async fn apply(self: Arc<Self>, index: u16, view: Arc<NetworkView>) -> Result<(), NetworkError> {
+    pub(super) async fn apply(self: Arc<Self>, view: Arc<NetworkView>) -> Result<(), NetworkError> {
         let _one = self.applying.lock().await;
-        let remembered = Remembered {
-            index: Some(index),
-            underlay: self.config.underlay(),
-            peers: plan::node::peers(&view, self.config.node),
-            ingress: plan::node::ingress(&view),
+        let remembered = {
+            let place = &self.state().place;
+            let Some(own) = place.node.and_then(|node| view.peers.get(&node)) else { return Ok(()) };
+            Remembered {
+                index: Some(own.index),
+                underlay: place.underlay(),
+                peers: plan::node::peers(&view, place.node),
+                ingress: plan::node::ingress(&view),
+            }
         };
+        self.bring(remembered, view).await
+    }
+
+    /// Brings everything to a view and what follows from it. The caller holds `applying`.
+    pub(super) async fn bring(
+        self: &Arc<Self>,
+        remembered: Remembered,
+        view: Arc<NetworkView>,
+    ) -> Result<(), NetworkError> {
         let (before, keep, opened) = {
             let mut state = self.state();
             let keep = (state.remembered != remembered).then(|| remembered.clone());
@@ -111,18 +125,20 @@ impl Inner {
 
     pub(super) fn sync_node(&self) -> Result<(), NetworkError> {
         let mut node = lock(&self.node);
-        let (index, facts, bridges) = {
+        let (own, underlay, facts, bridges) = {
             let state = self.state();
             let bridges: Vec<Bridge> = state.bridges.values().cloned().collect();
-            (state.remembered.index, state.facts(&self.config), bridges)
+            let underlay = state.place.underlay();
+            let own = state.remembered.index.zip(underlay).map(|(index, underlay)| Own { index, underlay });
+            (own, underlay, state.facts(&self.config), bridges)
         };
         sysctl::write(&self.netns, &sysctl::NODE).step("let the node forward packets")?;
-        let mtu = node::underlay_mtu(&self.config, &mut Rtnl::open(&self.netns).step("open rtnetlink")?)?;
+        let mtu = node::underlay_mtu(underlay, &mut Rtnl::open(&self.netns).step("open rtnetlink")?)?;
         self.mtu.store(mtu, Ordering::Relaxed);
         for bridge in bridges {
-            node::ensure_bridge(&self.config, &self.netns, &bridge)?;
+            node::ensure_bridge(&self.config, &self.netns, &bridge, mtu)?;
         }
-        node.sync(&self.config, &self.netns, index, &facts)
+        node.sync(&self.config, &self.netns, own, &facts)
     }
 
     pub(super) fn load_node_rules(&self) -> Result<(), NetworkError> {
@@ -137,9 +153,12 @@ impl Inner {
         let mut result = Ok(());
         for cell in cells {
             let mut switch = lock(&cell);
-            let view = self.state().view.clone();
+            let (view, node) = {
+                let state = self.state();
+                (state.view.clone(), state.place.node)
+            };
             if let Some(switch) = switch.as_mut() {
-                result = result.and(switch.sync(&view, self.config.node));
+                result = result.and(switch.sync(&view, node));
             }
         }
         result

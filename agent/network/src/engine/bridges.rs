@@ -49,7 +49,7 @@ impl Inner {
             state.bridges.insert(name.to_owned(), bridge.clone());
             bridge
         };
-        let made = node::ensure_bridge(&self.config, &self.netns, &bridge)
+        let made = node::ensure_bridge(&self.config, &self.netns, &bridge, self.mtu())
             .and_then(|()| self.write_bridges())
             .and_then(|()| self.load_node_rules());
         match made {

@@ -9,21 +9,25 @@ mod bridges;
 mod conntrack;
 mod cuts;
 mod lifecycle;
+mod links;
 mod node;
+mod place;
 mod ports;
 mod recover;
+mod reshape;
 mod sandbox;
 mod state;
 mod switch;
 mod sysctl;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ipnet::Ipv4Net;
-use skep_proto::model::NetworkId;
 use skep_proto::model::view::NetworkView;
+use skep_proto::model::{NetworkId, NodeId};
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use self::cuts::Cuts;
@@ -32,7 +36,7 @@ use self::sandbox::Live;
 pub use self::state::Bridge;
 use self::state::State;
 use self::switch::Switch;
-use crate::config::Config;
+use crate::config::{Config, Place};
 use crate::dns::zone::Zones;
 use crate::error::{NetworkError, Step};
 use crate::names::Names;
@@ -86,24 +90,54 @@ impl NodeNetwork {
     /// Takes over the network of the calling thread's network namespace: finds what an earlier process made, removes
     /// what is left over of unfinished work, makes the default bridge. Blocks for a few milliseconds.
     ///
+    /// A `place` without a node means that it is not known yet whether the node is in a cluster: what an earlier process
+    /// was told goes on until [`NodeNetwork::enter`] or [`NodeNetwork::leave`].
+    ///
     /// # Errors
     /// [`NetworkError::Config`] for settings that cannot be, [`NetworkError::Address`] when a subnet of this host
     /// overlaps ours, and those of the kernel.
-    pub fn start(config: Config, names: Arc<dyn Names>) -> Result<Self, NetworkError> {
+    pub fn start(config: Config, place: Place, names: Arc<dyn Names>) -> Result<Self, NetworkError> {
         config.validate()?;
+        place.validate()?;
         let netns = Netns::current().step("open the node's network namespace")?;
-        let inner = recover::recover(config, netns, names)?;
+        let inner = recover::recover(config, place, netns, names)?;
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Brings the node to what the managers want: `view` is all of it, and `index` is this node's. Repeating it is
-    /// harmless and restores rules that others removed.
+    /// Takes the node's place in a cluster. Sandboxes and bridges stay. The same place again changes nothing; with another
+    /// address, links between nodes are brought there.
+    ///
+    /// # Errors
+    /// [`NetworkError::Config`] for a data path that cannot be, and those of the kernel.
+    pub async fn enter(&self, node: NodeId, data_path: Vec<IpAddr>) -> Result<(), NetworkError> {
+        let place = Place { node: Some(node), data_path };
+        place.validate()?;
+        let inner = self.inner.clone();
+        tokio::spawn(async move { inner.move_to(place).await }).await.unwrap_or(Err(NetworkError::Stopped))
+    }
+
+    /// Leaves the cluster: its networks, names and ports are forgotten, local bridges go on.
     ///
     /// # Errors
     /// The first step that failed; the others were tried as well.
-    pub async fn apply(&self, index: u16, view: Arc<NetworkView>) -> Result<(), NetworkError> {
+    pub async fn leave(&self) -> Result<(), NetworkError> {
         let inner = self.inner.clone();
-        tokio::spawn(async move { inner.apply(index, view).await }).await.unwrap_or(Err(NetworkError::Stopped))
+        tokio::spawn(async move { inner.leave().await }).await.unwrap_or(Err(NetworkError::Stopped))
+    }
+
+    /// What the managers told last.
+    pub fn view(&self) -> Arc<NetworkView> {
+        self.inner.state().view.clone()
+    }
+
+    /// Brings the node to what the managers want: `view` is all of it. Until it tells of this node itself there is nothing
+    /// to be done. Repeating it is harmless and restores rules that others removed.
+    ///
+    /// # Errors
+    /// The first step that failed; the others were tried as well.
+    pub async fn apply(&self, view: Arc<NetworkView>) -> Result<(), NetworkError> {
+        let inner = self.inner.clone();
+        tokio::spawn(async move { inner.apply(view).await }).await.unwrap_or(Err(NetworkError::Stopped))
     }
 
     /// Makes a sandbox, or finds the one that was made for the same specification. Waits up to 5 seconds for the
@@ -130,6 +164,20 @@ impl NodeNetwork {
     pub async fn delete_sandbox(&self, id: &SandboxId) -> Result<(), NetworkError> {
         let (inner, id) = (self.inner.clone(), id.clone());
         tokio::spawn(async move { inner.delete(&id).await }).await.unwrap_or(Err(NetworkError::Stopped))
+    }
+
+    /// Gives a sandbox that is there other networks or other names on them. Links that stay are not touched, and their
+    /// connections go on.
+    ///
+    /// # Errors
+    /// [`NetworkError::UnknownSandbox`], [`NetworkError::Differs`] when anything but networks and names is other, and what
+    /// keeps links from being made; then the sandbox has the networks that both have in common.
+    ///
+    /// # Cancel safety
+    /// The work goes on.
+    pub async fn reshape_sandbox(&self, spec: SandboxSpec) -> Result<Sandbox, NetworkError> {
+        let inner = self.inner.clone();
+        tokio::spawn(async move { inner.reshape(spec).await }).await.unwrap_or(Err(NetworkError::Stopped))
     }
 
     /// The sandboxes that are there, in the order of their ids.

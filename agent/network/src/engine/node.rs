@@ -30,18 +30,27 @@ pub struct Node {
     mesh: Option<Mesh>,
 }
 
+/// What the mesh link of this node follows from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Own {
+    /// Its central index, which the link's addresses follow from.
+    pub index: u16,
+    /// Its address on the underlay.
+    pub underlay: Ipv4Addr,
+}
+
 #[derive(Debug)]
 struct Mesh {
     link: u32,
-    /// This node's central index, which the link's addresses follow from.
-    index: u16,
+    own: Own,
     entries: BTreeSet<Neighbour>,
     /// Routes to the tasks of other nodes: share and gateway.
     routes: BTreeMap<Ipv4Net, Ipv4Addr>,
 }
 
 impl Node {
-    /// Brings the mesh link and the tables to `facts`. `index` is this node's, once it has one.
+    /// Brings the mesh link and the tables to `facts`. `own` is there once the node has an index. A mesh link that is
+    /// found was made for the same underlay.
     ///
     /// # Errors
     /// [`NetworkError::Kernel`].
@@ -49,26 +58,28 @@ impl Node {
         &mut self,
         config: &Config,
         netns: &Netns,
-        index: Option<u16>,
+        own: Option<Own>,
         facts: &NodeFacts,
     ) -> Result<(), NetworkError> {
         let name = config.names().mesh();
         let mut rtnl = Rtnl::open(netns).step("open rtnetlink")?;
         let found = rtnl.link(&name).step("read a link")?;
-        let usable = found.as_ref().filter(|link| index.is_some_and(|i| link.mac == Some(Mac::of_node(i))));
-        let known =
-            self.mesh.take().filter(|mesh| Some(mesh.index) == index && Some(mesh.link) == usable.map(|l| l.index));
+        let before = self.mesh.take();
+        let moved = before.as_ref().is_some_and(|mesh| Some(mesh.own) != own);
+        let usable = found.as_ref().filter(|link| own.is_some_and(|own| link.mac == Some(Mac::of_node(own.index))));
+        let usable = usable.filter(|_| !moved);
+        let known = before.filter(|mesh| Some(mesh.link) == usable.map(|link| link.index));
         if usable.is_none() {
             // The filter comes before the link: whoever reaches the port from now on was let in by it.
             let before = NodeFacts { mesh: false, ..facts.clone() };
             self.tables.set(netns, node_tables(&before)).step("load the node's rules")?;
             rtnl.send(Requests::new().delete_link(&name)).step("delete the mesh link")?;
         }
-        let Some(index) = index else { return Ok(()) };
+        let Some(own) = own else { return Ok(()) };
         let mut mesh = match (known, usable) {
             (Some(mesh), _) => mesh,
-            (None, Some(link)) => Mesh::recover(&mut rtnl, index, link.index)?,
-            (None, None) => Mesh::create(config, netns, &mut rtnl, index)?,
+            (None, Some(link)) => Mesh::recover(&mut rtnl, own, link.index)?,
+            (None, None) => Mesh::create(config, netns, &mut rtnl, own)?,
         };
         self.tables.set(netns, node_tables(facts)).step("load the node's rules")?;
         mesh.sync(config, &mut rtnl, &facts.peers)?;
@@ -101,14 +112,14 @@ impl Node {
 }
 
 impl Mesh {
-    fn create(config: &Config, netns: &Netns, rtnl: &mut Rtnl, index: u16) -> Result<Self, NetworkError> {
+    fn create(config: &Config, netns: &Netns, rtnl: &mut Rtnl, own: Own) -> Result<Self, NetworkError> {
+        let Own { index, underlay: local } = own;
         let name = config.names().mesh();
         let too_small = || NetworkError::RangeTooSmall { range: config.infra, index };
         let addresses = node_addresses(config.infra, index).ok_or_else(too_small)?;
         let range = mesh_range(config.infra).ok_or_else(too_small)?;
         let next_hop = mesh_next_hop(config.infra).ok_or_else(too_small)?;
-        let local = config.underlay().ok_or_else(|| NetworkError::Config { what: "no IPv4 data path".into() })?;
-        let mtu = underlay_mtu(config, rtnl)?.saturating_sub(VXLAN_OVERHEAD);
+        let mtu = underlay_mtu(Some(local), rtnl)?.saturating_sub(VXLAN_OVERHEAD);
         let mac = Some(Mac::of_node(index));
         let vxlan = Vxlan { name: &name, vni: MESH_VNI, local, port: config.vxlan_port, mtu, proxy: false, mac };
         rtnl.send(Requests::new().add_vxlan(&vxlan)).step("make the mesh link")?;
@@ -125,14 +136,14 @@ impl Mesh {
             .replace_route(Ipv4Net::default(), Via::Gateway(next_hop, link), MESH_TABLE)
             .add_mark_rule(MESH_RULE, MESH_MARK, MESH_MASK, MESH_TABLE);
         rtnl.send(&requests).step("set up the mesh link")?;
-        Ok(Self { link, index, entries: BTreeSet::new(), routes: BTreeMap::new() })
+        Ok(Self { link, own, entries: BTreeSet::new(), routes: BTreeMap::new() })
     }
 
-    fn recover(rtnl: &mut Rtnl, index: u16, link: u32) -> Result<Self, NetworkError> {
+    fn recover(rtnl: &mut Rtnl, own: Own, link: u32) -> Result<Self, NetworkError> {
         let found = rtnl.neighbours(link).step("read neighbours")?;
         let entries =
             found.into_iter().filter(|entry| !matches!(entry, Neighbour::Address(_, mac) if *mac == Mac::NEXT_HOP));
-        Ok(Self { link, index, entries: entries.collect(), routes: BTreeMap::new() })
+        Ok(Self { link, own, entries: entries.collect(), routes: BTreeMap::new() })
     }
 
     fn sync(&mut self, config: &Config, rtnl: &mut Rtnl, peers: &BTreeMap<u16, Ipv4Addr>) -> Result<(), NetworkError> {
@@ -168,13 +179,12 @@ pub fn index_of(rtnl: &mut Rtnl, name: &str) -> Result<u32, NetworkError> {
     link.map(|link| link.index).ok_or_else(|| NetworkError::Kernel { step: "find a link", source: missing() })
 }
 
-/// MTU in bytes of the link that has the data path's address.
+/// MTU in bytes of the link that has the data path's address `local`.
 ///
 /// # Errors
 /// [`NetworkError::Kernel`].
-pub fn underlay_mtu(config: &Config, rtnl: &mut Rtnl) -> Result<u32, NetworkError> {
+pub fn underlay_mtu(local: Option<Ipv4Addr>, rtnl: &mut Rtnl) -> Result<u32, NetworkError> {
     let addresses = rtnl.addresses().step("read addresses")?;
-    let local = config.underlay();
     let Some((index, _)) = addresses.into_iter().find(|(_, net)| Some(net.addr()) == local) else {
         return Ok(ETHERNET_MTU);
     };
@@ -183,17 +193,16 @@ pub fn underlay_mtu(config: &Config, rtnl: &mut Rtnl) -> Result<u32, NetworkErro
     Ok(links.into_iter().find(|link| link.index == index).map_or(ETHERNET_MTU, |link| link.mtu.min(9000)))
 }
 
-/// Makes the link of a local bridge, if it is not there.
+/// Makes the link of a local bridge, if it is not there. `mtu` is in bytes.
 ///
 /// # Errors
 /// [`NetworkError::Kernel`].
-pub fn ensure_bridge(config: &Config, netns: &Netns, bridge: &Bridge) -> Result<(), NetworkError> {
+pub fn ensure_bridge(config: &Config, netns: &Netns, bridge: &Bridge, mtu: u32) -> Result<(), NetworkError> {
     let name = config.names().bridge(bridge.number);
     let mut rtnl = Rtnl::open(netns).step("open rtnetlink")?;
     if rtnl.link(&name).step("read a link")?.is_some() {
         return Ok(());
     }
-    let mtu = underlay_mtu(config, &mut rtnl)?;
     rtnl.send(Requests::new().add_bridge(&name, Some(Mac::of(bridge.gateway())), mtu, BRIDGE_GROUP))
         .step("make a bridge")?;
     let mut parameters = sysctl::of_link(&name, &[("route_localnet", "1")]);

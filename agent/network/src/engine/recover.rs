@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex};
@@ -16,7 +17,7 @@ use super::sandbox::{Live, ports_of};
 use super::state::{Bridge, OnDisk, Record, Remembered, State, netns_path};
 use super::switch::Switch;
 use super::{Inner, LiveCell, SwitchCell};
-use crate::config::Config;
+use crate::config::{Config, Place};
 use crate::error::{NetworkError, Step};
 use crate::names::Names;
 use crate::netlink::{Requests, Rtnl};
@@ -28,7 +29,7 @@ use crate::sys::netns::{self, Netns};
 ///
 /// # Errors
 /// See [`super::NodeNetwork::start`].
-pub fn recover(config: Config, node_netns: Netns, names: Arc<dyn Names>) -> Result<Inner, NetworkError> {
+pub fn recover(config: Config, place: Place, node_netns: Netns, names: Arc<dyn Names>) -> Result<Inner, NetworkError> {
     netns::private_folder(&config.state_dir).step("make the folder for namespaces")?;
     for folder in [config.sandbox_dir(), config.switch_dir()] {
         fs::create_dir_all(&folder).step("make the folder for namespaces")?;
@@ -40,9 +41,14 @@ pub fn recover(config: Config, node_netns: Netns, names: Arc<dyn Names>) -> Resu
     let mut state = State::default();
     state.records = records;
     state.remembered = record::read(&config.state_dir.join("node.record"))?.unwrap_or_default();
-    if state.remembered.underlay != config.underlay() {
+    state.place = place;
+    match (state.place.node, state.remembered.underlay) {
+        // Which cluster the node is in will be told. Until then what it had goes on.
+        (None, Some(underlay)) => state.place.data_path = vec![IpAddr::V4(underlay)],
+        (None, None) => {}
+        (Some(_), underlay) if underlay == state.place.underlay() => {}
         // The mesh link speaks from an address that is no longer ours; the managers' next word makes another.
-        state.remembered = Remembered::default();
+        (Some(_), _) => state.remembered = Remembered::default(),
     }
     state.bridges = bridges(&config)?;
     let foreign = node::foreign_subnets(&config, &node_netns)?;
@@ -131,7 +137,7 @@ fn remove_leftover_links(
     let mut known = BTreeSet::new();
     for record in records.values() {
         known.insert(names.task_link(record.slot));
-        known.extend((0..record.links.len()).map(|number| names.bridge_port(record.slot, number)));
+        known.extend(record.links.iter().map(|link| names.bridge_port(record.slot, link.number())));
     }
     let mut rtnl = Rtnl::open(netns).step("open rtnetlink")?;
     let mut requests = Requests::new();

@@ -63,58 +63,85 @@ pub fn build(inner: &Inner, record: &Record) -> Result<Netns, NetworkError> {
     let id = &record.spec.id;
     let netns = Netns::create(&netns_path(&inner.config, id)).step("make a sandbox")?;
     sysctl::write(&netns, &sysctl::SANDBOX).step("set up a sandbox")?;
-    let names = inner.config.names();
-    let mut node = Rtnl::open(&inner.netns).step("open rtnetlink")?;
-    for (number, link) in record.links.iter().enumerate() {
-        let peer = |mtu| VethPeer { name: &link.name, mac: link.mac, mtu, netns: netns.raw_fd() };
-        match &link.kind {
-            LinkKind::Overlay(network) => {
-                let port = port_name(number, record.slot);
-                let address = link.address.addr();
-                let attachment = Attachment { id, port, address, link: &link.name, netns: &netns };
-                inner.attach(*network, &attachment)?;
-            }
-            LinkKind::Bridge(bridge) => {
-                let bridge = inner.bridge(bridge)?;
-                let bridge = index_of(&mut node, &names.bridge(bridge.number))?;
-                let name = names.bridge_port(record.slot, number);
-                let mtu = inner.mtu();
-                let veth = Veth { name: &name, mac: None, mtu, bridge: Some(bridge), group: 0, peer: peer(mtu) };
-                node.send(Requests::new().delete_link(&name).add_veth(&veth)).step("make a link to a bridge")?;
-                let quiet = [(format!("ipv6/conf/{name}/disable_ipv6"), "1")];
-                sysctl::write(&inner.netns, &quiet).step("set up a link to a bridge")?;
-                // A sandbox that asks for its own published port gets the frame back where it came from.
-                let port = index_of(&mut node, &name)?;
-                node.send(Requests::new().set_port(port, vec![InfoBridgePort::HairpinMode(true)]))
-                    .step("set up a link to a bridge")?;
-            }
-            LinkKind::Task => {
-                let name = names.task_link(record.slot);
-                let mtu = inner.mtu();
-                let mac = Some(Mac::GATEWAY);
-                let veth = Veth { name: &name, mac, mtu, bridge: None, group: TASK_GROUP, peer: peer(mtu) };
-                node.send(Requests::new().delete_link(&name).add_veth(&veth)).step("make a task link")?;
-                set_up_task_link(inner, &mut node, &name, link)?;
-            }
-        }
-    }
     let mut inside = Rtnl::open(&netns).step("open rtnetlink")?;
+    inside.send(Requests::new().set_up(LOOPBACK)).step("set up the links of a sandbox")?;
+    add_links(inner, &netns, record, &record.links)?;
+    Ok(netns)
+}
+
+/// Makes those links of a sandbox, and has it use its way out.
+///
+/// # Errors
+/// [`NetworkError::Kernel`]; what was made is left for [`remove_links`].
+pub fn add_links(inner: &Inner, netns: &Netns, record: &Record, links: &[SandboxLink]) -> Result<(), NetworkError> {
+    let mut node = Rtnl::open(&inner.netns).step("open rtnetlink")?;
+    for link in links {
+        make_link(inner, &mut node, netns, record, link)?;
+    }
+    let mut inside = Rtnl::open(netns).step("open rtnetlink")?;
     let mut requests = Requests::new();
-    requests.set_up(LOOPBACK);
-    let way_out = way_out(record);
-    for link in &record.links {
+    for link in links {
         let index = index_of(&mut inside, &link.name)?;
         requests.add_address(index, link.address.addr(), link.address.prefix_len()).set_up(index);
-        let Some(gateway) = link.gateway else { continue };
-        if link.kind == LinkKind::Task {
+        if let (LinkKind::Task, Some(gateway)) = (&link.kind, link.gateway) {
             requests.replace_neighbour(index, Neighbour::Address(gateway, Mac::GATEWAY));
-        }
-        if way_out == Some(link) {
-            requests.replace_route(Ipv4Net::default(), Via::Gateway(gateway, index), MAIN_TABLE);
         }
     }
     inside.send(&requests).step("set up the links of a sandbox")?;
-    Ok(netns)
+    use_way_out(netns, record)
+}
+
+/// Has the default route of a sandbox lead by its way out, if it has one.
+///
+/// # Errors
+/// [`NetworkError::Kernel`].
+pub fn use_way_out(netns: &Netns, record: &Record) -> Result<(), NetworkError> {
+    let Some(link) = record.way_out() else { return Ok(()) };
+    let Some(gateway) = link.gateway else { return Ok(()) };
+    let mut inside = Rtnl::open(netns).step("open rtnetlink")?;
+    let index = index_of(&mut inside, &link.name)?;
+    let via = Via::Gateway(gateway, index);
+    inside.send(Requests::new().replace_route(Ipv4Net::default(), via, MAIN_TABLE)).step("set the way out of a sandbox")
+}
+
+fn make_link(
+    inner: &Inner,
+    node: &mut Rtnl,
+    netns: &Netns,
+    record: &Record,
+    link: &SandboxLink,
+) -> Result<(), NetworkError> {
+    let names = inner.config.names();
+    let peer = |mtu| VethPeer { name: &link.name, mac: link.mac, mtu, netns: netns.raw_fd() };
+    match &link.kind {
+        LinkKind::Overlay(network) => {
+            let port = port_name(link.number(), record.slot);
+            let (id, address) = (&record.spec.id, link.address.addr());
+            inner.attach(*network, &Attachment { id, port, address, link: &link.name, netns })
+        }
+        LinkKind::Bridge(bridge) => {
+            let bridge = inner.bridge(bridge)?;
+            let bridge = index_of(node, &names.bridge(bridge.number))?;
+            let name = names.bridge_port(record.slot, link.number());
+            let mtu = inner.mtu();
+            let veth = Veth { name: &name, mac: None, mtu, bridge: Some(bridge), group: 0, peer: peer(mtu) };
+            node.send(Requests::new().delete_link(&name).add_veth(&veth)).step("make a link to a bridge")?;
+            let quiet = [(format!("ipv6/conf/{name}/disable_ipv6"), "1")];
+            sysctl::write(&inner.netns, &quiet).step("set up a link to a bridge")?;
+            // A sandbox that asks for its own published port gets the frame back where it came from.
+            let port = index_of(node, &name)?;
+            node.send(Requests::new().set_port(port, vec![InfoBridgePort::HairpinMode(true)]))
+                .step("set up a link to a bridge")
+        }
+        LinkKind::Task => {
+            let name = names.task_link(record.slot);
+            let mtu = inner.mtu();
+            let mac = Some(Mac::GATEWAY);
+            let veth = Veth { name: &name, mac, mtu, bridge: None, group: TASK_GROUP, peer: peer(mtu) };
+            node.send(Requests::new().delete_link(&name).add_veth(&veth)).step("make a task link")?;
+            set_up_task_link(inner, node, &name, link)
+        }
+    }
 }
 
 /// The node's end: the gateway's address on every task link, and a route to the one address behind it.
@@ -134,47 +161,52 @@ fn set_up_task_link(inner: &Inner, node: &mut Rtnl, name: &str, link: &SandboxLi
     node.send(&requests).step("set up a task link")
 }
 
-/// The task link if there is one, else the first bridge with a way out.
-fn way_out(record: &Record) -> Option<&SandboxLink> {
-    let task = record.links.iter().find(|link| link.kind == LinkKind::Task);
-    task.or_else(|| record.links.iter().find(|link| link.gateway.is_some()))
-}
-
 /// Removes links and namespace. Goes on after an error and returns the first one.
 ///
 /// # Errors
 /// [`NetworkError::Kernel`].
 pub fn remove(inner: &Inner, record: &Record) -> Result<(), NetworkError> {
-    let mut first = netns::remove(&netns_path(&inner.config, &record.spec.id)).step("remove a sandbox");
-    let mut keep = |result: Result<(), NetworkError>| {
-        if first.is_ok() {
-            first = result;
-        }
-    };
+    let first = netns::remove(&netns_path(&inner.config, &record.spec.id)).step("remove a sandbox");
+    let removed = take_links(inner, record, &record.links, true);
+    first.and(removed)
+}
+
+/// Removes those links of a sandbox that stays.
+///
+/// # Errors
+/// [`NetworkError::Kernel`], the first one.
+pub fn remove_links(inner: &Inner, record: &Record, links: &[SandboxLink]) -> Result<(), NetworkError> {
+    take_links(inner, record, links, false)
+}
+
+fn take_links(inner: &Inner, record: &Record, links: &[SandboxLink], with_netns: bool) -> Result<(), NetworkError> {
     let names = inner.config.names();
-    let mut links = Vec::new();
-    for (number, link) in record.links.iter().enumerate() {
-        match &link.kind {
-            LinkKind::Overlay(_) => (),
-            LinkKind::Bridge(_) => links.push(names.bridge_port(record.slot, number)),
-            LinkKind::Task => links.push(names.task_link(record.slot)),
-        }
-    }
+    let of_node: Vec<String> = links
+        .iter()
+        .filter_map(|link| match &link.kind {
+            LinkKind::Overlay(_) => None,
+            LinkKind::Bridge(_) => Some(names.bridge_port(record.slot, link.number())),
+            LinkKind::Task => Some(names.task_link(record.slot)),
+        })
+        .collect();
     let node = Rtnl::open(&inner.netns).step("open rtnetlink");
-    keep(node.and_then(|mut node| {
+    let mut result = node.and_then(|mut node| {
         let mut requests = Requests::new();
-        for link in &links {
+        for link in &of_node {
             requests.delete_link(link);
         }
-        wait_until_gone(&mut node, &links)?;
+        if with_netns {
+            wait_until_gone(&mut node, &of_node)?;
+        }
         node.send(&requests).step("delete the links of a sandbox")
-    }));
-    for (number, link) in record.links.iter().enumerate() {
+    });
+    for link in links {
         if let LinkKind::Overlay(network) = &link.kind {
-            keep(inner.detach(*network, record, &port_name(number, record.slot)));
+            let detached = inner.detach(*network, record, &port_name(link.number(), record.slot));
+            result = result.and(detached);
         }
     }
-    first
+    result
 }
 
 /// Gives the kernel time to end the namespace with its links. It ends all that are due at once; deleting each link by
@@ -206,11 +238,16 @@ impl Inner {
         if switch.is_none() {
             let view = self.state().view.clone();
             let wanted = view.networks.get(&network).ok_or(NetworkError::UnknownNetwork { network })?;
-            *switch = Some(Switch::create(&self.config, &self.netns, wanted, self.mtu())?);
+            let local = self.state().place.underlay();
+            let local = local.ok_or_else(|| NetworkError::Config { what: "no IPv4 data path".into() })?;
+            *switch = Some(Switch::create(&self.config, &self.netns, wanted, local, self.mtu())?);
         }
-        let view = self.state().view.clone();
+        let (view, node) = {
+            let state = self.state();
+            (state.view.clone(), state.place.node)
+        };
         let result = match switch.as_mut() {
-            Some(switch) => switch.attach(attachment, &view, self.config.node),
+            Some(switch) => switch.attach(attachment, &view, node),
             None => Ok(()),
         };
         if result.is_err()
@@ -243,9 +280,9 @@ pub fn ports_of(
 ) -> BTreeMap<String, (crate::spec::SandboxId, std::net::Ipv4Addr)> {
     let mut ports = BTreeMap::new();
     for record in records.values() {
-        for (number, link) in record.links.iter().enumerate() {
+        for link in &record.links {
             if link.kind == LinkKind::Overlay(network) {
-                ports.insert(port_name(number, record.slot), (record.spec.id.clone(), link.address.addr()));
+                ports.insert(port_name(link.number(), record.slot), (record.spec.id.clone(), link.address.addr()));
             }
         }
     }

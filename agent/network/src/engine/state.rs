@@ -10,9 +10,8 @@ use skep_proto::model::NetworkId;
 use skep_proto::model::service::Protocol;
 use skep_proto::model::view::NetworkView;
 
-use crate::config::{Config, NodeAddresses, node_addresses};
+use crate::config::{Config, NodeAddresses, Place, node_addresses};
 use crate::error::NetworkError;
-use crate::mac::Mac;
 use crate::names::{DnsPorts, SandboxDns};
 use crate::plan::names::LocalName;
 use crate::plan::node::{BridgeFacts, NodeFacts};
@@ -82,6 +81,8 @@ pub struct Remembered {
 /// All bookkeeping.
 #[derive(Debug, Default)]
 pub struct State {
+    /// Where the node stands.
+    pub place: Place,
     /// What the managers want, as of the last time they were heard.
     pub view: Arc<NetworkView>,
     /// What was kept of it.
@@ -100,10 +101,17 @@ impl Record {
         self.links.iter().find(|link| link.kind == LinkKind::Task).map(|link| link.address.addr())
     }
 
+    /// The link of the default route. Of a task it is the task link, which the routing mesh comes by. A plain container's
+    /// is the first that leads out: one that it joins while it runs takes nothing from the connections that it has.
+    pub fn way_out(&self) -> Option<&SandboxLink> {
+        let task = self.links.iter().find(|link| link.kind == LinkKind::Task && self.spec.task.is_some());
+        task.or_else(|| self.links.iter().find(|link| link.gateway.is_some()))
+    }
+
     /// Address that the node's published ports lead to.
     fn published_address(&self) -> Option<Ipv4Addr> {
         let bridge = || self.links.iter().find(|link| matches!(link.kind, LinkKind::Bridge(_)));
-        self.task_address().or_else(|| bridge().map(|link| link.address.addr()))
+        self.way_out().or_else(bridge).map(|link| link.address.addr())
     }
 
     /// Networks of the cluster that it is on.
@@ -154,7 +162,7 @@ impl State {
     }
 
     /// Whether the sandbox gets a task link: asked for, or as the way out of a network that has one.
-    fn needs_task_link(&self, spec: &SandboxSpec) -> bool {
+    pub(super) fn needs_task_link(&self, spec: &SandboxSpec) -> bool {
         let open = |network| self.view.networks.get(network).is_none_or(|n| !n.internal);
         spec.mesh || spec.overlays.iter().any(|overlay| open(&overlay.network))
     }
@@ -187,36 +195,7 @@ impl State {
         config: &Config,
         is_free: impl Fn(&HostPort) -> bool,
     ) -> Result<Record, NetworkError> {
-        let mut links = Vec::new();
-        for overlay in &spec.overlays {
-            let IpNet::V4(address) = overlay.address else {
-                return Err(NetworkError::Unsupported { what: format!("the IPv6 address {}", overlay.address) });
-            };
-            let kind = LinkKind::Overlay(overlay.network);
-            links.push(SandboxLink { name: String::new(), kind, address, mac: Mac::of(address.addr()), gateway: None });
-        }
-        for attachment in &spec.bridges {
-            let bridge = self.bridges.get(&attachment.bridge).cloned();
-            let bridge = bridge.ok_or_else(|| NetworkError::UnknownBridge { name: attachment.bridge.clone() })?;
-            let address = match attachment.address {
-                Some(address) => self.claim(bridge.subnet, address)?,
-                None => self.next_free(bridge.subnet)?,
-            };
-            let address = net(address, bridge.subnet.prefix_len());
-            let gateway = (!bridge.internal).then(|| bridge.gateway());
-            let kind = LinkKind::Bridge(bridge.name);
-            links.push(SandboxLink { name: String::new(), kind, address, mac: Mac::of(address.addr()), gateway });
-        }
-        if self.needs_task_link(&spec) {
-            let node = self.addresses(config)?;
-            let address = self.next_free(node.tasks)?;
-            let (kind, gateway) = (LinkKind::Task, Some(node.gateway()));
-            let (address, mac) = (net(address, 32), Mac::of(address));
-            links.push(SandboxLink { name: String::new(), kind, address, mac, gateway });
-        }
-        for (number, link) in links.iter_mut().enumerate() {
-            link.name = format!("eth{number}");
-        }
+        let links = self.plan_links(&spec, config, &[])?;
         if !spec.host_ports.is_empty() && links.iter().all(|link| matches!(link.kind, LinkKind::Overlay(_))) {
             return Err(NetworkError::NoWayOut { id: spec.id.to_string() });
         }
@@ -264,7 +243,7 @@ impl State {
         given.filter(|address| subnet.contains(address)).collect()
     }
 
-    fn claim(&self, subnet: Ipv4Net, address: Ipv4Addr) -> Result<Ipv4Addr, NetworkError> {
+    pub(super) fn claim(&self, subnet: Ipv4Net, address: Ipv4Addr) -> Result<Ipv4Addr, NetworkError> {
         let refuse = |reason| Err(NetworkError::Address { address: IpAddr::V4(address), reason });
         if !subnet.contains(&address) {
             return refuse("it is not in the network's subnet");
@@ -279,7 +258,7 @@ impl State {
         Ok(address)
     }
 
-    fn next_free(&mut self, subnet: Ipv4Net) -> Result<Ipv4Addr, NetworkError> {
+    pub(super) fn next_free(&mut self, subnet: Ipv4Net) -> Result<Ipv4Addr, NetworkError> {
         let used = self.in_use(subnet);
         let first = u32::from(subnet.network()) + 2;
         let last = u32::from(subnet.broadcast()) - 1;
@@ -350,22 +329,20 @@ impl State {
     }
 }
 
-fn net(address: Ipv4Addr, prefix_len: u8) -> Ipv4Net {
+pub(super) fn net(address: Ipv4Addr, prefix_len: u8) -> Ipv4Net {
     Ipv4Net::new(address, prefix_len).expect("the length is another subnet's or 32")
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::spec::BridgeAttachment;
     use proptest::prelude::*;
 
-    fn config() -> Config {
+    pub fn config() -> Config {
         Config {
             state_dir: "/state".into(),
             run_dir: "/run".into(),
-            node: skep_proto::model::NodeId(1),
-            data_path: vec![IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))],
             vxlan_port: 4789,
             prefix: "sk".into(),
             bridge_subnet: "172.17.0.0/28".parse().unwrap(),
@@ -374,14 +351,14 @@ mod tests {
         }
     }
 
-    fn state() -> State {
+    pub fn state() -> State {
         let name = DEFAULT_BRIDGE.to_owned();
         let subnet = "172.17.0.0/28".parse().unwrap();
         let bridges = BTreeMap::from([(name.clone(), Bridge { name, number: 0, subnet, internal: false })]);
         State { bridges, ..State::default() }
     }
 
-    fn spec(id: u32) -> SandboxSpec {
+    pub fn spec(id: u32) -> SandboxSpec {
         let mut spec = SandboxSpec::new(SandboxId::new(format!("s{id}")).unwrap());
         spec.bridges.push(BridgeAttachment::default_bridge());
         spec

@@ -56,7 +56,8 @@ fn path(config: &Config, network: NetworkId) -> PathBuf {
 }
 
 impl Switch {
-    /// Makes the switch of a network. `node` is the node's namespace, `underlay_mtu` in bytes.
+    /// Makes the switch of a network. `node` is the node's namespace, `local` its address on the underlay, `underlay_mtu`
+    /// in bytes.
     ///
     /// # Errors
     /// [`NetworkError::Kernel`]; then nothing is left of it.
@@ -64,11 +65,12 @@ impl Switch {
         config: &Config,
         node: &Netns,
         network: &OverlayNetwork,
+        local: Ipv4Addr,
         underlay_mtu: u32,
     ) -> Result<Self, NetworkError> {
         let path = path(config, network.id);
         let netns = Netns::create(&path).step("make a switch namespace")?;
-        let made = Self::build(config, node, network, underlay_mtu, netns, path.clone());
+        let made = Self::build(config, node, network, local, underlay_mtu, (netns, path.clone()));
         if made.is_err() {
             let _ = netns::remove(&path);
         }
@@ -79,9 +81,9 @@ impl Switch {
         config: &Config,
         node: &Netns,
         network: &OverlayNetwork,
+        local: Ipv4Addr,
         underlay_mtu: u32,
-        netns: Netns,
-        path: PathBuf,
+        (netns, path): (Netns, PathBuf),
     ) -> Result<Self, NetworkError> {
         sysctl::write(&netns, &sysctl::SWITCH).step("set up a switch namespace")?;
         let most = underlay_mtu.saturating_sub(VXLAN_OVERHEAD);
@@ -89,7 +91,6 @@ impl Switch {
         let mut tables = Tables::default();
         tables.set(&netns, vec![switch_table(&[])]).step("load the rules of a switch")?;
 
-        let local = config.underlay().ok_or_else(|| NetworkError::Config { what: "no IPv4 data path".into() })?;
         let name = config.names().passing(network.vni);
         let mut outside = Rtnl::open(node).step("open rtnetlink")?;
         let vxlan =
@@ -163,6 +164,15 @@ impl Switch {
         netns::remove(&self.path).step("remove a switch namespace")
     }
 
+    /// Has the VXLAN link speak from another address of the node.
+    ///
+    /// # Errors
+    /// [`NetworkError::Kernel`].
+    pub fn speak_from(&self, local: Ipv4Addr) -> Result<(), NetworkError> {
+        let mut inside = Rtnl::open(&self.netns).step("open rtnetlink")?;
+        inside.send(Requests::new().set_vxlan_local(self.vxlan, local)).step("change the address of a VXLAN link")
+    }
+
     /// Whether nothing is attached.
     pub fn is_unused(&self) -> bool {
         self.ports.is_empty()
@@ -176,7 +186,7 @@ impl Switch {
         &mut self,
         attachment: &Attachment<'_>,
         view: &NetworkView,
-        node: NodeId,
+        node: Option<NodeId>,
     ) -> Result<(), NetworkError> {
         let mac = Mac::of(attachment.address);
         let mut inside = Rtnl::open(&self.netns).step("open rtnetlink")?;
@@ -213,7 +223,7 @@ impl Switch {
     ///
     /// # Errors
     /// [`NetworkError::Kernel`].
-    pub fn sync(&mut self, view: &NetworkView, node: NodeId) -> Result<(), NetworkError> {
+    pub fn sync(&mut self, view: &NetworkView, node: Option<NodeId>) -> Result<(), NetworkError> {
         let local = self.ports.values().map(|(_, address)| *address).collect();
         let wanted = remote_entries(view, self.network, node, &local);
         let mut requests = Requests::new();

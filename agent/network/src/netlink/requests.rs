@@ -195,6 +195,17 @@ impl Requests {
         self.push(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL, NO_ERROR)
     }
 
+    /// Changes the source address of a VXLAN link's outer packets.
+    pub fn set_vxlan_local(&mut self, index: u32, local: Ipv4Addr) -> &mut Self {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.attributes = vec![LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Vxlan),
+            LinkInfo::Data(InfoData::Vxlan(vec![InfoVxlan::Local(local)])),
+        ])];
+        self.push(RouteNetlinkMessage::NewLink(message), 0, NO_ERROR)
+    }
+
     /// Moves a link into another namespace under another name.
     pub fn move_link(&mut self, index: u32, netns: RawFd, name: &str) -> &mut Self {
         let mut message = LinkMessage::default();

@@ -313,15 +313,15 @@ impl Rule {
         }
     }
 
-    /// Rules that lead every packet to one of `addresses`, which must not be empty, also while they are replaced.
+    /// Rules with these conditions that lead every packet to one of `addresses`, which must not be empty, also while they are replaced.
     ///
     /// The map of the first one goes with it: a packet that is between the rule and its map when the kernel changes over
     /// (nf_tables_commit) finds the rule of before and a map that holds nothing any more. It then comes to the second
     /// rule, which has no map. Without that it would go on to the node itself, which refuses it.
-    pub fn lead_to(addresses: &[Ipv4Addr], port: Option<u16>) -> Vec<Self> {
-        let mut rules = vec![Self::new().balance(addresses.to_vec(), port)];
+    pub fn lead_to(self, addresses: &[Ipv4Addr], port: Option<u16>) -> Vec<Self> {
+        let mut rules = vec![self.clone().balance(addresses.to_vec(), port)];
         if let [first, _, ..] = addresses {
-            rules.push(Self::new().balance(vec![*first], port));
+            rules.push(self.balance(vec![*first], port));
         }
         rules
     }

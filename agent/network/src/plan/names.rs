@@ -51,6 +51,9 @@ fn overlay_zone(view: &NetworkView, network: NetworkId, name: &str) -> Zone {
             // A draining task keeps its own name: it is reachable, it only gets nothing new by the service's.
             zone.add(&endpoint.name, net.addr());
             present.extend(endpoint.service);
+            for name in &attachment.names {
+                zone.add(name, net.addr());
+            }
             if !endpoint.serving {
                 continue;
             }

@@ -68,8 +68,8 @@ pub struct BridgeFacts {
 }
 
 /// The other nodes as the mesh and the VXLAN filter need them.
-pub fn peers(view: &NetworkView, node: NodeId) -> BTreeMap<u16, Ipv4Addr> {
-    let others = view.peers.values().filter(|peer| peer.node != node);
+pub fn peers(view: &NetworkView, node: Option<NodeId>) -> BTreeMap<u16, Ipv4Addr> {
+    let others = view.peers.values().filter(|peer| Some(peer.node) != node);
     others.filter_map(|peer| Some((peer.index, first_v4(&peer.data_path)?))).collect()
 }
 
@@ -206,7 +206,7 @@ fn ipv4_table(facts: &NodeFacts) -> Table {
     table.base("source", Kind::Nat, Hook::Postrouting, SRCNAT, source_rules(facts, &mesh, loopback));
     for ((protocol, port), (target, addresses)) in &facts.ingress {
         let mut rules = vec![Rule::new().or_ct_mark(PUBLISHED_MARK)];
-        rules.extend(Rule::lead_to(addresses, Some(*target)));
+        rules.extend(Rule::new().lead_to(addresses, Some(*target)));
         table.chain(ingress_chain(*protocol, *port), rules);
     }
     table

@@ -30,11 +30,11 @@ const ARP_SENDER: (u16, u32) = (0x0806, 14);
 pub fn remote_entries(
     view: &NetworkView,
     network: NetworkId,
-    node: NodeId,
+    node: Option<NodeId>,
     local: &BTreeSet<Ipv4Addr>,
 ) -> BTreeSet<Neighbour> {
     let mut entries = BTreeSet::new();
-    for endpoint in view.endpoints.values().filter(|e| e.node != node) {
+    for endpoint in view.endpoints.values().filter(|e| Some(e.node) != node) {
         let Some(node_address) = view.peers.get(&endpoint.node).and_then(|peer| first_v4(&peer.data_path)) else {
             continue;
         };

@@ -1,17 +1,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
+use skep_proto::model::pod::PortRedirect;
 use skep_proto::model::service::{EndpointMode, PortConfig, Protocol, PublishMode, VirtualIp};
 use skep_proto::model::view::{EndpointAddress, EndpointView, NetworkView, OverlayNetwork, Peer, ServiceView};
 use skep_proto::model::{NetworkId, NodeId, ServiceId, TaskId};
 
 use super::leaving::{self, Places};
 use super::names::{LocalName, zones};
+use super::vip::Behind;
 use super::{node, overlay, vip};
 use crate::dns::zone::ZoneKey;
 use crate::mac::Mac;
 use crate::netlink::Neighbour;
 
+const LED: PortRedirect = PortRedirect { protocol: Protocol::Tcp, port: 80, target: 8080 };
 const NET: NetworkId = NetworkId(1);
 const WEB: ServiceId = ServiceId(1);
 const HERE: NodeId = NodeId(1);
@@ -31,6 +34,7 @@ fn endpoint(task: u128, node: NodeId, address: &str) -> EndpointView {
             network: NET,
             address: format!("{address}/24").parse().unwrap(),
             aliases: vec!["alias".into()],
+            names: vec!["web-0".into()],
         }],
         mesh: Some(IpAddr::V4(Ipv4Addr::new(100, 64, 64, u8::try_from(task).unwrap()))),
         serving: true,
@@ -68,6 +72,7 @@ fn world() -> NetworkView {
         virtual_ips: vec![VirtualIp { network: NET, address: "10.0.1.200/24".parse().unwrap() }],
         aliases: BTreeMap::new(),
         ports: vec![port(8080, PublishMode::Ingress), port(8081, PublishMode::Host)],
+        redirects: vec![LED],
     };
     view.services.insert(WEB, service);
     for task in [endpoint(1, HERE, "10.0.1.10"), endpoint(2, THERE, "10.0.1.20")] {
@@ -87,10 +92,10 @@ fn only_addresses_on_other_nodes_are_sent_into_the_tunnel_and_draining_ones_stay
     let mac = Mac::of(ip("10.0.1.20"));
     let wanted =
         [Neighbour::Tunnel(mac, ip("192.0.2.2")), Neighbour::Port(mac), Neighbour::Address(ip("10.0.1.20"), mac)];
-    assert_eq!(overlay::remote_entries(&view, NET, HERE, &BTreeSet::new()), BTreeSet::from(wanted));
+    assert_eq!(overlay::remote_entries(&view, NET, Some(HERE), &BTreeSet::new()), BTreeSet::from(wanted));
     let local = BTreeSet::from([ip("10.0.1.20")]);
-    assert_eq!(overlay::remote_entries(&view, NET, HERE, &local), BTreeSet::new());
-    assert_eq!(overlay::remote_entries(&view, NetworkId(9), HERE, &BTreeSet::new()), BTreeSet::new());
+    assert_eq!(overlay::remote_entries(&view, NET, Some(HERE), &local), BTreeSet::new());
+    assert_eq!(overlay::remote_entries(&view, NetworkId(9), Some(HERE), &BTreeSet::new()), BTreeSet::new());
 }
 
 #[test]
@@ -132,11 +137,17 @@ fn a_virtual_address_leads_to_serving_tasks_and_stays_known_without_any() {
     let mut view = world();
     let networks = BTreeSet::from([NET]);
     let both = vec![ip("10.0.1.10"), ip("10.0.1.20")];
-    assert_eq!(vip::services(&view, &networks), BTreeMap::from([(ip("10.0.1.200"), both)]));
+    assert_eq!(
+        vip::services(&view, &networks),
+        BTreeMap::from([(ip("10.0.1.200"), Behind { tasks: both, redirects: vec![LED] })])
+    );
     assert_eq!(vip::services(&view, &BTreeSet::new()), BTreeMap::new());
     drain(&mut view, 1);
     drain(&mut view, 2);
-    assert_eq!(vip::services(&view, &networks), BTreeMap::from([(ip("10.0.1.200"), Vec::new())]));
+    assert_eq!(
+        vip::services(&view, &networks),
+        BTreeMap::from([(ip("10.0.1.200"), Behind { tasks: Vec::new(), redirects: vec![LED] })])
+    );
 }
 
 #[test]
@@ -165,6 +176,8 @@ fn a_service_resolves_to_its_virtual_address_and_a_task_by_its_own_name_while_it
     assert_eq!(zone.resolve("tasks.web.back"), Some(&[ip("10.0.1.10")][..]));
     assert_eq!(zone.resolve("alias"), Some(&[ip("10.0.1.10")][..]));
     assert_eq!(zone.resolve("web.2"), Some(&[ip("10.0.1.20")][..]));
+    // Whether it is serving or not.
+    assert_eq!(zone.resolve("web-0").unwrap(), [ip("10.0.1.10"), ip("10.0.1.20")]);
     view.services.get_mut(&WEB).unwrap().mode = EndpointMode::DnsRoundRobin;
     view.services.get_mut(&WEB).unwrap().virtual_ips.clear();
     let all = zones(&view, &[], &[]);

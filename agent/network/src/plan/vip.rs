@@ -6,9 +6,11 @@ use std::net::Ipv4Addr;
 
 use ipnet::{IpNet, Ipv4Net};
 use skep_proto::model::NetworkId;
+use skep_proto::model::pod::PortRedirect;
 use skep_proto::model::service::EndpointMode;
 use skep_proto::model::view::NetworkView;
 
+use super::node::protocol_number;
 use super::overlay::TABLE;
 use crate::names::DnsPorts;
 use crate::nft::expr::Verdict;
@@ -18,8 +20,17 @@ use crate::nft::table::{Family, Field, Hook, Kind, MapTo, Set, Table, Value};
 /// Priority of destination NAT (nft's `dstnat`).
 const DSTNAT: i32 = -100;
 
+/// What is behind a virtual address.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Behind {
+    /// Addresses of tasks.
+    pub tasks: Vec<Ipv4Addr>,
+    /// Ports that lead to others; every other port leads to itself.
+    pub redirects: Vec<PortRedirect>,
+}
+
 /// Virtual addresses on the networks and the tasks behind them, draining ones left out.
-pub fn services(view: &NetworkView, networks: &BTreeSet<NetworkId>) -> BTreeMap<Ipv4Addr, Vec<Ipv4Addr>> {
+pub fn services(view: &NetworkView, networks: &BTreeSet<NetworkId>) -> BTreeMap<Ipv4Addr, Behind> {
     let mut backends: BTreeMap<_, Vec<Ipv4Addr>> = BTreeMap::new();
     for endpoint in view.endpoints.values().filter(|e| e.serving) {
         let Some(service) = endpoint.service else { continue };
@@ -36,7 +47,7 @@ pub fn services(view: &NetworkView, networks: &BTreeSet<NetworkId>) -> BTreeMap<
                 let mut addresses = backends.get(&(service.id, vip.network)).cloned().unwrap_or_default();
                 addresses.sort_unstable();
                 addresses.dedup();
-                all.insert(net.addr(), addresses);
+                all.insert(net.addr(), Behind { tasks: addresses, redirects: service.redirects.clone() });
             }
         }
     }
@@ -49,17 +60,23 @@ pub const NAME_SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 const DNS: u16 = 53;
 
 /// The table of a sandbox on networks with these services. `dns` is where port 53 of the name server really is.
-pub fn sandbox_table(services: &BTreeMap<Ipv4Addr, Vec<Ipv4Addr>>, dns: DnsPorts) -> Table {
+pub fn sandbox_table(services: &BTreeMap<Ipv4Addr, Behind>, dns: DnsPorts) -> Table {
     let mut table = Table::new(Family::Ipv4, TABLE);
     let mut chosen = Set::map([Field::Address], MapTo::Verdict);
     let mut all = Set::of([Field::Address]);
-    for (vip, backends) in services {
+    for (vip, Behind { tasks, redirects }) in services {
         all.add(vip.octets().to_vec());
-        if backends.is_empty() {
+        if tasks.is_empty() {
             continue;
         }
         let chain = format!("vip-{vip}");
-        table.chain(&chain, Rule::lead_to(backends, None));
+        let mut rules = Vec::new();
+        for led in redirects {
+            let to_port = Rule::new().destination_port(protocol_number(led.protocol), led.port);
+            rules.extend(to_port.lead_to(tasks, Some(led.target)));
+        }
+        rules.extend(Rule::new().lead_to(tasks, None));
+        table.chain(&chain, rules);
         chosen.put(vip.octets().to_vec(), Value::Verdict(Verdict::Goto(chain)));
     }
     table.sets.insert("vips".into(), chosen);

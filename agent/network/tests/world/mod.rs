@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use skep_network::{Config, FakeNames, NodeNetwork, OverlayAttachment, SandboxId, SandboxSpec};
+use skep_network::{Config, FakeNames, NodeNetwork, OverlayAttachment, Place, SandboxId, SandboxSpec};
 use skep_proto::model::network::Subnet;
 use skep_proto::model::service::{EndpointMode, PortConfig, Protocol, PublishMode, VirtualIp};
 use skep_proto::model::view::{EndpointAddress, EndpointView, NetworkView, OverlayNetwork, Peer, ServiceView};
@@ -39,7 +39,13 @@ pub struct Node {
     pub network: NodeNetwork,
     pub names: Arc<FakeNames>,
     pub address: Ipv4Addr,
-    pub index: u16,
+    pub id: NodeId,
+}
+
+/// Starts the network layer of a node.
+pub fn start(netns: &Path, config: &Config, place: Place, names: &Arc<FakeNames>) -> NodeNetwork {
+    let (settings, server) = (config.clone(), names.clone());
+    within(netns, move || NodeNetwork::start(settings, place, server)).join().unwrap().unwrap()
 }
 
 pub fn run(command: &str) -> String {
@@ -81,8 +87,6 @@ impl World {
             let config = Config {
                 state_dir: world.folder.path().join(format!("n{number}")),
                 run_dir: world.folder.path().join(format!("r{number}")),
-                node: id,
-                data_path: vec![IpAddr::V4(address)],
                 vxlan_port: 4789,
                 prefix: "skep".into(),
                 bridge_subnet: "172.17.0.0/16".parse().unwrap(),
@@ -91,10 +95,10 @@ impl World {
             };
             let names = Arc::new(FakeNames::default());
             let netns = PathBuf::from(format!("/run/netns/{ns}"));
-            let (settings, server) = (config.clone(), names.clone());
-            let network = within(&netns, move || NodeNetwork::start(settings, server)).join().unwrap().unwrap();
+            let network =
+                start(&netns, &config, Place { node: Some(id), data_path: vec![IpAddr::V4(address)] }, &names);
             world.view.peers.insert(id, Peer { node: id, index: number, data_path: vec![IpAddr::V4(address)] });
-            world.nodes.push(Node { netns, config, network, names, address, index: number });
+            world.nodes.push(Node { netns, config, network, names, address, id });
         }
         world
     }
@@ -110,15 +114,14 @@ impl World {
     /// Starts the network layer of a node again, as a new process would.
     pub fn restart(&mut self, node: usize) {
         let at = &self.nodes[node];
-        let (settings, server) = (at.config.clone(), at.names.clone());
-        let network = within(&at.netns, move || NodeNetwork::start(settings, server)).join().unwrap().unwrap();
-        self.nodes[node].network = network;
+        let place = Place { node: Some(at.id), data_path: vec![IpAddr::V4(at.address)] };
+        self.nodes[node].network = start(&at.netns, &at.config, place, &at.names);
     }
 
     pub async fn apply(&self) {
         let view = Arc::new(self.view.clone());
         for node in &self.nodes {
-            node.network.apply(node.index, view.clone()).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
+            node.network.apply(view.clone()).await.unwrap_or_else(|error| panic!("{}", chain(&error)));
         }
     }
 
@@ -166,6 +169,7 @@ impl World {
             virtual_ips: vec![VirtualIp { network, address: vip.parse().unwrap() }],
             aliases: BTreeMap::new(),
             ports: ports.collect(),
+            redirects: Vec::new(),
         };
         self.view.services.insert(id, service);
         id
@@ -190,9 +194,9 @@ impl World {
         let endpoint = EndpointView {
             task: id,
             service,
-            node: self.nodes[node].config.node,
+            node: self.nodes[node].id,
             name: format!("task{number}"),
-            addresses: vec![EndpointAddress { network, address, aliases: Vec::new() }],
+            addresses: vec![EndpointAddress { network, address, aliases: Vec::new(), names: Vec::new() }],
             mesh: sandbox.mesh,
             serving: true,
         };

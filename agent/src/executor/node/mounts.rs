@@ -1,11 +1,14 @@
 //! Mounts of a task's containers: the end of their volumes, and what is said of them.
 
 use skep_engine::volumes::{VolumeError, Volumes};
+use skep_proto::model::TaskId;
 use skep_proto::model::engine::Container;
 use tracing::warn;
 
 use crate::engine_port::prepare::PrepareError;
 use crate::executor::ExecutorError;
+
+use super::plan::SCRATCH;
 
 /// Unmounts the volumes of ended containers that no live one uses.
 pub(super) async fn release(volumes: &Volumes, all: &[Container], is_ended: impl Fn(&Container) -> bool) {
@@ -21,6 +24,21 @@ pub(super) async fn release(volumes: &Volumes, all: &[Container], is_ended: impl
             warn!(volume = name, error = %crate::chain(&error), "cannot unmount a volume that nothing uses");
         }
     }
+}
+
+/// Removes the volumes that lived as long as the task.
+pub(super) async fn remove_scratch(volumes: &Volumes, task: TaskId) -> Result<(), ExecutorError> {
+    let of_task = task.to_string();
+    for volume in volumes.list().into_iter().filter(|volume| volume.labels.get(SCRATCH) == Some(&of_task)) {
+        volumes.unmount(&volume.name).await.map_err(volume_error)?;
+        volumes.remove(&volume.name, true, &[]).await.map_err(volume_error)?;
+    }
+    Ok(())
+}
+
+/// Tasks that have such volumes.
+pub(super) fn tasks_with_scratch(volumes: &Volumes) -> impl Iterator<Item = TaskId> {
+    volumes.list().into_iter().filter_map(|volume| volume.labels.get(SCRATCH)?.parse().ok())
 }
 
 pub(super) fn volume_error(error: VolumeError) -> ExecutorError {

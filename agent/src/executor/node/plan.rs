@@ -1,15 +1,23 @@
 //! From a task to the containers that the engine makes for it. Pure.
 
-use skep_proto::model::container::Privileges;
-use skep_proto::model::engine::{
-    Container, ContainerConfig, ContainerRestart, ContainerState, ContainerStatus, NetworkMode, TaskOwner,
-};
+use skep_proto::model::container::{Driver, Mount, MountKind, Privileges, VolumeOptions};
+use skep_proto::model::engine::{ContainerConfig, ContainerRestart, NetworkMode, TaskOwner};
 use skep_proto::model::isolation::Isolation;
+use skep_proto::model::pod::Role;
 use skep_proto::model::service::{PortConfig, PublishMode};
-use skep_proto::model::{ContainerSpec, HealthStatus, NodeDescription, NodeId};
+use skep_proto::model::task::Resources;
+use skep_proto::model::{ContainerSpec, NodeDescription, NodeId};
 use skep_proto::template::task::TaskContext;
 
-use crate::executor::{Containers, Exit, Running, TaskUnit};
+use super::pod::role;
+use crate::executor::TaskUnit;
+
+/// Label of volumes that live as long as a task: its id.
+pub const SCRATCH: &str = "skep.task";
+/// Label of a container among several of a task: its name there.
+pub const CONTAINER_LABEL: &str = "skep.container";
+/// Where processes find memory that they share by name.
+const SHM: &str = "/dev/shm";
 
 /// How a task's sandbox is connected.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,20 +96,36 @@ pub fn context(unit: &TaskUnit, node: NodeId, description: &NodeDescription) -> 
         task_name: unit.name(node),
         // As Swarm: tasks of global services are told apart by their nodes.
         slot: if unit.task.slot == 0 { node.to_string() } else { unit.task.slot.to_string() },
+        address: address(unit).map_or_else(String::new, |address| address.to_string()),
+        node_address: description.data_path.first().map_or_else(String::new, ToString::to_string),
     }
 }
 
-/// The engine's configuration of container number `index`, whose templates are expanded in `spec`.
+/// The task's address on its first network.
+fn address(unit: &TaskUnit) -> Option<std::net::IpAddr> {
+    unit.task.attachments.iter().flat_map(|attachment| &attachment.addresses).next().map(ipnet::IpNet::addr)
+}
+
+/// The engine's configuration of container number `index`, whose templates are expanded in `spec`. `hostname` is the
+/// node's.
 pub fn container_config(
     unit: &TaskUnit,
     mut spec: ContainerSpec,
     node: NodeId,
     index: usize,
     network: NetworkMode,
+    hostname: &str,
 ) -> ContainerConfig {
     spec.labels.extend(unit.swarm_labels(node));
+    if spec.pod.is_some() {
+        as_one_of_several(unit, &mut spec);
+    }
     // The credential has done its work; it does not belong into the container's record.
     spec.registry_auth = None;
+    // As a plain container on the node's network has it.
+    if network == NetworkMode::Host && spec.hostname.is_empty() {
+        hostname.clone_into(&mut spec.hostname);
+    }
     let name = match index {
         0 => unit.name(node),
         _ if spec.name.is_empty() => format!("{}.{index}", unit.name(node)),
@@ -110,18 +134,57 @@ pub fn container_config(
     ContainerConfig {
         id: unit.container_id(index),
         name,
-        resources: unit.spec.task.resources.clone(),
+        resources: match &spec.pod {
+            Some(pod) => Resources { limits: pod.limits.clone(), ..unit.spec.task.resources.clone() },
+            None => unit.spec.task.resources.clone(),
+        },
         network,
         ports: Vec::new(),
         auto_remove: false,
         restart: ContainerRestart::No,
         privileged: spec.privileges.as_ref().is_some_and(|asked| asked.privileged),
-        isolation: isolation(&spec),
+        isolation: Isolation { no_shm: spec.mounts.iter().any(|mount| mount.target == SHM), ..isolation(&spec) },
         stdin_once: false,
         attach: (false, false, false),
         log: unit.spec.task.log_driver.clone(),
         task: Some(TaskOwner { task: unit.task.id, service: unit.task.spec.service, node }),
         spec,
+    }
+}
+
+/// Host name, shared memory and volumes are the same in all containers of a task.
+fn as_one_of_several(unit: &TaskUnit, spec: &mut ContainerSpec) {
+    spec.labels.insert(CONTAINER_LABEL.to_owned(), spec.name.clone());
+    if spec.hostname.is_empty() {
+        spec.hostname = unit.container_id(0).short();
+    }
+    let staying = unit.spec.task.containers.iter().filter(|other| role(other) != Role::Init).count();
+    if staying > 1 && role(spec) != Role::Init && !spec.mounts.iter().any(|mount| mount.target == SHM) {
+        spec.mounts.push(shared_memory());
+    }
+    for mount in &mut spec.mounts {
+        let Some(volume) = mount.volume.as_mut().filter(|volume| volume.scratch) else { continue };
+        volume.labels.insert(SCRATCH.to_owned(), unit.task.id.to_string());
+        mount.source = format!("{}-{}", unit.task.id, mount.source);
+    }
+}
+
+fn shared_memory() -> Mount {
+    let options = [("type", "tmpfs"), ("device", "tmpfs"), ("o", "size=64m,mode=1777,nosuid,nodev,noexec")];
+    let driver = Driver {
+        name: "local".to_owned(),
+        options: options.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+    };
+    let volume = VolumeOptions { no_copy: true, scratch: true, driver: Some(driver), ..VolumeOptions::default() };
+    Mount {
+        kind: MountKind::Volume,
+        source: "dev-shm".to_owned(),
+        target: SHM.to_owned(),
+        read_only: false,
+        consistency: String::new(),
+        bind: None,
+        volume: Some(volume),
+        tmpfs: None,
     }
 }
 
@@ -136,66 +199,13 @@ pub fn host_ports(unit: &TaskUnit) -> impl Iterator<Item = &PortConfig> {
     unit.spec.ports.iter().filter(|port| port.mode == PublishMode::Host)
 }
 
-/// The containers of a task, taken together: those that exist, in order; `wanted` is how many should.
-pub fn together(existing: &[Container], wanted: usize, running: Running) -> Containers {
-    if let Some(ended) = existing.iter().find_map(end_of) {
-        return Containers::Ended(ended);
-    }
-    let live = existing.iter().filter(|container| is_live(container.state.status)).count();
-    match live {
-        // Some were not made, or removed by hand: creation makes what is missing.
-        0 if existing.len() < wanted => Containers::Absent,
-        0 => Containers::Created,
-        _ if live == wanted => Containers::Running(Running {
-            pid: existing.first().map_or(0, |container| container.state.pid),
-            health: health(existing),
-            ..running
-        }),
-        // The start was cut off between two containers. A task is one attempt.
-        _ => Containers::Ended(Exit { error: "not all containers of the task were started".into(), ..Exit::default() }),
-    }
-}
-
-/// One that is unhealthy makes the task so; one that still starts lets it wait.
-pub fn health(existing: &[Container]) -> Option<HealthStatus> {
-    let all = || existing.iter().filter_map(|container| container.health.as_ref()).map(|health| health.status);
-    let worst = [HealthStatus::Unhealthy, HealthStatus::Starting, HealthStatus::Healthy];
-    worst.into_iter().find(|status| all().any(|one| one == *status))
-}
-
-fn is_live(status: ContainerStatus) -> bool {
-    match status {
-        ContainerStatus::Running | ContainerStatus::Paused | ContainerStatus::Restarting => true,
-        ContainerStatus::Created | ContainerStatus::Removing | ContainerStatus::Exited | ContainerStatus::Dead => false,
-    }
-}
-
-/// How a container ended; `None` when it has not, or never ran.
-fn end_of(container: &Container) -> Option<Exit> {
-    let state = &container.state;
-    let ended = match state.status {
-        ContainerStatus::Exited | ContainerStatus::Dead | ContainerStatus::Removing => true,
-        // It could not be started.
-        ContainerStatus::Created => !state.error.is_empty(),
-        ContainerStatus::Running | ContainerStatus::Paused | ContainerStatus::Restarting => false,
-    };
-    let unhealthy = container.health.as_ref().is_some_and(|health| health.status == HealthStatus::Unhealthy);
-    ended.then(|| Exit { code: state.exit_code, error: end_error(state), unhealthy })
-}
-
-fn end_error(state: &ContainerState) -> String {
-    if state.oom_killed { "OOMKilled".to_owned() } else { state.error.clone() }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
     use std::sync::Arc;
 
-    use skep_proto::model::engine::{EtcFiles, ResolvedProcess};
+    use skep_proto::model::NetworkId;
     use skep_proto::model::service::Protocol;
     use skep_proto::model::task::{NetworkAttachment, NetworkAttachmentSpec};
-    use skep_proto::model::{Health, NetworkId, Timestamp};
 
     use super::*;
     use crate::test_support::{NODE, unit};
@@ -263,7 +273,8 @@ mod tests {
     #[test]
     fn a_tasks_container_has_swarms_name_id_and_labels() {
         let spec = |unit: &TaskUnit| unit.spec.task.containers[0].clone();
-        let config = container_config(&unit(1), unit(1).spec.task.containers[0].clone(), NODE, 0, NetworkMode::Host);
+        let config =
+            container_config(&unit(1), unit(1).spec.task.containers[0].clone(), NODE, 0, NetworkMode::Host, "n1");
         let id = unit(1).task.id;
         assert_eq!(config.name, format!("web.1.{id}"));
         assert_eq!(config.id, skep_proto::model::ContainerId::of_task(id, 0));
@@ -273,76 +284,8 @@ mod tests {
         let mut global = unit(1);
         global.task.slot = 0;
         assert_eq!(
-            container_config(&global, spec(&global), NODE, 0, NetworkMode::Host).name,
+            container_config(&global, spec(&global), NODE, 0, NetworkMode::Host, "n1").name,
             format!("web.{NODE}.{id}")
         );
-    }
-
-    fn container(status: ContainerStatus, exit_code: i32, error: &str) -> Container {
-        Container {
-            config: container_config(&unit(1), unit(1).spec.task.containers[0].clone(), NODE, 0, NetworkMode::Host),
-            created_at: Timestamp(0),
-            image_id: String::new(),
-            process: ResolvedProcess::default(),
-            state: ContainerState {
-                status,
-                pid: 9,
-                exit_code,
-                error: error.into(),
-                oom_killed: false,
-                started_at: None,
-                finished_at: None,
-            },
-            health: None,
-            restart_count: 0,
-            mounts: Vec::new(),
-            networks: Vec::new(),
-            ports: Vec::new(),
-            exposed: Vec::new(),
-            log_path: PathBuf::new(),
-            etc: EtcFiles::default(),
-        }
-    }
-
-    fn with_health(status: HealthStatus, container: Container) -> Container {
-        Container { health: Some(Health { status, failing_streak: 0, log: Vec::new() }), ..container }
-    }
-
-    #[test]
-    fn a_task_is_as_healthy_as_the_worst_of_its_containers_and_remembers_it_at_the_end() {
-        use HealthStatus::{Healthy, Starting, Unhealthy};
-        let runs = || container(ContainerStatus::Running, 0, "");
-        let of = |all: &[HealthStatus]| health(&all.iter().map(|s| with_health(*s, runs())).collect::<Vec<_>>());
-        assert_eq!(of(&[Healthy, Starting]), Some(Starting));
-        assert_eq!(of(&[Starting, Unhealthy]), Some(Unhealthy));
-        assert_eq!(of(&[Healthy, Healthy]), Some(Healthy));
-        assert_eq!(health(&[runs()]), None);
-        let ended = with_health(Unhealthy, container(ContainerStatus::Exited, 0, ""));
-        assert_eq!(
-            together(&[ended], 1, Running::default()),
-            Containers::Ended(Exit { unhealthy: true, ..Exit::default() })
-        );
-    }
-
-    #[test]
-    fn containers_of_one_task_live_and_end_together() {
-        use ContainerStatus::{Created, Exited, Running as Runs};
-        let (created, runs) = (container(Created, 0, ""), container(Runs, 0, ""));
-        let running = Containers::Running(Running { pid: 9, ..Running::default() });
-        let ended = |code, error: &str| Containers::Ended(Exit { code, error: error.into(), unhealthy: false });
-        let cut = "not all containers of the task were started";
-        let rows = [
-            (vec![], Containers::Absent),
-            (vec![created.clone()], Containers::Absent),
-            (vec![created.clone(), created.clone()], Containers::Created),
-            (vec![runs.clone(), runs.clone()], running),
-            (vec![runs.clone(), container(Exited, 3, "")], ended(3, "")),
-            (vec![container(Created, 127, "no such file"), created.clone()], ended(127, "no such file")),
-            (vec![runs.clone(), created], ended(0, cut)),
-            (vec![runs], ended(0, cut)),
-        ];
-        for (states, expected) in rows {
-            assert_eq!(together(&states, 2, Running::default()), expected, "{states:?}");
-        }
     }
 }

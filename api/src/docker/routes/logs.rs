@@ -6,7 +6,6 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::pin::pin;
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Path, State};
@@ -14,7 +13,7 @@ use axum::response::Response;
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{BoxStream, SelectAll, StreamExt};
 use http_body_util::BodyExt;
-use skep_proto::model::TaskId;
+use skep_proto::model::ServiceId;
 use skep_proto::model::engine::{LogLine, LogQuery, OutputStream};
 use std::sync::Arc;
 
@@ -27,8 +26,6 @@ use crate::docker::{stream, time};
 use crate::ports::ControlPlane;
 use crate::ports::control::{TaskFilter, TaskView};
 
-/// How often new tasks are looked for while a client follows a service.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// Lines that wait for a slow client.
 const BACKLOG: usize = 256;
 
@@ -43,10 +40,14 @@ pub(crate) async fn service(
     let control = app.control()?;
     let service = control.service(&id).await?.service;
     let tty = service.spec.task.containers.first().is_some_and(|c| c.tty);
-    let filter = TaskFilter { services: BTreeSet::from([service.id.to_string()]), ..TaskFilter::default() };
-    let tasks = control.tasks(&filter).await?;
     let gather = Gather { app: app.clone(), control, wanted };
-    let lines = if gather.wanted.follow { gather.follow(tasks, filter) } else { gather.merge(tasks).await };
+    let lines = if gather.wanted.follow {
+        gather.follow(service.id)
+    } else {
+        let filter = TaskFilter { services: BTreeSet::from([service.id.to_string()]), ..TaskFilter::default() };
+        let tasks = gather.control.tasks(&filter).await?;
+        gather.merge(tasks).await
+    };
     Ok(respond(lines, &query, tty, version))
 }
 
@@ -134,34 +135,27 @@ impl Gather {
         futures_util::stream::unfold(sources, next).boxed()
     }
 
-    /// Lines of these tasks and of those that start later, as they come. Ends when the client leaves.
-    fn follow(self, tasks: Vec<TaskView>, filter: TaskFilter) -> BoxStream<'static, Item> {
+    /// Lines of the service's tasks and of those that start later, as they come. Ends when the client leaves.
+    fn follow(self, service: ServiceId) -> BoxStream<'static, Item> {
         let (send, receive) = tokio::sync::mpsc::channel(BACKLOG);
-        let pumps = self.app.local.pumps.clone();
+        let gather = Arc::new(self);
+        let pumps = gather.app.local.pumps.clone();
         pumps.spawn(async move {
             let mut merged: SelectAll<BoxStream<'static, Item>> = SelectAll::new();
-            let mut known: BTreeSet<TaskId> = BTreeSet::new();
-            let mut found = tasks;
-            let mut tick = tokio::time::interval(LOOK_AGAIN);
+            let mut started = gather.control.started_tasks(service);
             loop {
-                for task in &found {
-                    // A task without a node has no lines yet: it is looked at again.
-                    if task.task.node.is_some() && task.container.is_some() && known.insert(task.task.id) {
-                        merged.push(self.lines(task).await);
-                    }
-                }
-                found.clear();
                 tokio::select! {
                     Some(item) = merged.next() => {
                         if send.send(item).await.is_err() {
                             return;
                         }
                     }
-                    _ = tick.tick() => match self.control.tasks(&filter).await {
-                        Ok(tasks) => found = tasks,
-                        // Without the managers the streams go on; new tasks are found later.
-                        Err(error) => tracing::debug!(%error, "tasks cannot be looked up"),
-                    },
+                    Some(task) = started.next() => {
+                        let gather = Arc::clone(&gather);
+                        // A node that is slow to answer does not hold up the lines of the others.
+                        let lines = async move { gather.lines(&task).await };
+                        merged.push(futures_util::stream::once(lines).flatten().boxed());
+                    }
                     () = send.closed() => return,
                 }
             }

@@ -1,5 +1,7 @@
 //! `/networks`: the cluster's and this node's in one list (Engine API, Network).
 
+mod attachments;
+
 use std::sync::Arc;
 
 use axum::Router;
@@ -7,13 +9,13 @@ use axum::extract::{Path, State};
 use axum::routing::{get, post};
 use http::StatusCode;
 use serde::Deserialize;
-use skep_proto::model::Network;
 use skep_proto::model::engine::{Container, LocalNetwork};
+use skep_proto::model::{Network, Timestamp};
 
 use crate::docker::error::ApiError;
 use crate::docker::extract::{ApiVersion, Filters, Json, Query};
 use crate::docker::spec::network::{self, NewNetwork};
-use crate::docker::state::App;
+use crate::docker::state::{App, Local};
 use crate::docker::types::network as json;
 use crate::ports::control::{ControlError, ObjectFilter};
 
@@ -26,8 +28,15 @@ pub(crate) fn routes() -> Router<App> {
         .route("/networks/create", post(create))
         .route("/networks/prune", post(prune))
         .route("/networks/{id}", get(inspect).delete(remove))
-        .route("/networks/{id}/connect", post(connect))
-        .route("/networks/{id}/disconnect", post(disconnect))
+        .route("/networks/{id}/connect", post(attachments::connect))
+        .route("/networks/{id}/disconnect", post(attachments::disconnect))
+}
+
+/// Routes about this node's containers on networks, for managers that ask another node.
+pub(crate) fn of_containers() -> Router<Local> {
+    Router::new()
+        .route("/networks/{id}/connect", post(attachments::connect_here))
+        .route("/networks/{id}/disconnect", post(attachments::disconnect_here))
 }
 
 /// The cluster's networks, as far as this node can see them: on one that is no manager, those that it uses.
@@ -36,6 +45,19 @@ async fn cluster_networks(app: &App) -> Result<Vec<Arc<Network>>, ApiError> {
         Ok(control) => Ok(control.networks(&ObjectFilter::default()).await?),
         Err(_) => Ok(app.engine().cluster_networks().await?.into_iter().map(Arc::new).collect()),
     }
+}
+
+/// The routing mesh, where the node is in a cluster.
+async fn ingress(app: &App) -> Result<Option<json::Network>, ApiError> {
+    if app.node().is_none() {
+        return Ok(None);
+    }
+    let created = match app.swarm.control() {
+        Ok(control) => control.cluster().await?.meta.created_at,
+        // Nodes that are no managers are not told.
+        Err(_) => Timestamp::default(),
+    };
+    Ok(Some(network::show_ingress(created)))
 }
 
 #[derive(Deserialize)]
@@ -53,6 +75,7 @@ async fn list(
     let filters = query.filters;
     filters.only(&["dangling", "driver", "id", "label", "name", "scope", "type"])?;
     let mut shown: Vec<_> = cluster_networks(&app).await?.iter().map(|n| network::show_cluster(n, &[])).collect();
+    shown.extend(ingress(&app).await?);
     shown.extend(app.engine().networks().await?.iter().map(|n| network::show_local(n, &[])));
     if let Some(dangling) = filters.flag("dangling")? {
         let containers = app.engine().containers(true).await?;
@@ -110,6 +133,9 @@ async fn inspect(
     }
     if shown.is_none() && query.scope != "local" {
         shown = cluster(&app, &id).await?.map(|n| network::show_cluster(&n, &containers));
+    }
+    if shown.is_none() && query.scope != "local" && id == network::INGRESS {
+        shown = ingress(&app).await?;
     }
     // Services may name the networks that every node has: clients look them up in the cluster first.
     if shown.is_none() && query.scope == "swarm" && PREDEFINED.contains(&id.as_str()) {
@@ -171,6 +197,11 @@ async fn remove(State(app): State<App>, Path(id): Path<String>) -> Result<Status
     if PREDEFINED.contains(&id.as_str()) {
         return Err(ApiError::forbidden(format!("{id} is a pre-defined network and cannot be removed")));
     }
+    if id == network::INGRESS && app.node().is_some() {
+        return Err(ApiError::forbidden(
+            "ingress is the routing mesh of the cluster and cannot be removed: publish ports with mode=host to do without it",
+        ));
+    }
     if let Some(network) = local(&app, &id).await? {
         app.engine().remove_network(&network.id).await?;
     } else if let Some(network) = cluster(&app, &id).await? {
@@ -207,14 +238,4 @@ async fn prune(
         }
     }
     Ok(axum::Json(json::NetworksPruned { networks_deleted: (!deleted.is_empty()).then_some(deleted) }))
-}
-
-/// `POST /networks/{id}/connect` (Engine API, Network, "Connect a container to a network").
-async fn connect() -> ApiError {
-    ApiError::not_supported("connecting a container that exists to a network")
-}
-
-/// `POST /networks/{id}/disconnect` (Engine API, Network, "Disconnect a container from a network").
-async fn disconnect() -> ApiError {
-    ApiError::not_supported("disconnecting a container from a network")
 }

@@ -145,7 +145,7 @@ async fn read(
     headers: &HeaderMap,
 ) -> Result<ServiceSpec, ApiError> {
     let mut spec = service::read(body)?;
-    if let Some(container) = spec.task.containers.first_mut() {
+    for container in &mut spec.task.containers {
         container.registry_auth = registry_auth(headers);
     }
     for network in &mut spec.task.networks {

@@ -47,6 +47,7 @@ pub(crate) fn read(spec: json::ContainerSpec) -> Result<ContainerSpec, ApiError>
         ulimits: spec.ulimits.into_iter().map(read_ulimit).collect(),
         privileges: spec.privileges.map(read_privileges).transpose()?,
         registry_auth: None,
+        pod: None,
     })
 }
 

@@ -11,6 +11,7 @@ pub(crate) mod isolation;
 pub(crate) mod mount;
 pub(crate) mod network;
 pub(crate) mod node;
+pub(crate) mod pod;
 pub(crate) mod service;
 pub(crate) mod task;
 pub(crate) mod validate;

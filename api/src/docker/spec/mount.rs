@@ -44,6 +44,9 @@ pub(crate) fn read(mount: json::Mount) -> Result<Mount, ApiError> {
                 subpath: o.subpath,
                 labels: o.labels,
                 driver: o.driver_config.map(|d| Driver { name: d.name, options: d.options }),
+                scratch: o.scratch,
+                pinned: o.pinned,
+                gid: o.gid,
             })
         })
         .transpose()?;
@@ -85,6 +88,9 @@ pub(crate) fn show(mount: &Mount) -> json::Mount {
             labels: o.labels.clone(),
             subpath: o.subpath.clone(),
             driver_config: o.driver.as_ref().map(|d| json::Driver { name: d.name.clone(), options: d.options.clone() }),
+            scratch: o.scratch,
+            pinned: o.pinned,
+            gid: o.gid,
             ..Default::default()
         }),
         tmpfs_options: mount.tmpfs.map(|o| json::TmpfsOptions {

@@ -8,6 +8,7 @@ use skep_proto::model::annotations::Annotations;
 use skep_proto::model::container::Driver;
 use skep_proto::model::engine::{Container, LocalNetwork};
 use skep_proto::model::network::{IpamConfig, Network, NetworkSpec, Subnet};
+use skep_proto::model::{Meta, NetworkId, Timestamp};
 
 use super::{refuse, validate};
 use crate::docker::error::ApiError;
@@ -17,6 +18,9 @@ use crate::docker::types::service as json_service;
 
 /// Docker's name for the option that carries the VXLAN network identifier.
 const VNI_OPTION: &str = "com.docker.network.driver.overlay.vxlanid_list";
+
+/// Name and id of the routing mesh among the networks.
+pub(crate) const INGRESS: &str = "ingress";
 
 /// A network that is to be made.
 #[derive(Debug)]
@@ -212,6 +216,17 @@ pub(crate) fn show_local(network: &LocalNetwork, containers: &[&Container]) -> j
         options: Some(network.options.clone()),
         labels: Some(network.labels.clone()),
     }
+}
+
+/// The routing mesh, which every cluster has, as Docker shows it. It has no subnet of its own: tasks keep their clients'
+/// addresses.
+pub(crate) fn show_ingress(created: Timestamp) -> json::Network {
+    let driver = Driver { name: "overlay".into(), options: BTreeMap::new() };
+    let annotations = Annotations { name: INGRESS.into(), labels: BTreeMap::new() };
+    let spec = NetworkSpec { annotations, driver, ingress: true, ..NetworkSpec::default() };
+    let meta = Meta { created_at: created, ..Meta::default() };
+    let network = Network { id: NetworkId(0), meta, spec, vni: None, subnets: Vec::new(), pending_delete: false };
+    json::Network { id: INGRESS.into(), ..show_cluster(&network, &[]) }
 }
 
 /// A network that every node has (`host`, `bridge`, `none`), as a service may name it: its name is its id.

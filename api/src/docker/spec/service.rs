@@ -16,7 +16,7 @@ use skep_proto::model::task::{
     TaskSpec,
 };
 
-use super::{container_spec, duration, refuse};
+use super::{container_spec, duration, pod, refuse};
 use crate::docker::error::ApiError;
 use crate::docker::time::{nanos, rfc3339};
 use crate::docker::types::service as json;
@@ -216,6 +216,7 @@ fn read_endpoint(endpoint: json::EndpointSpec) -> Result<EndpointSpec, ApiError>
             other => return Err(ApiError::bad_request(format!("invalid ResolutionMode: \"{other}\""))),
         },
         ports: endpoint.ports.into_iter().map(read_port).collect::<Result<_, _>>()?,
+        redirects: endpoint.redirects,
     })
 }
 
@@ -227,6 +228,7 @@ fn show_endpoint(endpoint: &EndpointSpec) -> json::EndpointSpec {
         }
         .into(),
         ports: endpoint.ports.iter().map(show_port).collect(),
+        redirects: endpoint.redirects.clone(),
         ..Default::default()
     }
 }
@@ -293,8 +295,12 @@ fn read_task(task: json::TaskSpec) -> Result<TaskSpec, ApiError> {
     }
     let container =
         task.container_spec.ok_or_else(|| ApiError::invalid_argument("ContainerSpec: missing in service spec"))?;
+    let mut containers = vec![container_spec::read(container)?];
+    if let Some(pod) = task.pod {
+        pod::read(pod, &mut containers)?;
+    }
     Ok(TaskSpec {
-        containers: vec![container_spec::read(container)?],
+        containers,
         resources: task.resources.map(read_resources).transpose()?.unwrap_or_default(),
         restart: task.restart_policy.map(read_restart).transpose()?,
         placement: task.placement.map(read_placement).transpose()?.unwrap_or_default(),
@@ -304,7 +310,7 @@ fn read_task(task: json::TaskSpec) -> Result<TaskSpec, ApiError> {
     })
 }
 
-/// Shows what a task is made from: its first container.
+/// Shows what a task is made from: its first container, and what else there is as [`json::Pod`].
 pub(crate) fn show_task(task: &TaskSpec) -> json::TaskSpec {
     json::TaskSpec {
         container_spec: Some(task.containers.first().map(container_spec::show).unwrap_or_default()),
@@ -322,6 +328,7 @@ pub(crate) fn show_task(task: &TaskSpec) -> json::TaskSpec {
             .collect(),
         log_driver: task.log_driver.as_ref().map(|d| json::Driver { name: d.name.clone(), options: d.options.clone() }),
         force_update: task.force_update,
+        pod: pod::show(task),
         ..Default::default()
     }
 }

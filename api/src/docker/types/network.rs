@@ -104,6 +104,26 @@ pub(crate) struct NetworkCreated {
     pub warning: String,
 }
 
+/// Body of `POST /networks/{id}/connect`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct NetworkConnect {
+    pub container: String,
+    pub endpoint_config: super::container::EndpointConfig,
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
+/// Body of `POST /networks/{id}/disconnect`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct NetworkDisconnect {
+    pub container: String,
+    pub force: bool,
+    #[serde(flatten)]
+    pub rest: Rest,
+}
+
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct NetworksPruned {

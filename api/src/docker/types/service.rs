@@ -100,6 +100,9 @@ pub(crate) struct EndpointSpec {
     pub mode: String,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortConfig>,
+    /// Ours: ports of the virtual address that lead to other ports of the tasks.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub redirects: Vec<skep_proto::model::pod::PortRedirect>,
     #[serde(flatten, skip_serializing)]
     pub rest: Rest,
 }
@@ -140,8 +143,24 @@ pub(crate) struct TaskSpec {
     /// `container`; shown on services, not on tasks.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub runtime: String,
+    /// Ours: absent for tasks as Docker has them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
     #[serde(flatten, skip_serializing)]
     pub rest: Rest,
+}
+
+/// What a task has beyond its first container. Docker's API has nothing of the kind: the parts are those of the model.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields, default)]
+pub(crate) struct Pod {
+    /// Name of the first container.
+    pub name: String,
+    /// What the first container has beside Docker's `ContainerSpec`.
+    pub first: skep_proto::model::pod::PodContainer,
+    /// The other containers: the model's, with ids as text.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<serde_json::Value>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -280,6 +299,15 @@ pub(crate) struct VolumeOptions {
     pub subpath: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub driver_config: Option<Driver>,
+    /// Ours: it lives as long as the task.
+    #[serde(skip_serializing_if = "is_default")]
+    pub scratch: bool,
+    /// Ours: its tasks run where it is.
+    #[serde(skip_serializing_if = "is_default")]
+    pub pinned: bool,
+    /// Ours: the group that its root is given to.
+    #[serde(rename = "GID", skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
     #[serde(flatten, skip_serializing)]
     pub rest: Rest,
 }

@@ -1,97 +1,51 @@
 //! Secrets and configs of a Compose file: what is declared, and how services use it.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use skep_proto::model::container::{ConfigReference, FileTarget, SecretReference};
 use skep_proto::model::{ConfigId, Labels, SecretId};
 
-use super::decode::{boolean, entries, items, pairs, text, unknown_key};
-use super::{Problems, STACK_LABEL};
+use super::network::external;
+use crate::manifest::Problems;
+use crate::manifest::decode::{entries, items, pairs, text, unknown_key};
 use crate::manifest::problem::Place;
+use crate::manifest::reader::Scope;
+use crate::manifest::stack::STACK_LABEL;
+use crate::manifest::stack::{Content, DeclaredFile, FileKind};
 use crate::manifest::yaml::{Entry, Node, Value};
 
 /// Keys of a declaration. `content` is for configs only (Compose Specification, "Configs", "Secrets").
 const KEYS: [&str; 7] = ["file", "environment", "external", "name", "labels", "template_driver", "content"];
 const USE_KEYS: [&str; 5] = ["source", "target", "uid", "gid", "mode"];
 
-/// Which of the two.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum FileKind {
-    /// Content that nobody is shown.
-    Secret,
-    /// Content that may be shown.
-    Config,
-}
-
-impl FileKind {
-    /// The word for one.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Secret => "secret",
-            Self::Config => "config",
-        }
-    }
-}
-
-/// Where content comes from. Its `Debug` shows no content.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Source {
-    /// It is in the cluster.
-    External,
-    /// A file, relative to the Compose file.
-    File(String),
-    /// A variable of the caller.
-    Environment(String),
-    /// It stands in the Compose file.
-    Content(String),
-}
-
-impl std::fmt::Debug for Source {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::External => f.write_str("External"),
-            Self::File(path) => write!(f, "File({path})"),
-            Self::Environment(name) => write!(f, "Environment({name})"),
-            Self::Content(content) => write!(f, "Content({} bytes)", content.len()),
-        }
-    }
-}
-
-/// A secret or config that a file declares and a service uses.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DeclaredFile {
-    /// Which of the two.
-    pub kind: FileKind,
-    /// Key in the file.
-    pub key: String,
-    /// Name in the cluster.
-    pub name: String,
-    /// The name was given: another content needs another name, which is then the file's to give.
-    pub is_named: bool,
-    /// Its labels.
-    pub labels: Labels,
-    /// `golang` when the content is a template.
-    pub template_driver: Option<String>,
-    /// Where its content comes from.
-    pub source: Source,
-    used: bool,
+/// A declaration, and whether a service uses it.
+#[derive(Debug)]
+struct Declared {
+    file: DeclaredFile,
+    source: Source,
+    is_used: bool,
 }
 
 /// Secrets and configs of a file, by kind and key.
 #[derive(Debug, Default)]
-pub struct Files(BTreeMap<(FileKind, String), DeclaredFile>);
+pub struct Files(BTreeMap<(FileKind, String), Declared>);
 
 impl Files {
-    /// Those that a service uses: what `docker stack deploy` makes.
-    pub fn used(self) -> Vec<DeclaredFile> {
-        self.0.into_values().filter(|file| file.used).collect()
+    /// Those that a service uses: what `docker stack deploy` makes. The content of others is not looked at.
+    pub fn used(self, scope: &Scope<'_>, problems: &mut Problems) -> Vec<DeclaredFile> {
+        let load = |Declared { mut file, source, .. }: Declared| {
+            file.content = content(file.kind, &file.key, source, scope, problems);
+            file
+        };
+        self.0.into_values().filter(|d| d.is_used).map(load).collect()
     }
 
     /// Reads `secrets` or `configs` at the top.
-    pub fn declare(&mut self, kind: FileKind, declared: &[Entry], stack: &str, problems: &mut Problems) {
+    pub fn declare(&mut self, kind: FileKind, declared: &[Entry], scope: &Scope<'_>, problems: &mut Problems) {
         for entry in declared {
-            let file = read_declared(kind, entry, stack, problems);
-            self.0.insert((kind, entry.key.clone()), file);
+            let declared = read_declared(kind, entry, scope, problems);
+            self.0.insert((kind, entry.key.clone()), declared);
         }
     }
 
@@ -137,13 +91,13 @@ impl Files {
     }
 
     fn use_of(&mut self, kind: FileKind, key: &str, place: Place, problems: &mut Problems) -> Option<String> {
-        let Some(file) = self.0.get_mut(&(kind, key.to_owned())) else {
+        let Some(declared) = self.0.get_mut(&(kind, key.to_owned())) else {
             let word = kind.word();
             problems.add(place, format!("the {word} {key} is not declared: add it under {word}s"));
             return None;
         };
-        file.used = true;
-        Some(file.name.clone())
+        declared.is_used = true;
+        Some(declared.file.name.clone())
     }
 }
 
@@ -157,21 +111,41 @@ fn mode(node: &Node, problems: &mut Problems) -> u32 {
     })
 }
 
-fn read_declared(kind: FileKind, entry: &Entry, stack: &str, problems: &mut Problems) -> DeclaredFile {
+/// Where content comes from, and the place that says so. Its `Debug` shows no content.
+enum Source {
+    External,
+    File(PathBuf, Place),
+    Environment(String, Place),
+    Content(String, Place),
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::External => f.write_str("External"),
+            Self::File(path, _) => write!(f, "File({})", path.display()),
+            Self::Environment(name, _) => write!(f, "Environment({name})"),
+            Self::Content(content, _) => write!(f, "Content({} bytes)", content.len()),
+        }
+    }
+}
+
+fn read_declared(kind: FileKind, entry: &Entry, scope: &Scope<'_>, problems: &mut Problems) -> Declared {
     let word = kind.word();
-    let mut labels = Labels::from([(STACK_LABEL.to_owned(), stack.to_owned())]);
+    let mut labels = Labels::from([(STACK_LABEL.to_owned(), scope.stack.to_owned())]);
     let (mut name, mut template_driver, mut sources) = (None, None, Vec::new());
     for field in entries(&entry.value, "a secret or config", problems) {
-        let value = &field.value;
+        let (value, place) = (&field.value, field.value.place);
         match field.key.as_str() {
-            "file" => sources.push(Source::File(text(value, "file", problems))),
-            "environment" => sources.push(Source::Environment(text(value, "environment", problems))),
-            "content" if kind == FileKind::Config => sources.push(Source::Content(text(value, "content", problems))),
-            "external" => {
-                if boolean(value, "external", problems) {
-                    sources.push(Source::External);
-                }
+            "file" => {
+                let path = scope.options.directory.join(text(value, "file", problems));
+                sources.push(Source::File(path, place));
             }
+            "environment" => sources.push(Source::Environment(text(value, "environment", problems), place)),
+            "content" if kind == FileKind::Config => {
+                sources.push(Source::Content(text(value, "content", problems), place));
+            }
+            "external" => sources.extend(external(value, &mut name, problems).then_some(Source::External)),
             "name" => name = Some(text(value, "name", problems)),
             "labels" => labels.extend(pairs(value, "labels", problems)),
             "template_driver" => {
@@ -190,27 +164,58 @@ fn read_declared(kind: FileKind, entry: &Entry, stack: &str, problems: &mut Prob
     } else {
         "file, environment or external"
     };
-    let source = match (sources.pop(), sources.is_empty()) {
-        (Some(source), true) => source,
-        (None, _) => {
-            problems.add(entry.place, format!("the {word} {} has no content: give one of {choices}", entry.key));
-            Source::External
-        }
-        (Some(source), false) => {
-            problems.add(entry.place, format!("the {word} {} has several contents: give one of {choices}", entry.key));
-            source
-        }
+    let complaint = match sources.len() {
+        0 => Some("no content"),
+        1 => None,
+        _ => Some("several contents"),
     };
+    if let Some(complaint) = complaint {
+        problems.add(entry.place, format!("the {word} {} has {complaint}: give one of {choices}", entry.key));
+    }
+    let source = sources.pop().unwrap_or(Source::External);
     let is_named = name.is_some();
-    let default = if source == Source::External { entry.key.clone() } else { format!("{stack}_{}", entry.key) };
-    DeclaredFile {
+    let default = match source {
+        Source::External => entry.key.clone(),
+        _ => format!("{}_{}", scope.stack, entry.key),
+    };
+    let file = DeclaredFile {
         kind,
         key: entry.key.clone(),
+        place: entry.place,
         name: name.unwrap_or(default),
         is_named,
         labels,
         template_driver,
-        source,
-        used: false,
+        content: None,
+    };
+    Declared { file, source, is_used: false }
+}
+
+/// The content; a problem at the place that says where it comes from when there is none.
+fn content(kind: FileKind, key: &str, source: Source, scope: &Scope<'_>, problems: &mut Problems) -> Option<Content> {
+    let (word, limit) = (kind.word(), kind.limit());
+    let (content, place) = match source {
+        Source::External => return None,
+        Source::Content(text, place) => (text.into_bytes(), place),
+        Source::Environment(name, place) => match scope.options.environment.get(&name) {
+            Some(value) => (value.clone().into_bytes(), place),
+            None => {
+                problems.add(place, format!("the {word} {key} is the variable {name}, which is not set: set it"));
+                return None;
+            }
+        },
+        Source::File(path, place) => match scope.disk.read(&path, limit) {
+            Ok(content) => (content, place),
+            Err(error) => {
+                problems.add(place, format!("the {word} {key} cannot be read from {}: {error}", path.display()));
+                return None;
+            }
+        },
+    };
+    if content.is_empty() || content.len() >= limit {
+        let length = content.len();
+        problems
+            .add(place, format!("the {word} {key} has {length} bytes; it must have at least 1 and fewer than {limit}"));
     }
+    Some(Content(content))
 }

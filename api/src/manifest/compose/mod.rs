@@ -3,101 +3,78 @@
 //! What is supported is what the cluster does today; any other key is a problem with its place. Names of a stack's
 //! objects are `STACK_NAME`, as `docker stack deploy` makes them, so that both manage the same stack.
 
-mod decode;
+mod dotenv;
 mod files;
+pub mod interpolate;
+mod load;
+mod merge;
 mod network;
+mod paths;
 mod service;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
-use skep_proto::model::{NetworkSpec, ServiceSpec};
-
+use super::decode::{entries, text, unknown_key};
 use super::problem::{Place, Problems};
-use super::yaml::{self, Entry, Node};
-use decode::{entries, text, unknown_key};
-pub use files::{DeclaredFile, FileKind, Source};
+use super::reader::Scope;
+use super::stack::{FileKind, Parts, StackService};
+use super::yaml::{Entry, Node};
+use interpolate::Variables;
+pub use load::load;
 
-/// The label by which Docker knows the objects of a stack.
-pub const STACK_LABEL: &str = "com.docker.stack.namespace";
-/// The label that keeps an image as it was written.
-pub const IMAGE_LABEL: &str = "com.docker.stack.image";
-
-/// A stack, as specs. Networks are named by their names in the cluster, in specs too.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stack {
-    /// Its name.
-    pub name: String,
-    /// Networks to make, by name in the cluster.
-    pub networks: Vec<NetworkSpec>,
-    /// Networks that must exist.
-    pub external_networks: Vec<String>,
-    /// Secrets and configs that services use. Their specs name them by their names here; the ids there are zero.
-    pub files: Vec<DeclaredFile>,
-    /// Services to make.
-    pub services: Vec<ServiceSpec>,
+/// Compose files as one tree, with variables put in.
+#[derive(Debug, Default)]
+pub struct Project {
+    /// The name that they give the stack.
+    pub name: Option<String>,
+    /// Where they do.
+    pub name_place: Option<Place>,
+    tree: Option<Rc<Node>>,
+    /// The caller's variables, over those of `.env`.
+    variables: Variables,
 }
 
 /// What the services of a file may refer to.
-struct Scope {
-    stack: String,
+struct Names<'a> {
+    scope: &'a Scope<'a>,
+    variables: &'a Variables,
+    /// Keys of the services.
+    services: BTreeSet<&'a str>,
     /// Key in the file -> volume.
     volumes: BTreeMap<String, network::Volume>,
 }
 
 const TOP_LEVEL: [&str; 7] = ["version", "name", "services", "networks", "volumes", "secrets", "configs"];
 
-/// Reads a Compose file. `name` wins over the file's own; `fallback` is used when both are silent.
-///
-/// # Errors
-/// Every problem of the file.
-pub fn read(file: &str, content: &str, name: Option<&str>, fallback: &str) -> Result<Stack, Problems> {
-    let documents = yaml::parse(file, content)?;
-    let mut problems = Problems::of(file, content);
-    let [document] = documents.as_slice() else {
-        let place = documents.get(1).map_or(Place { line: 1, column: 1 }, |second| second.place);
-        problems.add(place, "a Compose file is one document");
-        return Err(problems.into_error());
-    };
-    let top = TopLevel::read(document, &mut problems);
-    let own = top.name.map(|node| text(node, "name", &mut problems));
-    let stack = name.map(str::to_owned).or(own).unwrap_or_else(|| fallback.to_owned());
-    if !is_stack_name(&stack) {
-        let place = top.name.map_or(document.place, |node| node.place);
-        problems.add(
-            place,
-            format!(
-                "{stack:?} is no name of a stack: lower-case letters, digits, - and _, beginning with a letter or digit"
-            ),
-        );
-    }
-    let mut networks = network::read_networks(top.networks, &stack, &mut problems);
-    let volumes = network::read_volumes(top.volumes, &stack, &mut problems);
-    let scope = Scope { stack: stack.clone(), volumes };
+/// Reads the tree. Nothing, when there were no Compose files.
+pub fn read(project: &Project, scope: &Scope<'_>, problems: &mut Problems) -> Parts {
+    let Some(tree) = &project.tree else { return Parts::default() };
+    let top = TopLevel::read(tree, problems);
+    let mut networks = network::read_networks(top.networks, scope.stack, problems);
+    let volumes = network::read_volumes(top.volumes, scope.stack, problems);
     let mut files = files::Files::default();
-    files.declare(FileKind::Secret, top.secrets, &stack, &mut problems);
-    files.declare(FileKind::Config, top.configs, &stack, &mut problems);
+    files.declare(FileKind::Secret, top.secrets, scope, problems);
+    files.declare(FileKind::Config, top.configs, scope, problems);
     if top.services.is_empty() {
-        problems.add(document.place, "the file has no services");
+        problems.add(tree.place, "the file has no services");
     }
-    let services: Vec<ServiceSpec> = top
-        .services
-        .iter()
-        .map(|entry| service::read(entry, &scope, &mut networks, &mut files, &mut problems))
-        .collect();
-    let stack = Stack {
-        name: stack,
+    let keys = top.services.iter().map(|entry| entry.key.as_str()).collect();
+    let names = Names { scope, variables: &project.variables, services: keys, volumes };
+    let mut services: Vec<StackService> =
+        top.services.iter().map(|entry| service::read(entry, &names, &mut networks, &mut files, problems)).collect();
+    service::check_dependencies(&mut services, problems);
+    Parts {
         networks: networks.specs(),
         external_networks: networks.external,
-        files: files.used(),
+        files: files.used(scope, problems),
+        volumes: network::declared(names.volumes, &services),
         services,
-    };
-    problems.finish(stack)
+    }
 }
 
 #[derive(Default)]
 struct TopLevel<'a> {
-    name: Option<&'a Node>,
     services: &'a [Entry],
     networks: &'a [Entry],
     volumes: &'a [Entry],
@@ -115,7 +92,7 @@ impl<'a> TopLevel<'a> {
                 "volumes" => top.volumes = entries(&entry.value, "volumes", problems),
                 "secrets" => top.secrets = entries(&entry.value, "secrets", problems),
                 "configs" => top.configs = entries(&entry.value, "configs", problems),
-                "name" => top.name = Some(&entry.value),
+                "name" => drop(text(&entry.value, "name", problems)),
                 // Obsolete in the Compose Specification, and without meaning.
                 "version" => {}
                 key if key.starts_with("x-") => {}
@@ -126,11 +103,7 @@ impl<'a> TopLevel<'a> {
     }
 }
 
-fn is_stack_name(name: &str) -> bool {
-    name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-        && name.len() <= 63
-        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_".contains(c))
-}
-
+#[cfg(test)]
+mod load_tests;
 #[cfg(test)]
 mod tests;

@@ -6,10 +6,11 @@ use skep_proto::model::container::{Driver, VolumeOptions};
 use skep_proto::model::network::IpamConfig;
 use skep_proto::model::{Annotations, NetworkSpec};
 
-use super::decode::{boolean, entries, items, pairs, parsed, text, unknown_key};
-use super::{Problems, STACK_LABEL};
+use crate::manifest::Problems;
+use crate::manifest::decode::{boolean, entries, items, pairs, parsed, text, unknown_key};
 use crate::manifest::problem::Place;
-use crate::manifest::yaml::{Entry, Node};
+use crate::manifest::stack::{DeclaredVolume, STACK_LABEL, StackService};
+use crate::manifest::yaml::{Entry, Node, Value};
 
 const NETWORK_KEYS: [&str; 9] =
     ["name", "external", "driver", "driver_opts", "attachable", "internal", "labels", "ipam", "enable_ipv6"];
@@ -65,10 +66,11 @@ pub fn read_networks(declared: &[Entry], stack: &str, problems: &mut Problems) -
             match field.key.as_str() {
                 "name" => spec.annotations.name = text(value, "name", problems),
                 "external" => {
-                    external = boolean(value, "external", problems);
+                    let mut name = None;
+                    external = self::external(value, &mut name, problems);
                     // An external network keeps its own name unless `name` says otherwise.
-                    if spec.annotations.name == format!("{stack}_{}", entry.key) {
-                        spec.annotations.name.clone_from(&entry.key);
+                    if external && spec.annotations.name == format!("{stack}_{}", entry.key) {
+                        spec.annotations.name = name.unwrap_or_else(|| entry.key.clone());
                     }
                 }
                 "driver" => {
@@ -96,6 +98,20 @@ pub fn read_networks(declared: &[Entry], stack: &str, problems: &mut Problems) -
         }
     }
     networks
+}
+
+/// `true`, `false`, or the obsolete form `{name: NAME}`.
+pub fn external(node: &Node, name: &mut Option<String>, problems: &mut Problems) -> bool {
+    if let Value::Mapping(_) = node.value {
+        for field in entries(node, "external", problems) {
+            match field.key.as_str() {
+                "name" => *name = Some(text(&field.value, "name", problems)),
+                _ => unknown_key(field, "external", &["name"], problems),
+            }
+        }
+        return true;
+    }
+    boolean(node, "external", problems)
 }
 
 fn read_ipam(node: &Node, problems: &mut Problems) -> Vec<IpamConfig> {
@@ -143,6 +159,14 @@ pub struct Volume {
     pub options: Option<VolumeOptions>,
 }
 
+/// The volumes that services mount.
+pub fn declared(volumes: BTreeMap<String, Volume>, services: &[StackService]) -> Vec<DeclaredVolume> {
+    let mounts = services.iter().flat_map(|s| &s.spec.task.containers).flat_map(|c| &c.mounts);
+    let used: BTreeSet<&str> = mounts.map(|m| m.source.as_str()).collect();
+    let used = volumes.into_iter().filter(|(_, volume)| used.contains(volume.name.as_str()));
+    used.map(|(key, Volume { name, options })| DeclaredVolume { key, name, options }).collect()
+}
+
 /// Reads `volumes`.
 pub fn read_volumes(declared: &[Entry], stack: &str, problems: &mut Problems) -> BTreeMap<String, Volume> {
     let mut volumes = BTreeMap::new();
@@ -153,7 +177,7 @@ pub fn read_volumes(declared: &[Entry], stack: &str, problems: &mut Problems) ->
             let value = &field.value;
             match field.key.as_str() {
                 "name" => name = Some(text(value, "name", problems)),
-                "external" => external = boolean(value, "external", problems),
+                "external" => external = self::external(value, &mut name, problems),
                 "driver" => driver.name = text(value, "driver", problems),
                 "driver_opts" => driver.options = pairs(value, "driver_opts", problems),
                 "labels" => labels.extend(pairs(value, "labels", problems)),

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use futures_util::stream::{BoxStream, StreamExt};
 use skep_api::docker;
 use skep_api::ports::control::*;
 use skep_api::ports::{BoxDuplex, ControlError, ControlPlane, Engine, Swarm};
@@ -16,6 +17,7 @@ use skep_proto::model::service::{Endpoint, PreviousSpec, ServiceMode, UpdateStat
 use skep_proto::model::session::TaskVitals;
 use skep_proto::model::task::Platform;
 use skep_proto::model::*;
+use tokio::sync::broadcast;
 
 use super::engine::{FakeEngine, run_task_container};
 use super::now;
@@ -61,6 +63,7 @@ pub struct World {
     state: Mutex<State>,
     engines: BTreeMap<NodeId, Arc<FakeEngine>>,
     me: NodeId,
+    started: broadcast::Sender<TaskView>,
 }
 
 fn not_found<T>(kind: &'static str, reference: &str) -> Result<T, ControlError> {
@@ -155,7 +158,7 @@ impl World {
                 },
             );
         }
-        Arc::new(Self { state: Mutex::new(state), engines, me: me.unwrap() })
+        Arc::new(Self { state: Mutex::new(state), engines, me: me.unwrap(), started: broadcast::Sender::new(64) })
     }
 
     /// The same, with the cluster made and its ingress network there.
@@ -293,8 +296,10 @@ impl World {
             match what {
                 Ok(config) => {
                     let (_, failed) = run_task_container(&self.engines[&node], *config).await;
+                    let mut state = self.state.lock().unwrap();
+                    // It fails only when nobody listens.
+                    let _ = self.started.send(self.view(&state, &state.tasks[&task]));
                     if let Some(error) = failed {
-                        let mut state = self.state.lock().unwrap();
                         let task = state.tasks.get_mut(&task).unwrap();
                         task.status.state = TaskState::Rejected;
                         task.status.error = error.to_string();
@@ -635,6 +640,17 @@ impl ControlPlane for World {
             })
             .map(|t| self.view(&state, t))
             .collect())
+    }
+
+    fn started_tasks(&self, service: ServiceId) -> BoxStream<'static, TaskView> {
+        let state = self.state.lock().unwrap();
+        let later = self.started.subscribe();
+        let of_service = state.tasks.values().filter(|t| t.service == Some(service)).map(|t| self.view(&state, t));
+        let now: Vec<TaskView> = of_service.filter(|view| view.container.is_some()).collect();
+        let next = |mut later: broadcast::Receiver<TaskView>| async move { Some((later.recv().await.ok()?, later)) };
+        let later = futures_util::stream::unfold(later, next)
+            .filter(move |view| std::future::ready(view.task.service == Some(service)));
+        futures_util::stream::iter(now).chain(later).boxed()
     }
 
     async fn task(&self, reference: &str) -> Result<TaskView, ControlError> {

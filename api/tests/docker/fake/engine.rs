@@ -15,8 +15,8 @@ use skep_proto::model::ContainerId;
 use skep_proto::model::container::{MountKind, RegistryAuth};
 use skep_proto::model::engine::{
     Container, ContainerConfig, ContainerState, ContainerStatus, EndpointState, EtcFiles, ExecConfig, ExecState, Image,
-    LocalNetwork, LogLine, LogQuery, NetworkMode, Output, OutputStream, PullProgress, ResolvedMount, ResolvedProcess,
-    Volume,
+    LocalNetwork, LogLine, LogQuery, NetworkEndpoint, NetworkMode, Output, OutputStream, PullProgress, ResolvedMount,
+    ResolvedProcess, Volume,
 };
 use tokio::io::{AsyncReadExt, DuplexStream};
 use tokio::sync::watch;
@@ -626,6 +626,28 @@ impl Engine for FakeEngine {
         let made = LocalNetwork { id, subnets, created_at: now(), ..network };
         state.networks.push(made.clone());
         Ok(made)
+    }
+
+    async fn connect_network(&self, container: &str, endpoint: NetworkEndpoint) -> Result<(), EngineError> {
+        let mut state = self.state.lock().unwrap();
+        let at = Self::find(&mut state, container)?;
+        let config = &mut state.containers[at].container.config;
+        let mut all = match &config.network {
+            NetworkMode::Networks(list) => list.clone(),
+            _ => vec![NetworkEndpoint { network: "bridge".into(), ..NetworkEndpoint::default() }],
+        };
+        all.push(endpoint);
+        config.network = NetworkMode::Networks(all);
+        Ok(())
+    }
+
+    async fn disconnect_network(&self, container: &str, network: &str, _: bool) -> Result<(), EngineError> {
+        let mut state = self.state.lock().unwrap();
+        let at = Self::find(&mut state, container)?;
+        let config = &mut state.containers[at].container.config;
+        let NetworkMode::Networks(all) = &mut config.network else { return Ok(()) };
+        all.retain(|endpoint| endpoint.network != network);
+        Ok(())
     }
 
     async fn remove_network(&self, reference: &str) -> Result<(), EngineError> {

@@ -27,6 +27,9 @@ use crate::daemon::config::Config;
 use crate::daemon::node::NodeServices;
 use crate::daemon::places::Way;
 
+/// Time between two looks at the node's volumes.
+const VOLUMES_LOOK: Duration = Duration::from_secs(1);
+
 /// What a member starts from.
 pub struct Start {
     /// Addresses, and the number in the Raft group where it has one.
@@ -89,7 +92,8 @@ impl Member {
             session: session.clone(),
         });
         let mut parts = JoinSet::new();
-        parts.spawn(tell_trust(connector.live().clone(), describe, stop.clone()));
+        parts.spawn(tell_trust(connector.live().clone(), describe.clone(), stop.clone()));
+        parts.spawn(tell_volumes(Arc::clone(services), describe, stop.clone()));
         parts.spawn(renew(connector, disk, session.clone(), stop.clone()));
         parts.spawn(Arc::clone(&seat).keep(session.clone()));
         Ok(Self {
@@ -231,6 +235,26 @@ async fn tell_trust(live: LiveIdentity, describe: watch::Sender<NodeDescription>
         }
         let trust = credentials.borrow_and_update().trust();
         describe.send_modify(|description| description.trust = Some(trust));
+    }
+}
+
+/// Tells the managers which volumes are here whose tasks must be, too. Volumes come and go by several ways, and their list
+/// is in memory: looking is cheap.
+async fn tell_volumes(services: Arc<NodeServices>, describe: watch::Sender<NodeDescription>, stop: CancellationToken) {
+    let mut looks = tokio::time::interval(VOLUMES_LOOK);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = looks.tick() => {}
+        }
+        let volumes = services.pinned_volumes();
+        describe.send_if_modified(|description| {
+            let differs = description.volumes != volumes;
+            if differs {
+                description.volumes = volumes;
+            }
+            differs
+        });
     }
 }
 

@@ -90,7 +90,7 @@ impl NodeSwarm {
     async fn try_resume(&self, unlock: Option<UnlockKey>) -> anyhow::Result<()> {
         let Some(saved) = Saved::load(&self.config.root)? else {
             self.services.places.set(Way::None);
-            return Ok(());
+            return self.services.network.leave_cluster().await;
         };
         let saved = saved.moved(&self.config);
         match lock::look(&self.config.root.join("raft"), unlock.as_ref())? {
@@ -407,6 +407,9 @@ impl Swarm for NodeSwarm {
             ));
         }
         self.services.places.set(Way::None);
+        if let Err(error) = self.services.network.leave_cluster().await {
+            tracing::warn!(error = crate::output::chain(&error), "the cluster's network is not gone altogether");
+        }
         self.error.store(None);
         self.locked.store(false, Ordering::Release);
         self.forget().map_err(|error| internal("removing the cluster's files", error))

@@ -8,8 +8,12 @@ use skep_proto::model::service::{EndpointMode, FailureAction, UpdateConfig, Upda
 use skep_proto::model::task::{Limits, Placement, Reservations, Resources, RestartCondition, RestartPolicy};
 
 use crate::manifest::Problems;
-use crate::manifest::compose::decode::{bytes, duration, entries, items, pairs, parsed, text, texts, unknown_key};
+use crate::manifest::decode::{bytes, duration, entries, items, pairs, parsed, text, texts, unknown_key};
+use crate::manifest::problem::Place;
+use crate::manifest::stack::Schedule;
 use crate::manifest::yaml::{Entry, Node};
+
+use super::schedule;
 
 /// What the section says.
 #[derive(Debug, Default)]
@@ -28,6 +32,8 @@ pub struct Deploy {
     pub update: Option<UpdateConfig>,
     /// How a rollback proceeds.
     pub rollback: Option<UpdateConfig>,
+    /// When a job runs again, and where that is said.
+    pub schedule: Option<(Place, Schedule)>,
     /// What the service's name resolves to.
     pub endpoint_mode: EndpointMode,
 }
@@ -73,6 +79,8 @@ pub fn read(node: &Node, problems: &mut Problems) -> Deploy {
                 "dnsrr" => deploy.endpoint_mode = EndpointMode::DnsRoundRobin,
                 other => problems.add(value.place, format!("an endpoint mode is vip or dnsrr, not {other:?}")),
             },
+            "x-schedule" => deploy.schedule = schedule::read(value, problems).map(|s| (field.place, s)),
+            key if key.starts_with("x-") => {}
             _ => unknown_key(field, "deploy", &KEYS, problems),
         }
     }
@@ -119,7 +127,17 @@ fn resources(node: &Node, problems: &mut Problems) -> Resources {
                     match part.key.as_str() {
                         "cpus" => reservations.nano_cpus = cpus(part, problems),
                         "memory" => reservations.memory = bytes(&part.value, "memory", problems),
-                        _ => unknown_key(part, "reservations", &["cpus", "memory"], problems),
+                        "generic_resources" => reservations.generic = generic(&part.value, problems),
+                        "devices" => problems.add(
+                            part.place,
+                            "devices: name what nodes have as generic resources (`skep daemon --generic-resource`), and reserve it under generic_resources",
+                        ),
+                        _ => unknown_key(
+                            part,
+                            "reservations",
+                            &["cpus", "memory", "generic_resources", "devices"],
+                            problems,
+                        ),
                     }
                 }
                 resources.reservations = Some(reservations);
@@ -130,7 +148,31 @@ fn resources(node: &Node, problems: &mut Problems) -> Resources {
     resources
 }
 
-fn cpus(entry: &Entry, problems: &mut Problems) -> i64 {
+/// `- discrete_resource_spec: {kind: gpu, value: 1}`.
+fn generic(node: &Node, problems: &mut Problems) -> BTreeMap<String, u64> {
+    let mut resources = BTreeMap::new();
+    for item in items(node, "generic_resources", problems) {
+        for field in entries(item, "an entry of generic_resources", problems) {
+            if field.key != "discrete_resource_spec" {
+                unknown_key(field, "an entry of generic_resources", &["discrete_resource_spec"], problems);
+                continue;
+            }
+            let (mut kind, mut count) = (String::new(), 0);
+            for part in entries(&field.value, "discrete_resource_spec", problems) {
+                match part.key.as_str() {
+                    "kind" => kind = text(&part.value, "kind", problems),
+                    "value" => count = parsed(&part.value, "value", "a number", problems).unwrap_or(0),
+                    _ => unknown_key(part, "discrete_resource_spec", &["kind", "value"], problems),
+                }
+            }
+            resources.insert(kind, count);
+        }
+    }
+    resources
+}
+
+/// A number of processors, in nano-CPUs.
+pub fn cpus(entry: &Entry, problems: &mut Problems) -> i64 {
     let number: f64 = parsed(&entry.value, "cpus", "a number like 0.5", problems).unwrap_or(0.0);
     if !(0.0..=1e6).contains(&number) {
         problems.add(entry.value.place, "cpus is a number from 0 to a million");

@@ -3,7 +3,7 @@
 use skep_proto::model::container::Healthcheck;
 
 use crate::manifest::Problems;
-use crate::manifest::compose::decode::{boolean, duration, entries, parsed, text, texts, unknown_key};
+use crate::manifest::decode::{boolean, duration, entries, parsed, text, texts, unknown_key};
 use crate::manifest::yaml::{Node, Value};
 
 const KEYS: [&str; 7] = ["test", "interval", "timeout", "retries", "start_period", "start_interval", "disable"];
@@ -56,11 +56,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::manifest::fake::{self, FakeDisk};
 
     fn check(section: &str) -> Result<Healthcheck, String> {
         let content = format!("services:\n  web:\n    image: x\n    healthcheck: {section}\n");
-        let stack = crate::manifest::compose::read("f", &content, None, "demo").map_err(|p| p.to_string())?;
-        Ok(stack.services[0].task.containers[0].healthcheck.clone().expect("there is one"))
+        let stack =
+            fake::read(&[("f", &content)], &fake::options(), &FakeDisk::default()).map_err(|p| p.to_string())?;
+        Ok(stack.parts.services[0].spec.task.containers[0].healthcheck.clone().expect("there is one"))
     }
 
     #[test]

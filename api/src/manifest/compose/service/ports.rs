@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use skep_proto::model::service::{PortConfig, Protocol, PublishMode};
 
 use crate::manifest::Problems;
-use crate::manifest::compose::decode::{entries, items, parsed, text, unknown_key};
+use crate::manifest::decode::{entries, items, parsed, text, unknown_key};
 use crate::manifest::yaml::{Node, Value};
 
 /// Ports of one entry at most, so that a range cannot make a huge service.

@@ -1,10 +1,11 @@
 //! What the processes of a service may do.
 
+use skep_proto::model::ContainerSpec;
 use skep_proto::model::container::Ulimit;
 use skep_proto::model::isolation::DeviceMapping;
 
-use crate::manifest::compose::Problems;
-use crate::manifest::compose::decode::{entries, parsed, texts, unknown_key};
+use crate::manifest::Problems;
+use crate::manifest::decode::{entries, parsed, texts, unknown_key};
 use crate::manifest::yaml::{Node, Value};
 
 /// Names as Docker's client writes them: upper case, with `CAP_`, but for `ALL`. The daemon knows which there are.
@@ -26,6 +27,24 @@ pub fn devices(node: &Node, problems: &mut Problems) -> Vec<DeviceMapping> {
         DeviceMapping { container, access: parts.next().unwrap_or("rwm").to_owned(), host }
     };
     texts(node, "devices", problems).iter().map(read).collect()
+}
+
+/// `no-new-privileges[:true]` and `seccomp:unconfined`, as far as they are built.
+pub fn options(node: &Node, container: &mut ContainerSpec, problems: &mut Problems) {
+    for option in texts(node, "security_opt", problems) {
+        let (name, value) = option.split_once([':', '=']).unwrap_or((&option, ""));
+        match (name, value) {
+            ("no-new-privileges", "" | "true") => container.privileges.get_or_insert_default().no_new_privileges = true,
+            ("no-new-privileges", "false") => {}
+            ("seccomp", "unconfined") => container.privileges.get_or_insert_default().seccomp_unconfined = true,
+            _ => {
+                let message = format!(
+                    "the security option {option:?} is not supported by skep: no-new-privileges and seccomp:unconfined are"
+                );
+                problems.add(node.place, message);
+            }
+        }
+    }
 }
 
 /// `NAME: LIMIT`, or `NAME: {soft: …, hard: …}`.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::manifest::problem::{Place, Problems};
+use crate::manifest::problem::Problems;
 use crate::manifest::yaml::{Entry, Node, Value};
 
 /// Entries of a mapping; none for an absent one. Anything else is a problem.
@@ -32,23 +32,16 @@ pub fn items<'a>(node: &'a Node, what: &str, problems: &mut Problems) -> &'a [Rc
     }
 }
 
-/// A single value as text. Compose interpolates variables in it, which skep does not do yet: refused, not passed on.
+/// A single value as text; an absent one is empty.
 pub fn text(node: &Node, what: &str, problems: &mut Problems) -> String {
     match &node.value {
-        Value::Scalar { text, .. } => interpolated(text, node.place, problems),
+        _ if node.is_null() => String::new(),
+        Value::Scalar { text, .. } => text.clone(),
         _ => {
             problems.add(node.place, format!("{what} is a single value, not {}", node.kind()));
             String::new()
         }
     }
-}
-
-fn interpolated(text: &str, place: Place, problems: &mut Problems) -> String {
-    let plain = text.replace("$$", "");
-    if plain.contains('$') {
-        problems.add(place, "variables ($NAME, ${NAME}) are not supported by skep yet; write $$ for a dollar sign");
-    }
-    text.replace("$$", "$")
 }
 
 /// A value of any type that is read from text.
@@ -155,14 +148,15 @@ pub fn pairs(node: &Node, what: &str, problems: &mut Problems) -> BTreeMap<Strin
 /// A duration as Compose writes it: `1m30s`, `500ms`; a bare number is refused, as its unit is a guess.
 pub fn duration(node: &Node, what: &str, problems: &mut Problems) -> Option<Duration> {
     let text = text(node, what, problems);
-    let value = parse_duration(&text);
+    let value = duration_of(&text);
     if value.is_none() {
         problems.add(node.place, format!("{what} is a duration like 10s or 1m30s, not {text:?}"));
     }
     value
 }
 
-fn parse_duration(text: &str) -> Option<Duration> {
+/// A duration as Compose writes it.
+pub fn duration_of(text: &str) -> Option<Duration> {
     let (mut rest, mut total) = (text, Duration::ZERO);
     if rest == "0" {
         return Some(total);
@@ -193,13 +187,14 @@ fn parse_duration(text: &str) -> Option<Duration> {
 /// A size as Compose writes it: `512M`, `1.5gb`; 1024 to the unit.
 pub fn bytes(node: &Node, what: &str, problems: &mut Problems) -> i64 {
     let text = text(node, what, problems);
-    parse_bytes(&text).unwrap_or_else(|| {
+    bytes_of(&text).unwrap_or_else(|| {
         problems.add(node.place, format!("{what} is a size like 512M or 2GB, not {text:?}"));
         0
     })
 }
 
-fn parse_bytes(text: &str) -> Option<i64> {
+/// A size in bytes as Compose writes it.
+pub fn bytes_of(text: &str) -> Option<i64> {
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let number: f64 = text[..end].parse().ok()?;
     let shift = match text[end..].trim().to_ascii_lowercase().as_str() {
@@ -218,9 +213,13 @@ fn parse_bytes(text: &str) -> Option<i64> {
 
 /// A key that is not one of those known: a problem that names the nearest one.
 pub fn unknown_key(entry: &Entry, inside: &str, known: &[&str], problems: &mut Problems) {
-    let nearest = known.iter().map(|k| (distance(k, &entry.key), k)).min().filter(|(d, _)| *d <= 2);
-    let hint = nearest.map(|(_, key)| format!("; did you mean {key}?")).unwrap_or_default();
+    let hint = nearest(&entry.key, known).map(|key| format!("; did you mean {key}?")).unwrap_or_default();
     problems.add(entry.place, format!("{inside} has no key {:?} that skep supports{hint}", entry.key));
+}
+
+/// The word that another one was probably meant to be.
+pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    known.iter().map(|k| (distance(k, word), *k)).min().filter(|(d, _)| *d <= 2).map(|(_, key)| key)
 }
 
 /// Levenshtein distance, for words.
@@ -252,14 +251,14 @@ mod tests {
 
     #[test]
     fn durations_and_sizes_are_read_in_compose_units() {
-        assert_eq!(parse_duration("1m30s"), Some(Duration::from_secs(90)));
-        assert_eq!(parse_duration("1.5s500ms"), Some(Duration::from_secs(2)));
+        assert_eq!(duration_of("1m30s"), Some(Duration::from_secs(90)));
+        assert_eq!(duration_of("1.5s500ms"), Some(Duration::from_secs(2)));
         for wrong in ["", "5", "5x", "s", "1e9h", "-1s"] {
-            assert_eq!(parse_duration(wrong), None, "{wrong}");
+            assert_eq!(duration_of(wrong), None, "{wrong}");
         }
-        assert_eq!(parse_bytes("1.5gb"), Some(3 << 29));
-        assert_eq!(parse_bytes("64M"), Some(64 << 20));
-        assert_eq!(parse_bytes("1 parsec"), None);
+        assert_eq!(bytes_of("1.5gb"), Some(3 << 29));
+        assert_eq!(bytes_of("64M"), Some(64 << 20));
+        assert_eq!(bytes_of("1 parsec"), None);
     }
 
     #[test]

@@ -1,0 +1,564 @@
+//! Volumes of a pod, and where its containers mount them.
+
+use std::collections::BTreeMap;
+
+use skep_proto::model::ContainerSpec;
+use skep_proto::model::container::{BindOptions, Driver, FileTarget, Mount, MountKind, VolumeOptions};
+
+use crate::manifest::decode::{boolean, entries, items, text, unknown_key};
+use crate::manifest::kube::build::Uses;
+use crate::manifest::kube::rest::Rest;
+use crate::manifest::problem::{Place, Problems};
+use crate::manifest::stack::{Content, DeclaredVolume, FileKind};
+use crate::manifest::yaml::Node;
+
+use super::{Context, env, quantity};
+
+/// Permission bits of files that name none.
+const MODE: u32 = 0o644;
+
+/// What the volumes of a pod are, by name.
+#[derive(Debug, Default)]
+pub struct Volumes {
+    volumes: BTreeMap<String, Volume>,
+    /// Those that live longer than a task.
+    pub declared: Vec<DeclaredVolume>,
+}
+
+#[derive(Debug, Clone)]
+enum Volume {
+    /// A mount, whose target is not known yet.
+    Mount(Box<Mount>),
+    /// Files in a folder: path, permission bits, what they hold.
+    Files(Vec<File>),
+    /// Not read: a problem was reported, or nothing is there and may be.
+    Nothing,
+}
+
+#[derive(Debug, Clone)]
+struct File {
+    path: String,
+    mode: u32,
+    kind: FileKind,
+    /// Name of the object and key in it.
+    of: (String, String),
+    content: Content,
+    is_template: bool,
+    place: Place,
+}
+
+const REST: Rest<'_> = Rest {
+    what: "a volume",
+    known: &[
+        "name",
+        "emptyDir",
+        "hostPath",
+        "configMap",
+        "secret",
+        "projected",
+        "persistentVolumeClaim",
+        "downwardAPI",
+        "nfs",
+        "ephemeral",
+    ],
+    refused: &[
+        ("csi", "use a claim, hostPath or nfs"),
+        ("awsElasticBlockStore", "use a claim, hostPath or nfs"),
+        ("azureDisk", "use a claim, hostPath or nfs"),
+        ("azureFile", "use a claim, hostPath or nfs"),
+        ("cephfs", "use a claim, hostPath or nfs"),
+        ("gcePersistentDisk", "use a claim, hostPath or nfs"),
+        ("gitRepo", "fetch it in an init container"),
+        ("glusterfs", "use a claim, hostPath or nfs"),
+        ("image", "copy from the image in an init container"),
+        ("iscsi", "use a claim, hostPath or nfs"),
+        ("local", "use a claim, hostPath or nfs"),
+        ("rbd", "use a claim, hostPath or nfs"),
+    ],
+    left_out: &[],
+};
+
+/// Reads `volumes`.
+pub fn read(node: &Node, context: &Context<'_>, problems: &mut Problems) -> Volumes {
+    let mut volumes = Volumes::default();
+    for item in items(node, "volumes", problems) {
+        let (mut name, mut found) = (String::new(), None);
+        for field in entries(item, "a volume", problems) {
+            let value = &field.value;
+            let read = match field.key.as_str() {
+                "name" => {
+                    name = text(value, "name", problems);
+                    continue;
+                }
+                "emptyDir" => empty_dir(value, problems),
+                "hostPath" => host_path(value, problems),
+                "configMap" => Volume::Files(of_data(FileKind::Config, value, context, problems)),
+                "secret" => Volume::Files(of_data(FileKind::Secret, value, context, problems)),
+                "downwardAPI" => Volume::Files(downward(value, context, problems)),
+                "projected" => projected(value, context, problems),
+                "persistentVolumeClaim" => claim(value, context, &mut volumes.declared, problems),
+                "nfs" => nfs(value, context, &mut volumes.declared, problems),
+                "ephemeral" => scratch(None),
+                _ => {
+                    REST.take(field, problems);
+                    Volume::Nothing
+                }
+            };
+            if found.replace(read).is_some() {
+                problems.add(field.place, "a volume is of one kind");
+            }
+        }
+        if found.is_none() {
+            problems.add(
+                item.place,
+                format!("the volume {name:?} says nothing of its kind: emptyDir: {{}} is the simplest"),
+            );
+        }
+        volumes.volumes.insert(name, found.unwrap_or(Volume::Nothing));
+    }
+    volumes
+}
+
+fn mount(kind: MountKind, source: String) -> Mount {
+    Mount {
+        kind,
+        source,
+        target: String::new(),
+        read_only: false,
+        consistency: String::new(),
+        bind: None,
+        volume: None,
+        tmpfs: None,
+    }
+}
+
+fn scratch(driver: Option<Driver>) -> Volume {
+    let options = VolumeOptions { no_copy: true, scratch: true, driver, ..VolumeOptions::default() };
+    Volume::Mount(Box::new(Mount { volume: Some(options), ..mount(MountKind::Volume, String::new()) }))
+}
+
+fn empty_dir(node: &Node, problems: &mut Problems) -> Volume {
+    let (mut in_memory, mut limit) = (false, None);
+    for field in entries(node, "emptyDir", problems) {
+        match field.key.as_str() {
+            "medium" => match text(&field.value, "medium", problems).as_str() {
+                "" => {}
+                "Memory" => in_memory = true,
+                other => problems.add(field.value.place, format!("a medium is Memory or nothing, not {other:?}")),
+            },
+            "sizeLimit" => limit = quantity::read(&field.value, "sizeLimit", problems).map(quantity::units),
+            _ => unknown_key(field, "emptyDir", &["medium", "sizeLimit"], problems),
+        }
+    }
+    if !in_memory {
+        if limit.is_some() {
+            problems.warn(node.place, "sizeLimit is not enforced on disk: medium: Memory has a limit");
+        }
+        return scratch(None);
+    }
+    let size = limit.map(|bytes| format!("size={bytes},")).unwrap_or_default();
+    let options =
+        [("type", "tmpfs".to_owned()), ("device", "tmpfs".to_owned()), ("o", format!("{size}mode=1777,nosuid,nodev"))];
+    let options = options.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    scratch(Some(Driver { name: "local".to_owned(), options }))
+}
+
+fn host_path(node: &Node, problems: &mut Problems) -> Volume {
+    let (mut path, mut kind) = (String::new(), String::new());
+    for field in entries(node, "hostPath", problems) {
+        match field.key.as_str() {
+            "path" => path = text(&field.value, "path", problems),
+            "type" => kind = field.value.as_text().unwrap_or_default().to_owned(),
+            _ => unknown_key(field, "hostPath", &["path", "type"], problems),
+        }
+    }
+    if !path.starts_with('/') {
+        problems.add(node.place, format!("a path of the node is absolute, not {path:?}"));
+    }
+    match kind.as_str() {
+        "" | "DirectoryOrCreate" | "Directory" | "File" | "Socket" | "CharDevice" | "BlockDevice" => {}
+        "FileOrCreate" => {
+            problems.add(node.place, "FileOrCreate is not supported by skep: make the file on the nodes, and use File")
+        }
+        other => problems.add(node.place, format!("{other:?} is no type of a hostPath")),
+    }
+    // Kubernetes makes a missing folder only then; Docker's runtime did so for no type, too.
+    let create_mountpoint = matches!(kind.as_str(), "" | "DirectoryOrCreate");
+    let bind = BindOptions { create_mountpoint, ..BindOptions::default() };
+    Volume::Mount(Box::new(Mount { bind: Some(bind), ..mount(MountKind::Bind, path) }))
+}
+
+fn claim(node: &Node, context: &Context<'_>, declared: &mut Vec<DeclaredVolume>, problems: &mut Problems) -> Volume {
+    let (mut name, mut read_only) = (String::new(), false);
+    for field in entries(node, "persistentVolumeClaim", problems) {
+        match field.key.as_str() {
+            "claimName" => name = text(&field.value, "claimName", problems),
+            "readOnly" => read_only = boolean(&field.value, "readOnly", problems),
+            _ => unknown_key(field, "persistentVolumeClaim", &["claimName", "readOnly"], problems),
+        }
+    }
+    if !context.objects.has_claim(&context.owner.namespace, &name) {
+        problems.add(node.place, format!("there is no PersistentVolumeClaim {name:?}: apply it together with this"));
+        return Volume::Nothing;
+    }
+    let (mut mount, volume) = of_claim(&name, context.stack, &context.owner.namespace);
+    mount.read_only = read_only;
+    declared.push(volume);
+    Volume::Mount(Box::new(mount))
+}
+
+/// The mount of a claim, and the volume that it means.
+pub fn of_claim(name: &str, stack: &str, namespace: &str) -> (Mount, DeclaredVolume) {
+    let volume = super::super::build::cluster_name(stack, namespace, name);
+    let options = VolumeOptions {
+        labels: [(crate::manifest::stack::STACK_LABEL.to_owned(), stack.to_owned())].into(),
+        pinned: true,
+        ..VolumeOptions::default()
+    };
+    let mount = Mount { volume: Some(options.clone()), ..mount(MountKind::Volume, volume.clone()) };
+    (mount, DeclaredVolume { key: name.to_owned(), name: volume, options: Some(options) })
+}
+
+fn nfs(node: &Node, context: &Context<'_>, declared: &mut Vec<DeclaredVolume>, problems: &mut Problems) -> Volume {
+    let (mut server, mut path, mut read_only) = (String::new(), String::new(), false);
+    for field in entries(node, "nfs", problems) {
+        match field.key.as_str() {
+            "server" => server = text(&field.value, "server", problems),
+            "path" => path = text(&field.value, "path", problems),
+            "readOnly" => read_only = boolean(&field.value, "readOnly", problems),
+            _ => unknown_key(field, "nfs", &["server", "path", "readOnly"], problems),
+        }
+    }
+    let options = [("type", "nfs4".to_owned()), ("device", format!(":{path}")), ("o", format!("addr={server},rw"))];
+    let driver = Driver {
+        name: "local".to_owned(),
+        options: options.into_iter().map(|(key, value)| (key.to_owned(), value)).collect(),
+    };
+    let word: String =
+        format!("nfs-{server}{path}").chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+    let options = VolumeOptions {
+        no_copy: true,
+        labels: [(crate::manifest::stack::STACK_LABEL.to_owned(), context.stack.to_owned())].into(),
+        driver: Some(driver),
+        ..VolumeOptions::default()
+    };
+    let name = format!("{}_{}", context.stack, word.trim_end_matches('-'));
+    declared.push(DeclaredVolume { key: word, name: name.clone(), options: Some(options.clone()) });
+    Volume::Mount(Box::new(Mount { read_only, volume: Some(options), ..mount(MountKind::Volume, name) }))
+}
+
+/// Reads `configMap` and `secret`: all keys, or those that `items` names.
+fn of_data(kind: FileKind, node: &Node, context: &Context<'_>, problems: &mut Problems) -> Vec<File> {
+    let (mut name, mut optional, mut default, mut chosen) = (String::new(), false, MODE, None);
+    for field in entries(node, "a volume of data", problems) {
+        let value = &field.value;
+        match field.key.as_str() {
+            "name" | "secretName" => name = text(value, "name", problems),
+            "optional" => optional = boolean(value, "optional", problems),
+            "defaultMode" => default = mode(value, problems),
+            "items" => chosen = Some(value.clone()),
+            _ => unknown_key(
+                field,
+                "a volume of data",
+                &["name", "secretName", "items", "defaultMode", "optional"],
+                problems,
+            ),
+        }
+    }
+    let Some(data) = context.objects.data(kind, &context.owner.namespace, &name) else {
+        if !optional {
+            problems.add(node.place, env::missing(kind, &name, context));
+        }
+        return Vec::new();
+    };
+    let file = |path: &str, key: &str, mode: u32, place: Place| {
+        let (content, _) = data.values.get(key)?;
+        let of = (name.clone(), key.to_owned());
+        Some(File { path: path.to_owned(), mode, kind, of, content: content.clone(), is_template: false, place })
+    };
+    let Some(chosen) = chosen else {
+        return data.values.keys().filter_map(|key| file(key, key, default, node.place)).collect();
+    };
+    let mut files = Vec::new();
+    for item in items(&chosen, "items", problems) {
+        let (key, path, mode) = key_to_path(item, default, problems);
+        match file(&path, &key, mode, item.place) {
+            Some(file) => files.push(file),
+            None if optional => {}
+            None => problems.add(item.place, format!("{name} has no key {key:?}")),
+        }
+    }
+    files
+}
+
+fn key_to_path(node: &Node, default: u32, problems: &mut Problems) -> (String, String, u32) {
+    let (mut key, mut path, mut bits) = (String::new(), String::new(), default);
+    for field in entries(node, "an item", problems) {
+        match field.key.as_str() {
+            "key" => key = text(&field.value, "key", problems),
+            "path" => path = relative(&field.value, problems),
+            "mode" => bits = mode(&field.value, problems),
+            _ => unknown_key(field, "an item", &["key", "path", "mode"], problems),
+        }
+    }
+    (key, path, bits)
+}
+
+fn relative(node: &Node, problems: &mut Problems) -> String {
+    let path = text(node, "path", problems);
+    if path.is_empty() || path.starts_with('/') || path.split('/').any(|part| part == "..") {
+        problems.add(node.place, format!("a path of an item is relative and stays in the volume, not {path:?}"));
+    }
+    path
+}
+
+/// Decimal as JSON has it, octal where YAML says so: `420`, `0644`, `0o644`.
+fn mode(node: &Node, problems: &mut Problems) -> u32 {
+    let written = text(node, "a mode", problems);
+    let octal = written.strip_prefix("0o").or_else(|| written.strip_prefix('0').filter(|rest| !rest.is_empty()));
+    let bits = octal.map_or_else(|| written.parse().ok(), |digits| u32::from_str_radix(digits, 8).ok());
+    bits.filter(|bits| *bits <= 0o777).unwrap_or_else(|| {
+        problems.add(node.place, format!("a mode is from 0 to 0777, not {written:?}"));
+        MODE
+    })
+}
+
+/// Reads `downwardAPI`: what a pod knows of itself, as files.
+fn downward(node: &Node, context: &Context<'_>, problems: &mut Problems) -> Vec<File> {
+    let (mut files, mut default) = (Vec::new(), MODE);
+    for field in entries(node, "downwardAPI", problems) {
+        match field.key.as_str() {
+            "defaultMode" => default = mode(&field.value, problems),
+            "items" => {
+                for item in items(&field.value, "items", problems) {
+                    let (mut path, mut content, mut bits) = (String::new(), None, default);
+                    for part in entries(item, "an item", problems) {
+                        match part.key.as_str() {
+                            "path" => path = relative(&part.value, problems),
+                            "mode" => bits = mode(&part.value, problems),
+                            "fieldRef" => {
+                                content = all_of(&part.value, context)
+                                    .or_else(|| env::field_of(&part.value, context, problems))
+                            }
+                            _ => unknown_key(part, "an item", &["path", "fieldRef", "mode"], problems),
+                        }
+                    }
+                    let Some(content) = content else { continue };
+                    let key: String = path.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+                    files.push(File {
+                        path,
+                        mode: bits,
+                        kind: FileKind::Config,
+                        of: (format!("{}-pod", context.owner.name), key),
+                        is_template: content.contains("{{"),
+                        content: Content(content.into_bytes()),
+                        place: item.place,
+                    });
+                }
+            }
+            _ => unknown_key(field, "downwardAPI", &["items", "defaultMode"], problems),
+        }
+    }
+    files
+}
+
+/// All labels or annotations, a line each.
+fn all_of(node: &Node, context: &Context<'_>) -> Option<String> {
+    let all = match node.get("fieldPath")?.as_text()? {
+        "metadata.labels" => &context.meta.labels,
+        "metadata.annotations" => &context.meta.annotations,
+        _ => return None,
+    };
+    Some(all.iter().map(|(key, value)| super::escaped(&format!("{key}={value:?}\n"))).collect())
+}
+
+fn projected(node: &Node, context: &Context<'_>, problems: &mut Problems) -> Volume {
+    let mut files = Vec::new();
+    let mut default = None;
+    for field in entries(node, "projected", problems) {
+        match field.key.as_str() {
+            "defaultMode" => default = Some(mode(&field.value, problems)),
+            "sources" => {
+                for source in items(&field.value, "sources", problems) {
+                    for part in entries(source, "a source", problems) {
+                        match part.key.as_str() {
+                            "configMap" => files.extend(of_data(FileKind::Config, &part.value, context, problems)),
+                            "secret" => files.extend(of_data(FileKind::Secret, &part.value, context, problems)),
+                            "downwardAPI" => files.extend(downward(&part.value, context, problems)),
+                            "serviceAccountToken" | "clusterTrustBundle" => {
+                                let text = "is not supported by skep: there is no API server that a task could ask";
+                                problems.add(part.place, format!("{} {text}", part.key));
+                            }
+                            _ => unknown_key(part, "a source", &["configMap", "secret", "downwardAPI"], problems),
+                        }
+                    }
+                }
+            }
+            _ => unknown_key(field, "projected", &["sources", "defaultMode"], problems),
+        }
+    }
+    if let Some(default) = default {
+        files.iter_mut().filter(|file| file.mode == MODE).for_each(|file| file.mode = default);
+    }
+    Volume::Files(files)
+}
+
+impl Volumes {
+    /// Reads `volumeMounts` into a container. `gid` is the group of the pod's volumes.
+    pub fn mount(
+        &mut self,
+        node: &Node,
+        context: &Context<'_>,
+        gid: Option<u32>,
+        container: &mut ContainerSpec,
+        uses: &mut Uses,
+        problems: &mut Problems,
+    ) {
+        for item in items(node, "volumeMounts", problems) {
+            let Some(wish) = Wish::read(item, problems) else { continue };
+            let name = &wish.name;
+            let volume = match self.volumes.get(name) {
+                Some(volume) => volume.clone(),
+                None if context.own_claims.contains(name) => {
+                    let (mut mount, mut volume) = of_claim(name, context.stack, &context.owner.namespace);
+                    // Each member has its own, named as Kubernetes names it: CLAIM-SET-ORDINAL.
+                    mount.source = format!("{}-{}-{{{{.Task.Ordinal}}}}", mount.source, context.owner.name);
+                    volume.name.clone_from(&mount.source);
+                    if !self.declared.iter().any(|known| known.name == volume.name) {
+                        self.declared.push(volume);
+                    }
+                    Volume::Mount(Box::new(mount))
+                }
+                None => {
+                    problems
+                        .add(item.place, format!("the pod has no volume with the name {name:?}: add it under volumes"));
+                    continue;
+                }
+            };
+            match volume {
+                Volume::Nothing => {}
+                Volume::Mount(mount) => container.mounts.extend(wish.place(*mount, gid, item.place, problems)),
+                Volume::Files(files) => wish.files(&files, gid, container, uses, context, problems),
+            }
+        }
+    }
+}
+
+/// An entry of `volumeMounts`.
+struct Wish {
+    name: String,
+    target: String,
+    sub_path: String,
+    read_only: bool,
+    propagation: String,
+}
+
+impl Wish {
+    fn read(node: &Node, problems: &mut Problems) -> Option<Self> {
+        let mut wish = Self {
+            name: String::new(),
+            target: String::new(),
+            sub_path: String::new(),
+            read_only: false,
+            propagation: String::new(),
+        };
+        for field in entries(node, "a volume mount", problems) {
+            let value = &field.value;
+            match field.key.as_str() {
+                "name" => wish.name = text(value, "name", problems),
+                "mountPath" => wish.target = text(value, "mountPath", problems),
+                "subPath" => wish.sub_path = relative(value, problems),
+                "readOnly" => wish.read_only = boolean(value, "readOnly", problems),
+                "mountPropagation" => match text(value, "mountPropagation", problems).as_str() {
+                    "None" => {}
+                    "HostToContainer" => wish.propagation = "rslave".to_owned(),
+                    "Bidirectional" => wish.propagation = "rshared".to_owned(),
+                    other => problems.add(value.place, format!("{other:?} is no mountPropagation")),
+                },
+                "subPathExpr" => problems.add(field.place, "subPathExpr is not supported by skep: use subPath"),
+                "recursiveReadOnly" => problems.warn(field.place, "recursiveReadOnly is left out"),
+                _ => unknown_key(
+                    field,
+                    "a volume mount",
+                    &["name", "mountPath", "subPath", "readOnly", "mountPropagation"],
+                    problems,
+                ),
+            }
+        }
+        if !wish.target.starts_with('/') {
+            problems.add(node.place, format!("mountPath is an absolute path, not {:?}", wish.target));
+            return None;
+        }
+        Some(wish)
+    }
+
+    fn place(&self, mut mount: Mount, gid: Option<u32>, place: Place, problems: &mut Problems) -> Option<Mount> {
+        mount.target.clone_from(&self.target);
+        mount.read_only |= self.read_only;
+        match mount.kind {
+            MountKind::Bind => {
+                if !self.sub_path.is_empty() {
+                    mount.source = format!("{}/{}", mount.source.trim_end_matches('/'), self.sub_path);
+                }
+                mount.bind.get_or_insert_default().propagation.clone_from(&self.propagation);
+            }
+            MountKind::Volume => {
+                let options = mount.volume.get_or_insert_default();
+                options.gid = gid;
+                options.subpath.clone_from(&self.sub_path);
+                if options.scratch {
+                    mount.source.clone_from(&self.name);
+                }
+                if !self.propagation.is_empty() {
+                    problems.add(place, "mountPropagation is for hostPath only");
+                }
+            }
+            MountKind::Tmpfs => {}
+        }
+        Some(mount)
+    }
+
+    fn files(
+        &self,
+        files: &[File],
+        gid: Option<u32>,
+        container: &mut ContainerSpec,
+        uses: &mut Uses,
+        context: &Context<'_>,
+        problems: &mut Problems,
+    ) {
+        let chosen: Vec<&File> = if self.sub_path.is_empty() {
+            files.iter().collect()
+        } else {
+            files.iter().filter(|file| file.path == self.sub_path).collect()
+        };
+        if chosen.is_empty() && !self.sub_path.is_empty() {
+            let below = format!("{}/", self.sub_path);
+            if files.iter().any(|file| file.path.starts_with(&below)) {
+                let place = files[0].place;
+                problems.add(place, format!("subPath {} names a folder of data: name a file", self.sub_path));
+            }
+        }
+        for file in chosen {
+            let path = if self.sub_path.is_empty() {
+                format!("{}/{}", self.target.trim_end_matches('/'), file.path)
+            } else {
+                self.target.clone()
+            };
+            // As the kubelet: the pod's group reads what its volumes hold.
+            let (group, mode) = gid.map_or((0, file.mode), |gid| (gid, file.mode | 0o440));
+            let target = FileTarget { name: path, uid: "0".to_owned(), gid: group.to_string(), mode };
+            uses.file(
+                file.kind,
+                &file.of,
+                &file.content,
+                file.is_template,
+                target,
+                file.place,
+                container,
+                context,
+                problems,
+            );
+        }
+    }
+}
