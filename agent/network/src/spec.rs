@@ -206,15 +206,45 @@ impl SandboxLink {
     }
 }
 
-/// Content of `/etc/resolv.conf` for a sandbox.
-pub fn resolv_conf(dns: &Resolver) -> String {
-    let mut text = String::from("nameserver 127.0.0.11\n");
-    if !dns.search.is_empty() {
-        text.push_str(&format!("search {}\n", dns.search.join(" ")));
-    }
+/// Content of `/etc/resolv.conf` for a sandbox. What was not asked for is as in `node`, the node's own file, as with
+/// Docker; the search domain `.` stands for none.
+pub fn resolv_conf(dns: &Resolver, node: &str) -> String {
+    let of_node = |word: &str| -> Vec<&str> {
+        let mut lines = node.lines().filter_map(|line| line.trim().strip_prefix(word)?.strip_prefix([' ', '\t']));
+        // The last one counts (resolv.conf(5)).
+        lines.next_back().into_iter().flat_map(str::split_whitespace).collect()
+    };
+    let asked = |words: &'_ [String]| words.iter().map(String::as_str).collect::<Vec<_>>().join(" ");
+    let search = if dns.search.is_empty() { of_node("search").join(" ") } else { asked(&dns.search) };
+    let mut options = if dns.options.is_empty() { of_node("options").join(" ") } else { asked(&dns.options) };
     // Without dots a name is tried as it is first, as Docker's embedded server wants it.
-    let ndots = (!dns.options.iter().any(|o| o.starts_with("ndots:"))).then_some("ndots:0");
-    let options: Vec<&str> = dns.options.iter().map(String::as_str).chain(ndots).collect();
-    text.push_str(&format!("options {}\n", options.join(" ")));
+    if !options.split(' ').any(|option| option.starts_with("ndots:")) {
+        options = format!("{options} ndots:0").trim_start().to_owned();
+    }
+    let mut text = String::from("nameserver 127.0.0.11\n");
+    if !search.is_empty() && search != "." {
+        text.push_str(&format!("search {search}\n"));
+    }
+    text.push_str(&format!("options {options}\n"));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_asked_for_is_the_nodes() {
+        let node = "nameserver 9.9.9.9\nsearch old\nsearch a.example b.example\noptions timeout:1 rotate\n";
+        let ask = |search: &[&str], options: &[&str]| {
+            let owned = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect();
+            let dns = Resolver { servers: Vec::new(), search: owned(search), options: owned(options) };
+            resolv_conf(&dns, node)
+        };
+        let first = "nameserver 127.0.0.11\n";
+        assert_eq!(ask(&[], &[]), format!("{first}search a.example b.example\noptions timeout:1 rotate ndots:0\n"));
+        assert_eq!(ask(&["own"], &["ndots:2"]), format!("{first}search own\noptions ndots:2\n"));
+        assert_eq!(ask(&["."], &["debug"]), format!("{first}options debug ndots:0\n"));
+        assert_eq!(resolv_conf(&Resolver::default(), ""), format!("{first}options ndots:0\n"));
+    }
 }

@@ -8,7 +8,7 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 
 use crate::dns::message::Request;
-use crate::dns::zone::{Zone, ZoneKey, Zones};
+use crate::dns::zone::{Zone, ZoneKey, Zones, is_ours_alone};
 
 /// The end of names that Kubernetes gives to Services.
 const CLUSTER_DOMAIN: &str = ".svc.cluster.local";
@@ -36,12 +36,18 @@ pub fn decide(request: &Request, order: &[ZoneKey], zones: &Zones, rng: &mut imp
         return Decision::Forward;
     }
     let mut known = order.iter().filter_map(|key| zones.get(key));
+    let own = known.clone();
     if kind == RecordType::PTR {
         let address = asked_address(request);
-        let pointer = address.and_then(|address| known.find_map(|zone: &Zone| zone.reverse(address)));
+        let pointer = address.and_then(|address| known.find_map(|zone| zone.reverse(address)));
         return pointer.map_or(Decision::Forward, Decision::Pointer);
     }
-    match (known.find_map(|zone| zone.resolve(&request.name)), kind) {
+    // A zone that has the name with an address comes before one that has it without.
+    let mut found = known.filter_map(|zone| zone.resolve(&request.name));
+    let first = found.next();
+    let found = first.filter(|addresses| !addresses.is_empty()).or_else(|| found.find(|a| !a.is_empty())).or(first);
+    match (found, kind) {
+        (Some([]), _) => Decision::Nothing,
         (Some(addresses), RecordType::A | RecordType::ANY) => {
             let mut addresses = addresses.to_vec();
             addresses.shuffle(rng);
@@ -50,10 +56,17 @@ pub fn decide(request: &Request, order: &[ZoneKey], zones: &Zones, rng: &mut imp
         (Some(_), _) => Decision::Nothing,
         // Names without a dot are names of the cluster: no server outside should hear of them, nor delay the answer.
         (None, _) if request.labels == 1 => Decision::NoSuchName,
+        (None, _) if is_of_the_cluster(&request.name, own) => Decision::NoSuchName,
         // As are those of Kubernetes' own domain.
         (None, _) if request.name.ends_with(CLUSTER_DOMAIN) => Decision::NoSuchName,
         (None, _) => Decision::Forward,
     }
+}
+
+/// Whether a name that no zone has can only be one of the cluster.
+fn is_of_the_cluster<'a>(name: &str, mut zones: impl Iterator<Item = &'a Zone>) -> bool {
+    let of_tasks = name.strip_prefix("tasks.").is_some_and(|service| !service.contains('.') && is_ours_alone(service));
+    of_tasks || zones.any(|zone| zone.owns(name))
 }
 
 /// The address in `d.c.b.a.in-addr.arpa` (RFC 1035 section 3.5).
@@ -128,6 +141,28 @@ mod tests {
         assert_eq!(ask("example.org.", RecordType::A, &zones, 1), Decision::Forward);
         assert_eq!(ask("nobody.default.svc.cluster.local.", RecordType::A, &zones, 1), Decision::NoSuchName);
         assert_eq!(ask(".", RecordType::NS, &zones, 1), Decision::Forward);
+    }
+
+    #[test]
+    fn names_that_only_the_cluster_can_have_are_not_asked_outside() {
+        let mut zones = world();
+        zones.insert(ZoneKey::Bridge("gone".into()), Zone::new("shop_gone"));
+        for name in ["nobody.shop_gone.", "a.b.shop_gone.", "tasks.shop_nobody."] {
+            assert_eq!(ask(name, RecordType::A, &zones, 1), Decision::NoSuchName, "{name}");
+        }
+        for name in ["nobody.back.", "tasks.org.", "tasks.example.org.", "shop_gone.org."] {
+            assert_eq!(ask(name, RecordType::A, &zones, 1), Decision::Forward, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_name_without_addresses_is_known_and_gives_way_to_a_zone_that_has_some() {
+        let mut zones = world();
+        let front = zones.get_mut(&ZoneKey::Bridge("front".into())).unwrap();
+        front.declare("tasks.db");
+        front.declare("tasks.empty");
+        assert_eq!(ask("tasks.empty.", RecordType::A, &zones, 1), Decision::Nothing);
+        assert!(matches!(ask("tasks.db.", RecordType::A, &zones, 1), Decision::Addresses(found) if found.len() == 8));
     }
 
     #[test]

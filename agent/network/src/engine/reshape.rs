@@ -88,7 +88,7 @@ impl Inner {
         let now = made.as_ref().unwrap_or(&left);
         let rules = live.load_rules(self, now).and_then(|()| self.load_node_rules());
         let cut = Cut { gone: gone.iter().map(|link| link.address.addr()).collect(), ..Cut::default() };
-        let cut = conntrack::cut(&self.netns, &cut).step("cut connections to a sandbox").map(drop);
+        let cut = conntrack::cut(&self.netns, &cut).step("cut connections to a sandbox");
         let record = made?;
         rules.and(cut).map(|()| record)
     }

@@ -17,6 +17,9 @@ use crate::plan::names::LocalName;
 use crate::plan::node::{BridgeFacts, NodeFacts};
 use crate::spec::{DEFAULT_BRIDGE, HostPort, LinkKind, Sandbox, SandboxId, SandboxLink, SandboxSpec, resolv_conf};
 
+/// The node's own settings.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
 /// Ports chosen for those who ask for any: the dynamic range of RFC 6335 section 6.
 const DYNAMIC_PORTS: std::ops::RangeInclusive<u16> = 49152..=65535;
 
@@ -160,7 +163,7 @@ impl Record {
             mesh: self.task_address().map(IpAddr::V4),
             host_ports: self.host_ports.clone(),
             task: self.spec.task,
-            resolv_conf: resolv_conf(&self.spec.dns),
+            resolv_conf: resolv_conf(&self.spec.dns, &std::fs::read_to_string(RESOLV_CONF).unwrap_or_default()),
         }
     }
 
@@ -354,10 +357,14 @@ impl State {
         use crate::dns::zone::ZoneKey;
         let mut all = Vec::new();
         for record in self.records.values() {
+            // The others of a service's task are the service's: they lead there only while it serves.
+            let of_task = record.spec.task.and_then(|task| self.view.endpoints.get(&task));
+            let count = if of_task.is_some_and(|endpoint| endpoint.service.is_some()) { 1 } else { usize::MAX };
             for overlay in &record.spec.overlays {
                 if let IpNet::V4(net) = overlay.address {
                     let zone = ZoneKey::Overlay(overlay.network);
-                    all.push(LocalName { zone, names: overlay.names.clone(), address: net.addr() });
+                    let names = overlay.names.iter().take(count).cloned().collect();
+                    all.push(LocalName { zone, names, address: net.addr() });
                 }
             }
             for attachment in record.spec.bridges.iter().filter(|b| b.bridge != DEFAULT_BRIDGE) {

@@ -332,7 +332,8 @@ impl Rule {
         }
     }
 
-    /// Rules that lead every packet that this one matches to one of `addresses`, which must not be empty, also while they are replaced.
+    /// Rules that lead every packet that this one matches to one of `addresses`, which must not be empty, also while
+    /// they are replaced.
     ///
     /// The map of the first one goes with it: a packet that is between the rule and its map when the kernel changes over
     /// (nf_tables_commit) finds the rule of before and a map that holds nothing any more. It then comes to the second

@@ -1,6 +1,6 @@
 //! Names: what each network's zone answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
@@ -43,18 +43,23 @@ pub fn zones(view: &NetworkView, bridges: &[String], local: &[LocalName]) -> BTr
 fn overlay_zone(view: &NetworkView, network: NetworkId, name: &str) -> Zone {
     let mut zone = Zone::new(name);
     let mut backends: BTreeMap<_, Vec<Ipv4Addr>> = BTreeMap::new();
+    // Services with a task here, whether it serves or not.
+    let mut present = BTreeSet::new();
     for endpoint in view.endpoints.values() {
         for attachment in endpoint.addresses.iter().filter(|a| a.network == network) {
             let IpNet::V4(net) = attachment.address else { continue };
             // A draining task keeps its own name: it is reachable, it only gets nothing new by the service's.
             zone.add(&endpoint.name, net.addr());
+            present.extend(endpoint.service);
             for name in &attachment.names {
                 zone.add(name, net.addr());
             }
             if !endpoint.serving {
                 continue;
             }
-            for alias in &attachment.aliases {
+            // Aliases of a service lead where its name does.
+            let service = endpoint.service.and_then(|id| view.services.get(&id)?.aliases.get(&network));
+            for alias in attachment.aliases.iter().filter(|alias| !service.is_some_and(|all| all.contains(alias))) {
                 zone.add(alias, net.addr());
             }
             if let Some(service) = endpoint.service {
@@ -77,8 +82,11 @@ fn overlay_zone(view: &NetworkView, network: NetworkId, name: &str) -> Zone {
             EndpointMode::Vip if !vips.is_empty() => &vips,
             EndpointMode::Vip | EndpointMode::DnsRoundRobin => &tasks,
         };
+        let is_here = !vips.is_empty() || present.contains(&service.id) || service.aliases.contains_key(&network);
         let aliases = service.aliases.get(&network).into_iter().flatten();
-        for name in std::iter::once(&service.name).chain(aliases) {
+        for name in std::iter::once(&service.name).chain(aliases).filter(|_| is_here) {
+            zone.declare(name);
+            zone.declare(&format!("tasks.{name}"));
             for address in answers {
                 zone.add(name, *address);
             }

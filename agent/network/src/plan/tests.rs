@@ -157,6 +157,22 @@ fn a_virtual_address_leads_to_serving_tasks_and_stays_known_without_any() {
 }
 
 #[test]
+fn an_alias_of_a_service_leads_where_its_name_does_and_an_empty_service_is_known() {
+    let mut view = world();
+    view.services.get_mut(&WEB).unwrap().aliases.insert(NET, vec!["alias".into()]);
+    let resolve =
+        |view: &NetworkView, name: &str| zones(view, &[], &[])[&ZoneKey::Overlay(NET)].resolve(name).map(<[_]>::to_vec);
+    assert_eq!(resolve(&view, "alias"), Some(vec![ip("10.0.1.200")]));
+    assert_eq!(resolve(&view, "tasks.alias"), Some(vec![ip("10.0.1.10"), ip("10.0.1.20")]));
+    view.endpoints.clear();
+    assert_eq!(resolve(&view, "tasks.web"), Some(Vec::new()));
+    view.services.get_mut(&WEB).unwrap().virtual_ips.clear();
+    assert_eq!(resolve(&view, "web"), Some(Vec::new()), "it has an alias here, so it is here");
+    view.services.get_mut(&WEB).unwrap().aliases.clear();
+    assert_eq!(resolve(&view, "web"), None);
+}
+
+#[test]
 fn a_service_resolves_to_its_virtual_address_and_a_task_by_its_own_name_while_it_drains() {
     let mut view = world();
     drain(&mut view, 2);
