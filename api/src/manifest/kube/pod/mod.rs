@@ -2,6 +2,7 @@
 
 mod container;
 mod env;
+mod files;
 mod placement;
 mod probe;
 pub mod quantity;
