@@ -2,19 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use base64::Engine as _;
-use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE};
-use serde_json::{Value, json};
-use skep_proto::model::container::{ConfigReference, ContainerSpec, Driver, FileTarget, RegistryAuth, SecretReference};
+use skep_proto::model::container::{ConfigReference, ContainerSpec, Driver, FileTarget, SecretReference};
 use skep_proto::model::pod::PortRedirect;
 use skep_proto::model::service::{EndpointMode, EndpointSpec, PortConfig, PublishMode};
 use skep_proto::model::task::{NetworkAttachmentSpec, RestartCondition, RestartPolicy};
 use skep_proto::model::{Annotations, ConfigId, Labels, NetworkSpec, SecretId, ServiceSpec, TaskSpec};
 
-use crate::manifest::decode::{items, text};
 use crate::manifest::problem::{Place, Problems};
 use crate::manifest::stack::{Content, DeclaredFile, FileKind, IMAGE_LABEL, Parts, STACK_LABEL, StackService};
-use crate::manifest::yaml::Node;
 
 use super::meta::DEFAULT;
 use super::object::Objects;
@@ -352,8 +347,6 @@ pub struct Uses {
     pub requests: Vec<pod::Amount>,
     /// Names of those containers.
     pub names: BTreeSet<String>,
-    /// Credentials by registry, of the pod that is being read.
-    credentials: BTreeMap<String, Value>,
 }
 
 impl Uses {
@@ -411,48 +404,6 @@ impl Uses {
                 container.configs.push(ConfigReference { id: ConfigId(0), name, file: Some(target) });
             }
         }
-    }
-
-    /// Reads `imagePullSecrets`.
-    pub fn pull_secrets(&mut self, node: &Node, context: &Context<'_>, problems: &mut Problems) {
-        self.credentials.clear();
-        for item in items(node, "imagePullSecrets", problems) {
-            let name = item.get("name").map(|node| text(node, "name", problems)).unwrap_or_default();
-            let Some(data) = context.objects.data(FileKind::Secret, &context.owner.namespace, &name) else {
-                let text = format!("there is no Secret {name:?} in the files: the credentials of skep login are used");
-                problems.warn(item.place, text);
-                continue;
-            };
-            let content =
-                data.values.get(".dockerconfigjson").map(|(content, _)| content.0.as_slice()).unwrap_or_default();
-            let auths = serde_json::from_slice::<Value>(content).ok().map(|config| config["auths"].clone());
-            let Some(Value::Object(auths)) = auths else {
-                let text = format!(
-                    "the Secret {name} is not of type kubernetes.io/dockerconfigjson, with its key .dockerconfigjson"
-                );
-                problems.add(item.place, text);
-                continue;
-            };
-            for (registry, entry) in auths {
-                let decoded = entry["auth"].as_str().and_then(|auth| BASE64_STANDARD.decode(auth).ok());
-                let decoded = decoded.and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default();
-                let (user, password) = decoded.split_once(':').unwrap_or_default();
-                let or = |key: &str, other: &str| entry[key].as_str().unwrap_or(other).to_owned();
-                let host = registry.trim_start_matches("https://").trim_start_matches("http://");
-                let host = host.split('/').next().unwrap_or_default().to_owned();
-                let auth = json!({"username": or("username", user), "password": or("password", password), "serveraddress": registry});
-                self.credentials.insert(host, auth);
-            }
-        }
-    }
-
-    /// The credential for an image, in the form of an `X-Registry-Auth` header.
-    pub fn registry_auth(&self, image: &str) -> Option<RegistryAuth> {
-        let first = image.split('/').next().filter(|_| image.contains('/')).unwrap_or_default();
-        let is_host = first.contains(['.', ':']) || first == "localhost";
-        let hosts: &[&str] = if is_host { &[first] } else { &["index.docker.io", "docker.io", "registry-1.docker.io"] };
-        let auth = hosts.iter().find_map(|host| self.credentials.get(*host))?;
-        Some(RegistryAuth(BASE64_URL_SAFE.encode(auth.to_string())))
     }
 }
 

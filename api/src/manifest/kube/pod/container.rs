@@ -159,7 +159,6 @@ pub fn read(
         own.pull = by_default;
     }
     container.labels.insert(crate::manifest::stack::IMAGE_LABEL.to_owned(), container.image.clone());
-    container.registry_auth = uses.registry_auth(&container.image);
     uses.requests.push(amounts.0);
     pod.ports.extend(own_ports);
     Some(container)

@@ -2,6 +2,7 @@
 
 mod container;
 mod env;
+mod files;
 mod placement;
 mod probe;
 pub mod quantity;
@@ -130,7 +131,6 @@ const REST: Rest<'_> = Rest {
         "tolerations",
         "topologySpreadConstraints",
         "securityContext",
-        "imagePullSecrets",
         "hostNetwork",
         "hostAliases",
         "hostname",
@@ -154,6 +154,10 @@ const REST: Rest<'_> = Rest {
         ("os", "use nodeSelector with kubernetes.io/os"),
     ],
     left_out: &[
+        (
+            "imagePullSecrets",
+            "no credentials are sent with a manifest yet: pull the image on the nodes, as by skep login and skep pull",
+        ),
         ("serviceAccountName", "tasks have no account: there is no API server that they could ask"),
         ("serviceAccount", "tasks have no account: there is no API server that they could ask"),
         ("priorityClassName", "no task is ended to make room for another"),
@@ -199,7 +203,6 @@ pub fn read(template: &Template, context: &Context<'_>, uses: &mut Uses, problem
             // Nodes have no taints: there is nothing to tolerate.
             "tolerations" => drop(items(value, "tolerations", problems)),
             "securityContext" => security = security::pod(value, problems),
-            "imagePullSecrets" => uses.pull_secrets(value, context, problems),
             "hostNetwork" => pod.host_network = boolean(value, "hostNetwork", problems),
             "hostAliases" => hosts = host_aliases(value, problems),
             "hostname" => host_name = escaped(&text(value, "hostname", problems)),
