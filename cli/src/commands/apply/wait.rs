@@ -64,7 +64,7 @@ impl Look {
             .map(|t| format!("{}/{}", t["Slot"], if t["Slot"].is_null() { text(&t["NodeID"]) } else { String::new() }))
             .collect();
         let error_of = |t: &&&Value| t["Status"]["Err"].as_str().filter(|e| !e.is_empty()).map(str::to_owned);
-        let error = live.iter().rev().find_map(|t| error_of(t));
+        let error = live.iter().rev().find_map(error_of);
         let waits = text(&service["Spec"]["Labels"][dependency::LABEL]);
         let is_waiting = !waits.is_empty() && live.iter().any(|t| t["DesiredState"] == "ready");
         let waits = is_waiting.then(|| format!("waits for {}", waits.replace(',', ", ")));
