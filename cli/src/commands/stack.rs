@@ -47,6 +47,8 @@ enum Action {
     },
     /// Say what `skep apply` would change
     Diff(Box<super::apply::DiffFlags>),
+    /// Write a stack as a file that applies to no changes
+    Export(super::apply::export::ExportFlags),
     /// List what earlier applies of a stack wanted
     History {
         /// The stack
@@ -98,6 +100,7 @@ pub async fn run(command: StackCommand, client: &Client) -> anyhow::Result<()> {
         }
         Action::Services { stack, filter } => service_table(&services_of(client, &stack, &filter).await?).print(),
         Action::Diff(flags) => super::apply::diff(*flags, client).await?,
+        Action::Export(flags) => super::apply::export::run(flags, client).await?,
         Action::History { stack, json } => history(client, &stack, json).await?,
         Action::Rollback { stack, revision, how } => rollback(client, &stack, revision, &how).await?,
         Action::Rm { stacks } => {
