@@ -7,6 +7,7 @@
 
 pub mod config;
 pub mod dns;
+pub mod doctor;
 mod engine;
 pub mod error;
 mod keys;

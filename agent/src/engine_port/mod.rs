@@ -15,6 +15,7 @@
 pub mod cluster;
 mod connect;
 mod containers;
+mod doctor;
 mod errors;
 pub mod etc;
 mod events;

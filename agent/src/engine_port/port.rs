@@ -12,6 +12,7 @@ use skep_api::ports::events::EventFeed;
 use skep_engine::images::Import;
 use skep_proto::model::Network;
 use skep_proto::model::container::RegistryAuth;
+use skep_proto::model::doctor::{Question, Report};
 use skep_proto::model::engine::{
     Container, ContainerConfig, ExecConfig, ExecState, Image, LocalNetwork, LogLine, LogQuery, NetworkEndpoint,
     PullProgress, Volume,
@@ -42,6 +43,10 @@ impl Engine for NodeEngine {
 
     async fn info(&self) -> Result<EngineInfo, EngineError> {
         self.describe().await
+    }
+
+    async fn doctor(&self, question: Question) -> Result<Report, EngineError> {
+        Ok(self.examine(&question).await)
     }
 
     async fn containers(&self, all: bool) -> Result<Vec<Container>, EngineError> {

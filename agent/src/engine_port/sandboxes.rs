@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use ipnet::IpNet;
 use skep_proto::model::NetworkId;
 use skep_proto::model::container::DnsConfig;
+use skep_proto::model::doctor::{Check, Known, Question};
 use skep_proto::model::engine::PortBinding;
 use skep_proto::model::network::Subnet;
 
@@ -173,6 +174,22 @@ pub trait Sandboxes: Send + Sync + 'static {
     async fn encryption(&self) -> Encryption {
         Encryption::default()
     }
+
+    /// What `skep doctor` says of the node's network.
+    async fn examine(&self, _question: &Question) -> Examined {
+        Examined::default()
+    }
+}
+
+/// What was seen of the node's network.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Examined {
+    /// This node's id, in a cluster.
+    pub node: Option<String>,
+    /// What was looked at, what matters most first.
+    pub checks: Vec<Check>,
+    /// What the node knows of the cluster.
+    pub known: Option<Known>,
 }
 
 /// How traffic between nodes is protected.

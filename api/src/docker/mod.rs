@@ -4,6 +4,7 @@
 //! node has it?), then one handler that extracts, reads, calls one port and shows the answer.
 
 pub mod detach;
+mod doctor;
 mod error;
 mod extract;
 mod front;
@@ -40,11 +41,12 @@ pub fn router(ports: Ports) -> Router {
     let app = App { swarm, local: local.clone(), host, remote: proxy::Remote::default() };
     let anywhere = routes::containers::one()
         .merge(routes::exec::routes())
-        .with_state(local)
+        .with_state(local.clone())
         .layer(axum::middleware::from_fn_with_state(app.clone(), proxy::route));
     let routes = Router::new()
         .merge(routes::system::routes())
         .merge(routes::events::routes())
+        .merge(routes::doctor::of_cluster())
         .merge(routes::swarm::routes())
         .merge(routes::nodes::routes())
         .merge(routes::services::routes())
@@ -56,6 +58,7 @@ pub fn router(ports: Ports) -> Router {
         .merge(routes::containers::collection())
         .merge(routes::unsupported::routes())
         .with_state(app)
+        .merge(routes::doctor::of_node().with_state(local))
         .merge(anywhere);
     front::front(with_not_found(routes), &version)
 }
@@ -64,6 +67,7 @@ pub fn router(ports: Ports) -> Router {
 pub fn local_router(engine: Arc<dyn Engine>, version: &str, clock: Arc<dyn Fn() -> Timestamp + Send + Sync>) -> Router {
     let local = Local { engine, clock, pumps: TaskTracker::new() };
     let routes = routes::containers::one().merge(routes::exec::routes()).merge(routes::networks::of_containers());
+    let routes = routes.merge(routes::doctor::of_node());
     let routes = routes.with_state(local);
     front::front(with_not_found(routes), version)
 }

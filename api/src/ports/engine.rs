@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use skep_proto::model::Timestamp;
 use skep_proto::model::container::RegistryAuth;
+use skep_proto::model::doctor::{Question, Report};
 use skep_proto::model::engine::{
     Container, ContainerConfig, ExecConfig, ExecState, Image, LocalNetwork, LogLine, LogQuery, NetworkEndpoint, Output,
     PullProgress, Volume,
@@ -24,6 +25,11 @@ pub trait Engine: Send + Sync + 'static {
 
     /// What `docker info` shows of this node.
     async fn info(&self) -> Result<EngineInfo, EngineError>;
+
+    /// What `skep doctor` says of this node. Takes a few seconds.
+    async fn doctor(&self, _question: Question) -> Result<Report, EngineError> {
+        Err(EngineError::Unsupported("skep doctor is not supported by this engine".into()))
+    }
 
     /// Containers, newest first; only running ones unless `all`.
     async fn containers(&self, all: bool) -> Result<Vec<Container>, EngineError>;

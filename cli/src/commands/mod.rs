@@ -20,6 +20,7 @@ mod backup_file;
 mod cluster;
 mod connection;
 mod container;
+mod doctor;
 mod events;
 mod file;
 mod file_reference;
@@ -78,6 +79,7 @@ enum Command {
     Version(system::FormatFlags),
     /// Show what the daemon and its node are
     Info(system::FormatFlags),
+    Doctor(doctor::DoctorFlags),
     /// Run the daemon of this node
     Daemon(Box<crate::daemon::config::Flags>),
     /// Serve names of this node's containers; started by the daemon and outlives it
@@ -115,6 +117,7 @@ pub fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Events(command) => block_on(events::run(command, &client()?))?,
         Command::Login(flags) => block_on(registry::login(flags, &client()?))?,
         Command::Logout(flags) => registry::logout(&flags)?,
+        Command::Doctor(flags) => return block_on(doctor::run(flags, &client()?)),
         Command::Version(flags) => block_on(system::version(flags, &client()?))?,
         Command::Info(flags) => block_on(system::info(flags, &client()?))?,
     }

@@ -6,16 +6,17 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use ipnet::{IpNet, Ipv4Net};
 use skep_agent::engine_port::sandboxes::{
-    Bridge, BridgeRequest, Encryption, Link, LinkTo, Sandbox, SandboxError, SandboxRequest, Sandboxes,
+    Bridge, BridgeRequest, Encryption, Examined, Link, LinkTo, Sandbox, SandboxError, SandboxRequest, Sandboxes,
 };
 use skep_network::{
     Addressing, BridgeAttachment, HostPort, LinkKind, NetworkError, OverlayAttachment, Resolver, SandboxId,
     SandboxLink, SandboxSpec,
 };
-use skep_proto::model::NetworkId;
+use skep_proto::model::doctor::Question;
 use skep_proto::model::engine::PortBinding;
 use skep_proto::model::network::Subnet;
 use skep_proto::model::view::NetworkView;
+use skep_proto::model::{NetworkId, NodeId};
 
 use super::network::ClusterNetwork;
 
@@ -83,6 +84,25 @@ impl Sandboxes for LocalNetwork {
 
     async fn encryption(&self) -> Encryption {
         super::encryption::shown(self.0.layer()).await
+    }
+
+    async fn examine(&self, question: &Question) -> Examined {
+        let layer = self.0.layer();
+        let known = layer.known();
+        let node = layer.node().map(|node| node.to_string());
+        let name = |id: NodeId| {
+            let id = id.to_string();
+            let member = question.members.iter().find(|member| member.id == id);
+            member.map_or_else(|| id.clone(), |member| member.name.clone())
+        };
+        let manages = question.members.iter().any(|m| Some(&m.id) == node.as_ref() && m.manager.is_some());
+        let mut checks = layer.examine_kernel().await;
+        if known.is_some() {
+            checks.extend(layer.examine_pairs(name).await);
+        }
+        checks.extend(layer.examine_truth().await);
+        checks.extend(layer.examine_ports(manages).await);
+        Examined { node, checks, known }
     }
 }
 

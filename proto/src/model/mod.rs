@@ -4,6 +4,7 @@ pub mod annotations;
 pub mod cluster;
 pub mod container;
 pub mod dependency;
+pub mod doctor;
 pub mod engine;
 pub mod health;
 pub mod id;

@@ -8,6 +8,7 @@ mod apply;
 mod bridges;
 mod conntrack;
 mod cuts;
+mod doctor;
 mod encryption;
 mod lifecycle;
 mod links;

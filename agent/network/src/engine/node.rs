@@ -112,6 +112,19 @@ impl Node {
         self.tables.set(netns, node_tables(&facts)).step("load the node's rules")
     }
 
+    /// What differs from `facts`, in the kernel or in what it was told. Changes nothing.
+    ///
+    /// # Errors
+    /// [`NetworkError::Kernel`].
+    pub fn differences(&self, netns: &Netns, facts: &NodeFacts) -> Result<Vec<String>, NetworkError> {
+        let facts = NodeFacts { mesh: self.mesh.is_some(), ..facts.clone() };
+        let mut found = self.tables.differences(netns).step("read the node's rules")?;
+        if !self.tables.is_loaded(&node_tables(&facts)) {
+            found.push("the node's rules are older than the managers' last word".into());
+        }
+        Ok(found)
+    }
+
     /// Removes the mesh link, its routes and the tables.
     ///
     /// # Errors

@@ -59,6 +59,20 @@ impl Live {
         let table = sandbox_table(&services(&view, &record.networks()), self.dns);
         self.tables.set(&self.netns, vec![table]).step("load the rules of a sandbox")
     }
+
+    /// What of its rules differs from what the managers want. Changes nothing.
+    ///
+    /// # Errors
+    /// [`NetworkError::Kernel`].
+    pub fn differences(&self, inner: &Inner, record: &Record) -> Result<Vec<String>, NetworkError> {
+        let view = inner.state().view.clone();
+        let table = sandbox_table(&services(&view, &record.networks()), self.dns);
+        let mut found = self.tables.differences(&self.netns).step("read the rules of a sandbox")?;
+        if !self.tables.is_loaded(&[table]) {
+            found.push("its virtual addresses are older than the managers' last word".into());
+        }
+        Ok(found)
+    }
 }
 
 /// Makes namespace and links.

@@ -261,6 +261,24 @@ impl Switch {
         self.ports.contains_key(id)
     }
 
+    /// What of its rules and links differs from what the kernel was told. Changes nothing.
+    ///
+    /// # Errors
+    /// [`NetworkError::Kernel`].
+    pub fn differences(&self) -> Result<Vec<String>, NetworkError> {
+        let mut found = self.tables.differences(&self.netns).step("read the rules of a switch")?;
+        let mut inside = Rtnl::open(&self.netns).step("open rtnetlink")?;
+        let links = inside.links().step("read links")?;
+        for (index, what) in [(self.bridge, "its bridge"), (self.vxlan, "its VXLAN link")] {
+            match links.iter().find(|link| link.index == index) {
+                Some(link) if link.up => {}
+                Some(_) => found.push(format!("{what} is down")),
+                None => found.push(format!("{what} is gone")),
+            }
+        }
+        Ok(found)
+    }
+
     /// Whether anything here changed since the last look.
     pub fn is_changed(&mut self) -> bool {
         self.notices.changed(&self.netns, true)

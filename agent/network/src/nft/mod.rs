@@ -4,10 +4,11 @@
 //! are pure. [`Tables`] is the shell that sends them and notices when others changed the rules. Only tables whose
 //! names we were given are ever touched.
 
+mod check;
 pub mod diff;
 pub mod expr;
 pub mod rule;
 mod socket;
 pub mod table;
 
-pub use socket::Tables;
+pub use socket::{Tables, probe};

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use super::check;
 use super::diff::{self, Batch};
 use super::table::{Family, Table};
 use crate::nlattr;
@@ -55,6 +56,33 @@ impl Tables {
         self.loaded = wanted.into_iter().map(|t| ((t.family, t.name.clone()), t)).collect();
         Ok(())
     }
+
+    /// Whether it is what was told last.
+    pub fn is_loaded(&self, wanted: &[Table]) -> bool {
+        self.loaded.len() == wanted.len()
+            && wanted.iter().all(|table| self.loaded.get(&(table.family, table.name.clone())) == Some(table))
+    }
+
+    /// What of our tables the kernel does not hold as it was told. Changes nothing.
+    ///
+    /// # Errors
+    /// Those of the socket.
+    pub fn differences(&self, netns: &Netns) -> io::Result<Vec<String>> {
+        let mut found = Vec::new();
+        for table in self.loaded.values() {
+            let mut socket = NetlinkSocket::open(netns, Protocol::Netfilter)?;
+            found.extend(check::differences(&mut socket, table)?);
+        }
+        Ok(found)
+    }
+}
+
+/// Asks the kernel whether it has nf_tables at all.
+///
+/// # Errors
+/// Why it cannot be spoken to.
+pub fn probe(netns: &Netns) -> io::Result<()> {
+    generation(&mut NetlinkSocket::open(netns, Protocol::Netfilter)?).map(drop)
 }
 
 /// Number of the rule set's last change.

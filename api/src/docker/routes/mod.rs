@@ -3,6 +3,7 @@
 pub(crate) mod container_create;
 pub(crate) mod container_list;
 pub(crate) mod containers;
+pub(crate) mod doctor;
 pub(crate) mod events;
 pub(crate) mod exec;
 pub(crate) mod files;

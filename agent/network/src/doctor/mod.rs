@@ -1,0 +1,15 @@
+//! What `skep doctor` says of a node's network: probes are thin, what they saw is judged by pure functions.
+//!
+//! Nothing is changed by looking.
+
+pub mod echo;
+mod features;
+mod pairs;
+mod ports;
+mod truth;
+
+pub use echo::{Ask, Echo};
+pub use features::{Features, judge as judge_features};
+pub use pairs::{Link, Seen, judge as judge_pair};
+pub use ports::{Needed, Socket, judge as judge_port, owners, sockets};
+pub use truth::{Truth, judge as judge_truth};

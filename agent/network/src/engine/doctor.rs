@@ -1,0 +1,305 @@
+//! Probes of `skep doctor`: what is seen of this node's network. Nothing is changed by looking.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use skep_proto::model::doctor::{Check, Known};
+use skep_proto::model::view::Peer;
+use skep_proto::model::{NetworkId, NodeId};
+
+use super::{Inner, NodeNetwork, SwitchCell, blocking, lock};
+use crate::config::{ENCRYPTED_PORT, WIREGUARD_OVERHEAD, first_v4, node_addresses};
+use crate::doctor::{self, Ask, Echo, Features, Link, Needed, Seen, Truth};
+use crate::error::{NetworkError, Step};
+use crate::netlink::{Requests, Rtnl, Vxlan};
+use crate::spec::DEFAULT_BRIDGE;
+use crate::tunnel::{TunnelPeerStatus, TunnelStatus};
+use crate::{nft, plan};
+
+/// Small packets, and full ones, to each node.
+const SMALL: u16 = 5;
+const FULL: u16 = 3;
+/// Size of a small packet in bytes: ping's.
+const PING: u32 = 84;
+/// Nodes that are asked at a time: what is on its way together must fit into buffers.
+const AT_A_TIME: usize = 50;
+/// Between two looks at what others may have changed: the watch has brought it back by then.
+const AGAIN: Duration = Duration::from_millis(1500);
+/// `ERANGE`: what a kernel with VXLAN answers to a network number of more than 24 bits.
+const OUT_OF_RANGE: i32 = 34;
+
+impl NodeNetwork {
+    /// What the network needs of the kernel.
+    pub async fn examine_kernel(&self) -> Vec<Check> {
+        let encryption = self.encryption().await;
+        let inner = self.inner.clone();
+        let probed = blocking(move || {
+            let in_cluster = inner.state().place.node.is_some();
+            Ok(doctor::judge_features(&inner.features(encryption, in_cluster)))
+        });
+        probed.await.unwrap_or_else(|error| vec![unseen("kernel", &error)])
+    }
+
+    /// The ways to the other nodes. `name` gives a node's name.
+    pub async fn examine_pairs(&self, name: impl Fn(NodeId) -> String) -> Vec<Check> {
+        let tunnel = match self.tunnel().await {
+            Ok(tunnel) => tunnel,
+            Err(error) => {
+                let advice = "the process skep net is not there: look in this node's log for why it does not start";
+                return vec![Check::failed("tunnel", format!("skep net does not answer: {error}"), advice)];
+            }
+        };
+        let (view, own) = {
+            let state = self.inner.state();
+            (state.view.clone(), state.place.node)
+        };
+        let others: Vec<Peer> = view.peers.values().filter(|peer| Some(peer.node) != own).cloned().collect();
+        let mut checks = Vec::new();
+        for peers in others.chunks(AT_A_TIME) {
+            let (inner, peers, tunnel) = (self.inner.clone(), peers.to_vec(), tunnel.clone());
+            let names: Vec<String> = peers.iter().map(|peer| name(peer.node)).collect();
+            let seen = blocking(move || inner.pairs(&peers, &names, tunnel.as_ref()));
+            match seen.await {
+                Ok(seen) => checks.extend(seen.iter().flat_map(doctor::judge_pair)),
+                Err(error) => return vec![unseen("tunnel", &error)],
+            }
+        }
+        checks
+    }
+
+    /// Whether rules, links and names are as the managers' last word says.
+    pub async fn examine_truth(&self) -> Vec<Check> {
+        let mut seen = self.inner.truth().await;
+        if !seen.holds() {
+            // What just changes, or what the watch is bringing back.
+            tokio::time::sleep(AGAIN).await;
+            seen = self.inner.truth().await;
+        }
+        doctor::judge_truth(&seen)
+    }
+
+    /// Whether the node's ports are its own.
+    pub async fn examine_ports(&self, manages: bool) -> Vec<Check> {
+        let inner = self.inner.clone();
+        let probed = blocking(move || {
+            let in_cluster = inner.state().place.node.is_some();
+            let (wireguard, vxlan) = (inner.config.wireguard_port, inner.config.vxlan_port);
+            let needed = [
+                ("tcp", 2377, "managers", manages),
+                ("udp", wireguard, "WireGuard", in_cluster),
+                ("udp", ENCRYPTED_PORT, "VXLAN in WireGuard", in_cluster),
+                ("udp", vxlan, "VXLAN of plain networks", false),
+            ];
+            let mut sockets = Vec::new();
+            for (protocol, table) in [("tcp", "tcp"), ("tcp", "tcp6"), ("udp", "udp"), ("udp", "udp6")] {
+                let text = std::fs::read_to_string(format!("/proc/net/{table}")).unwrap_or_default();
+                sockets.extend(doctor::sockets(protocol, &text));
+            }
+            sockets.retain(|s| needed.iter().any(|(protocol, port, ..)| s.protocol == *protocol && s.port == *port));
+            let owners = doctor::owners(&sockets);
+            let judge = |(protocol, port, purpose, now)| {
+                doctor::judge_port(&Needed { protocol, port, purpose, now }, &sockets, &owners)
+            };
+            Ok(needed.into_iter().map(judge).collect())
+        });
+        probed.await.unwrap_or_else(|error| vec![unseen("ports", &error)])
+    }
+
+    /// This node, in a cluster.
+    pub fn node(&self) -> Option<NodeId> {
+        self.inner.state().place.node
+    }
+
+    /// What this node was told of the cluster, as it is in force; `None` in no cluster.
+    pub fn known(&self) -> Option<Known> {
+        let state = self.inner.state();
+        state.place.node?;
+        let view = &state.view;
+        Some(Known {
+            nodes: view.peers.keys().map(ToString::to_string).collect(),
+            networks: view.networks.keys().map(ToString::to_string).collect(),
+            services: view.services.keys().map(ToString::to_string).collect(),
+            serving: view.endpoints.values().filter(|e| e.serving).map(|e| e.task.to_string()).collect(),
+        })
+    }
+}
+
+fn unseen(name: &str, error: &NetworkError) -> Check {
+    let cause = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
+    Check::warning(name, format!("could not be looked at: {error}{cause}"), "look in this node's log")
+}
+
+impl Inner {
+    fn features(&self, encryption: super::Encryption, in_cluster: bool) -> Features {
+        let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+        let read = |name: &str| number(&format!("/proc/sys/net/netfilter/{name}"));
+        let open = || std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+        Features {
+            nf_tables: nft::probe(&self.netns).map_err(|error| error.to_string()),
+            vxlan: self.probe_vxlan().map_err(|error| error.to_string()),
+            tun: open().map(drop).map_err(|error| error.to_string()),
+            tracked: read("nf_conntrack_count").zip(read("nf_conntrack_max")),
+            forwards: number("/proc/sys/net/ipv4/ip_forward") == Some(1),
+            encryption,
+            in_cluster,
+        }
+    }
+
+    /// Asks for a link that cannot be: a kernel without VXLAN says so before it looks at the number of the network.
+    fn probe_vxlan(&self) -> io::Result<()> {
+        let name = self.config.names().passing(1 << 24);
+        let (local, mac) = (Ipv4Addr::LOCALHOST, None);
+        let vxlan = Vxlan { name: &name, vni: 1 << 24, local, port: 4789, mtu: 1400, proxy: false, mac };
+        let mut rtnl = Rtnl::open(&self.netns)?;
+        match rtnl.send(Requests::new().add_vxlan(&vxlan)) {
+            Err(error) if error.raw_os_error() == Some(OUT_OF_RANGE) => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => {
+                rtnl.send(Requests::new().delete_link(&name))?;
+                Ok(())
+            }
+        }
+    }
+
+    fn pairs(
+        &self,
+        peers: &[Peer],
+        names: &[String],
+        tunnel: Option<&TunnelStatus>,
+    ) -> Result<Vec<Seen>, NetworkError> {
+        let mtu = self.mtu();
+        let mut asks = Vec::new();
+        let mut places = Vec::new();
+        for (peer, name) in peers.iter().zip(names) {
+            let reached = (first_v4(&peer.data_path), node_addresses(self.config.infra, peer.index));
+            let (Some(underlay), Some(addresses)) = reached else { continue };
+            let full = mtu.saturating_sub(WIREGUARD_OVERHEAD);
+            places.push((peer, name, underlay));
+            for (to, size, count) in [
+                (addresses.wireguard, PING, SMALL),
+                (addresses.wireguard, full, FULL),
+                (underlay, PING, FULL),
+                (underlay, mtu, FULL),
+            ] {
+                asks.push(Ask { to, size, count });
+            }
+        }
+        let echoes = doctor::echo::echo(&self.netns, rand::random(), &asks).step("send echo requests")?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let seen = places.into_iter().zip(echoes.chunks_exact(4)).map(|((peer, name, underlay), echoes)| {
+            let echo = |at: usize| -> Echo { echoes[at].clone() };
+            let theirs = |status: &&TunnelPeerStatus| {
+                peer.wireguard.as_ref().is_some_and(|own| own.key == status.key || own.next == Some(status.key))
+            };
+            let known = tunnel.into_iter().flat_map(|tunnel| &tunnel.peers).filter(theirs);
+            // Of two keys, the one that was used last.
+            let status = known.max_by_key(|status| status.handshake_ms);
+            Seen {
+                peer: name.clone(),
+                underlay,
+                endpoint: peer.wireguard.as_ref().map(|own| SocketAddr::new(IpAddr::V4(underlay), own.port)),
+                link: status.map(|status| Link {
+                    heard_at: status.endpoint,
+                    handshake: status.handshake_ms.map(|at| now.saturating_sub(Duration::from_millis(at))),
+                    received: status.received,
+                    sent: status.sent,
+                }),
+                mtu,
+                tunnel: echo(0),
+                tunnel_full: echo(1),
+                beside: echo(2),
+                beside_full: echo(3),
+            }
+        });
+        Ok(seen.collect())
+    }
+
+    async fn truth(self: &Arc<Self>) -> Truth {
+        // A view that is being brought is half there.
+        let _one = self.applying.lock().await;
+        let mut seen = Truth::default();
+        let inner = self.clone();
+        match blocking(move || inner.node_truth()).await {
+            Ok((rules, links)) => {
+                (seen.rules, seen.links) = (rules, links);
+                seen.namespaces = 1;
+            }
+            Err(error) => seen.unseen.push(unseen("node", &error).seen),
+        }
+        let switches: Vec<(NetworkId, SwitchCell)> =
+            lock(&self.switches).iter().map(|(id, cell)| (*id, cell.clone())).collect();
+        for (network, cell) in switches {
+            let looked = blocking(move || lock(&cell).as_ref().map(|switch| switch.differences()).transpose());
+            seen.add(&format!("network {network}"), looked.await);
+        }
+        let mut served = Vec::new();
+        for (id, cell) in self.live_cells() {
+            // One that is being made or taken away is its maker's.
+            let Ok(live) = cell.try_lock_owned() else { continue };
+            let Some(record) = self.state().records.get(&id).cloned() else { continue };
+            served.extend(live.is_some().then(|| id.clone()));
+            let inner = self.clone();
+            let looked = blocking(move || live.as_ref().map(|live| live.differences(&inner, &record)).transpose());
+            seen.add(&format!("sandbox {id}"), looked.await);
+        }
+        match self.names.sandboxes().await {
+            Ok(known) => {
+                let unknown = served.iter().filter(|id| !known.contains(id));
+                seen.names.extend(unknown.map(|id| format!("the name server does not serve sandbox {id}")));
+            }
+            Err(error) => seen.names.push(format!("the name server does not answer: {error}")),
+        }
+        if !self.told_all_names().await {
+            seen.names.push("the name server was not told the managers' last word".into());
+        }
+        seen
+    }
+
+    /// Differences of rules, and of links, in the node's namespace.
+    fn node_truth(&self) -> Result<(Vec<String>, Vec<String>), NetworkError> {
+        let node = lock(&self.node);
+        let (facts, bridges, index, failure) = {
+            let state = self.state();
+            let bridges: Vec<u32> = state.bridges.values().map(|bridge| bridge.number).collect();
+            (state.facts(&self.config), bridges, state.remembered.index, state.tunnel_failure.clone())
+        };
+        let rules = node.differences(&self.netns, &facts)?;
+        let links = Rtnl::open(&self.netns).step("open rtnetlink")?.links().step("read links")?;
+        let links: BTreeMap<&str, bool> = links.iter().map(|link| (link.name.as_str(), link.up)).collect();
+        let names = self.config.names();
+        let mut wanted: Vec<String> = bridges.into_iter().map(|number| names.bridge(number)).collect();
+        wanted.extend(index.map(|_| names.mesh()));
+        wanted.extend(index.filter(|_| failure.is_none()).map(|_| names.wireguard()));
+        let differs = |name: String| match links.get(name.as_str()) {
+            Some(true) => None,
+            Some(false) => Some(format!("link {name} is down")),
+            None => Some(format!("link {name} is gone")),
+        };
+        Ok((rules, wanted.into_iter().filter_map(differs).collect()))
+    }
+
+    async fn told_all_names(&self) -> bool {
+        let told = self.zones.lock().await;
+        let state = self.state();
+        let bridges: Vec<String> = state.bridges.keys().filter(|b| *b != DEFAULT_BRIDGE).cloned().collect();
+        let wanted = plan::names::zones(&state.view, &bridges, &state.local_names());
+        // A node without any name has nothing to tell.
+        told.as_ref().map_or_else(|| wanted == Default::default(), |told| *told == wanted)
+    }
+}
+
+impl Truth {
+    fn add(&mut self, place: &str, looked: Result<Option<Vec<String>>, NetworkError>) {
+        match looked {
+            Ok(Some(found)) => {
+                self.rules.extend(found.into_iter().map(|difference| format!("{place}: {difference}")));
+                self.namespaces += 1;
+            }
+            Ok(None) => {}
+            Err(error) => self.unseen.push(format!("{place}: {}", unseen(place, &error).seen)),
+        }
+    }
+}
