@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use skep_proto::model::schedule::{CONCURRENCY_LABEL, DEADLINE_LABEL, LABEL, SUSPENDED_LABEL, ZONE_LABEL};
+use skep_proto::model::service::PreviousSpec;
 use skep_proto::model::task::{RestartCondition, RestartPolicy};
 use skep_proto::model::{ServiceId, ServiceMode, Task, TaskState};
 
@@ -185,6 +186,25 @@ fn a_new_spec_is_that_of_the_next_run_and_the_one_that_goes_on_keeps_its_own() {
     complete(&mut world, id);
     world.pass(HOUR);
     assert_eq!(image(&world), ["fourth", "fourth"]);
+}
+
+#[test]
+fn a_run_that_has_no_task_yet_keeps_its_spec_too() {
+    let mut world = world();
+    let id = job(&mut world, &[(LABEL, "@hourly")]);
+    world.now = START.after(30 * MINUTE);
+    let handle = world.view().services().reference(id).unwrap().handle();
+    let asked = plan(&world.view(), handle, world.now).groups;
+    world.propose(asked);
+    for image in ["second", "third", "fourth"] {
+        world.update_service(id, |s| {
+            s.previous = Some(Box::new(PreviousSpec { spec: s.spec.clone(), spec_version: s.spec_version }));
+            s.spec.task.containers[0].image = image.into();
+        });
+    }
+    world.settle();
+    let running = world.running(id);
+    assert_eq!((running.len(), running[0].spec.containers[0].image.as_str()), (1, "image"));
 }
 
 #[test]
