@@ -158,6 +158,7 @@ impl Bench {
                 endpoint: Endpoint::default(),
                 update_status: None,
                 pending_delete: false,
+                runs: None,
             };
             self.apply(vec![Group::of(Change::create(&service))]);
         }

@@ -13,6 +13,7 @@ pub mod raft;
 pub mod reaper;
 pub mod reconcile;
 pub mod rpc;
+pub mod schedule;
 pub mod scheduler;
 pub mod store;
 #[cfg(test)]

@@ -421,6 +421,7 @@ impl Leader {
 
     fn start(&self, parts: &mut JoinSet<()>, reign: &CancellationToken) {
         self.plan(parts, orchestrator::Orchestrator::default(), reign);
+        self.plan(parts, crate::schedule::Schedules, reign);
         self.plan(parts, allocator::Allocator, reign);
         self.plan(parts, scheduler::Scheduler::default(), reign);
         self.plan(parts, reaper::Reaper, reign);

@@ -17,7 +17,7 @@ use skep_proto::model::{
 use crate::raft::machine::Machine;
 use crate::reconcile::{Env, Plan};
 use crate::store::{Change, Entry, Group, Object, Outcome, Reference, Replica, State, Store};
-use crate::{allocator, orchestrator, reaper, scheduler};
+use crate::{allocator, orchestrator, reaper, schedule, scheduler};
 
 /// Rounds after which a world that still changes counts as one that never settles.
 const MOST_ROUNDS: usize = 200;
@@ -136,6 +136,7 @@ impl World {
             endpoint: Endpoint::default(),
             update_status: None,
             pending_delete: false,
+            runs: None,
         };
         self.apply(Change::create(&service));
         service.id
@@ -209,6 +210,7 @@ impl World {
         let mut parts = vec![allocator::plan(&state), scheduler::plan(&state, &mut self.schedule, env.now)];
         parts.push(reaper::plan(&state, reaper::Key::Cluster, &env));
         for handle in services {
+            parts.push(schedule::plan(&state, handle, env.now));
             parts.push(orchestrator::plan(&state, handle, &mut env));
             parts.push(reaper::plan(&state, reaper::Key::Service(handle), &env));
         }

@@ -296,7 +296,7 @@ pub struct ServiceStatus {
     pub desired: u64,
     /// Tasks of a job's present iteration that have completed.
     pub completed: u64,
-    /// When a job's present iteration began; `None` for services that are no jobs.
+    /// When a job's present iteration began; `None` for services that are no jobs, and for jobs that have not run yet.
     pub executed_at: Option<Timestamp>,
 }
 

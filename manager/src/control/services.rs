@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use skep_api::ports::control::{ControlError, ObjectFilter, ServiceStatus, ServiceUpdate};
+use skep_proto::model::schedule::LABEL as SCHEDULE;
 use skep_proto::model::service::{Endpoint, EndpointMode, PreviousSpec, UpdateState, UpdateStatus};
-use skep_proto::model::{Meta, Service, ServiceId, ServiceMode, ServiceSpec, dependency, schedule};
+use skep_proto::model::{Meta, Service, ServiceId, ServiceMode, ServiceSpec, dependency};
 
 use super::{Control, files, lookup, names, networks, pods};
 use crate::orchestrator::rebalance;
+use crate::schedule;
 use crate::scheduler::{constraint, rank};
 use crate::store::{Change, State};
 
@@ -45,6 +47,7 @@ impl Control {
             endpoint: Endpoint::default(),
             update_status: None,
             pending_delete: false,
+            runs: None,
         };
         self.change(Change::create(&service)).await?;
         Ok(id)
@@ -175,19 +178,36 @@ fn status_of(service: &Arc<Service>, state: &State) -> ServiceStatus {
     };
     let is_job = service.spec.mode.is_job();
     let reference = state.services().reference(service.id).filter(|_| is_job);
-    let spec = reference.and_then(|r| state.spec(r, service.spec_version));
+    let spec = reference.and_then(|r| state.spec(r, service.iteration()));
     let completed = |r| {
         let rows = state.rows_of_service(r);
-        rows.filter(|(_, row)| row.spec_version == service.spec_version && row.has_completed()).count() as u64
+        rows.filter(|(_, row)| row.spec_version == service.iteration() && row.has_completed()).count() as u64
     };
     ServiceStatus {
-        service: service.clone(),
+        service: told_of_schedule(service, state),
         running: u64::from(count.running),
         desired,
         completed: reference.map_or(0, completed),
         // The spec is remembered as it was when it came into force.
         executed_at: spec.map(|spec| spec.service.meta.updated_at),
     }
+}
+
+/// A job with a schedule says when it runs next, as the message of an update that is done: so clients do not wait for tasks
+/// that are not due (Docker's end at `completed`).
+fn told_of_schedule(service: &Arc<Service>, state: &State) -> Arc<Service> {
+    if service.runs.is_none() {
+        return service.clone();
+    }
+    let next = schedule::next(service, state.now());
+    let next = next.and_then(|at| jiff::Timestamp::from_millisecond(i64::try_from(at.0).ok()?).ok());
+    let message =
+        next.map_or("the schedule is suspended".to_owned(), |at| format!("runs by its schedule, next at {at}"));
+    let mut told = (**service).clone();
+    let at = service.meta.updated_at;
+    told.update_status =
+        Some(UpdateStatus { state: UpdateState::Completed, started_at: at, completed_at: Some(at), message });
+    Arc::new(told)
 }
 
 fn mode_name(mode: ServiceMode) -> &'static str {
@@ -252,8 +272,11 @@ fn check_labels(spec: &ServiceSpec) -> Result<(), ControlError> {
         let message = format!("the label {} names the service itself: it would never start", dependency::LABEL);
         return Err(ControlError::InvalidArgument(message));
     }
-    if labels.contains_key(schedule::LABEL) {
-        return Err(ControlError::Unsupported("a schedule".into()));
+    let scheduled = schedule::read(labels).map_err(ControlError::InvalidArgument)?;
+    if scheduled.is_some() && !spec.mode.is_job() {
+        let message =
+            format!("a schedule is for jobs: the label {SCHEDULE} needs the mode replicated-job or global-job");
+        return Err(ControlError::InvalidArgument(message));
     }
     Ok(())
 }

@@ -137,10 +137,7 @@ impl<'a> Wanted<'a> {
         let is_of_service = self.services.as_ref().is_none_or(|ids| task.service.is_some_and(|id| ids.contains(&id)));
         let is_on_node = self.nodes.as_ref().is_none_or(|ids| task.node.is_some_and(|id| ids.contains(&id)));
         let is_up_to_date = !filter.up_to_date
-            || task
-                .service
-                .and_then(|id| state.services().get(id))
-                .is_some_and(|s| s.spec_version == task.spec_version);
+            || task.service.and_then(|id| state.services().get(id)).is_some_and(|s| s.iteration() == task.spec_version);
         // As with Docker, places of plain containers on networks are not listed.
         task.service.is_some()
             && is_of_service

@@ -404,6 +404,7 @@ pub(crate) fn service(id: u128, networks: &[u128], port: Option<u16>) -> Service
         },
         update_status: None,
         pending_delete: false,
+        runs: None,
     }
 }
 

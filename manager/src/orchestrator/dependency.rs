@@ -32,7 +32,7 @@ fn holds(state: &State, service: &Service, condition: Condition) -> bool {
         .update_status
         .as_ref()
         .is_some_and(|status| matches!(status.state, UpdateState::Paused | UpdateState::RollbackPaused));
-    let in_force = |row: &TaskRow| row.spec_version == service.spec_version;
+    let in_force = |row: &TaskRow| row.spec_version == service.iteration();
     let mut rows = state.rows_of_service(reference).map(|(_, row)| row);
     match condition {
         // A task with a health check runs once it is healthy; a job that has completed was started.

@@ -3,22 +3,85 @@
 //! An *iteration* is one execution: the spec version that the service has in force. A new spec begins a new one, and what
 //! was left of the old one is removed. A place (a slot, or a node of a global job) is done when a task of the iteration
 //! completed there; a failed one is tried again as the restart policy says.
+//!
+//! A job that has a schedule is executed when that says so ([`crate::schedule`]), not when its spec changes: its iteration is
+//! that of the last run ([`Service::iteration`]), which goes on with the spec that it began with. Its runs do not overlap, and
+//! the tasks of earlier ones stay as history.
 
 use std::collections::BTreeMap;
 
-use skep_proto::model::{TaskState, Timestamp};
+use skep_proto::model::{Service, ServiceMode, TaskState, Timestamp};
 
 use super::place::{self, Verdict};
 use super::replicated::start_ready;
 use super::{Creation, Homeless, Input, Start, desire, homeless, remove, takes_tasks};
 use crate::reconcile::{Env, Plan};
 use crate::scheduler::filter::fits_for_ever;
-use crate::store::{Change, Group, NodeRef, Reference, TaskRow};
+use crate::store::{Change, Group, NodeRef, Reference, State, TaskRow};
 
 type Rows<'a> = Vec<(u32, &'a TaskRow)>;
 
+/// What a job lacks.
+pub(super) fn plan(input: &Input<'_>, env: &mut Env<'_>) -> Plan {
+    let Some(service) = executed(input.state, input.service) else { return Plan::default() };
+    let input = Input { service, ..*input };
+    if input.service.runs.is_some() && any_earlier_is_up(&input) {
+        let mut plan = Plan::default();
+        places(&input, &mut plan);
+        return plan;
+    }
+    match input.service.spec.mode {
+        ServiceMode::ReplicatedJob { max_concurrent, total_completions } => {
+            replicated(&input, max_concurrent, total_completions, env)
+        }
+        ServiceMode::GlobalJob => global(&input, env),
+        ServiceMode::Replicated { .. } | ServiceMode::Global => Plan::default(),
+    }
+}
+
+/// The service as it was when the present iteration began; `None` while there is none.
+fn executed<'a>(state: &'a State, service: &'a Service) -> Option<&'a Service> {
+    if service.iteration() == service.spec_version {
+        return Some(service);
+    }
+    let reference = state.services().reference(service.id)?;
+    state.spec(reference, service.iteration()).map(|spec| &*spec.service)
+}
+
+/// Whether a job's present iteration is not done: some place is still to complete, and its policy does not give it up. Nodes
+/// that are lost are not waited for.
+pub fn goes_on(state: &State, service: &Service, now: Timestamp) -> bool {
+    let found = executed(state, service).and_then(|s| Some((s, state.services().reference(s.id)?)));
+    let Some((service, reference)) = found else { return false };
+    let input = Input { state, reference, service, waits: false };
+    let mut places = places(&input, &mut Plan::default());
+    let mut is_done = |place: u32| {
+        let rows = places.remove(&place).unwrap_or_default();
+        is_lost(&input, &rows) || judge(&input, &rows, now) == Verdict::Finished
+    };
+    match service.spec.mode {
+        ServiceMode::ReplicatedJob { total_completions, .. } => {
+            let wanted = u32::try_from(total_completions).unwrap_or(u32::MAX);
+            (1..=wanted).any(|slot| !is_done(slot))
+        }
+        ServiceMode::GlobalJob => state.nodes().iter().any(|(node, record)| {
+            takes_tasks(record) && fits_for_ever(record, &service.spec.task.placement) && !is_done(node.handle())
+        }),
+        ServiceMode::Replicated { .. } | ServiceMode::Global => false,
+    }
+}
+
+/// A task of an earlier run may still run. Nobody can wait for one on a lost node.
+fn any_earlier_is_up(input: &Input<'_>) -> bool {
+    input.state.rows_of_service(input.reference).any(|(_, row)| {
+        row.spec_version != input.service.spec_version
+            && !row.is_dead()
+            && homeless(input.state, row) != Some(Homeless::Lost)
+    })
+}
+
 /// What a job with a number of completions lacks.
-pub(super) fn replicated(input: &Input<'_>, most_at_once: u64, completions: u64, env: &mut Env<'_>) -> Plan {
+fn replicated(input: &Input<'_>, most_at_once: u64, completions: u64, env: &mut Env<'_>) -> Plan {
     let mut plan = Plan::default();
     let mut slots = places(input, &mut plan);
     let wanted = u32::try_from(completions).unwrap_or(u32::MAX);
@@ -50,7 +113,7 @@ pub(super) fn replicated(input: &Input<'_>, most_at_once: u64, completions: u64,
 }
 
 /// What a job that completes once on each node lacks.
-pub(super) fn global(input: &Input<'_>, env: &mut Env<'_>) -> Plan {
+fn global(input: &Input<'_>, env: &mut Env<'_>) -> Plan {
     let mut plan = Plan::default();
     let mut nodes = places(input, &mut plan);
     for (node, record) in input.state.nodes().iter() {
@@ -74,14 +137,15 @@ pub(super) fn global(input: &Input<'_>, env: &mut Env<'_>) -> Plan {
     plan
 }
 
-/// Tasks of the iteration in force, by place; older ones are told to go.
+/// Tasks of the present iteration, by place; older ones are told to go, or, where runs have a history, to stop.
 fn places<'a>(input: &Input<'a>, plan: &mut Plan) -> BTreeMap<u32, Rows<'a>> {
     let mut places: BTreeMap<u32, Rows<'a>> = BTreeMap::new();
     for (handle, row) in input.state.rows_of_service(input.reference) {
         if row.spec_version == input.service.spec_version {
             places.entry(row.place()).or_default().push((handle, row));
         } else {
-            plan.groups.extend(remove(handle, row).map(Group::of));
+            let to = if input.service.runs.is_some() { TaskState::Shutdown } else { TaskState::Remove };
+            plan.groups.extend(desire(handle, row, to).map(Group::of));
         }
     }
     places

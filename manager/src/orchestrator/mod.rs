@@ -8,7 +8,7 @@ pub mod dependency;
 #[cfg(test)]
 mod dependency_tests;
 mod global;
-mod job;
+pub mod job;
 #[cfg(test)]
 mod job_tests;
 pub mod place;
@@ -88,10 +88,7 @@ pub fn plan(state: &State, handle: u32, env: &mut Env<'_>) -> Plan {
     match service.spec.mode {
         ServiceMode::Replicated { replicas } => replicated::plan(&input, replicas, env),
         ServiceMode::Global => global::plan(&input, env),
-        ServiceMode::ReplicatedJob { max_concurrent, total_completions } => {
-            job::replicated(&input, max_concurrent, total_completions, env)
-        }
-        ServiceMode::GlobalJob => job::global(&input, env),
+        ServiceMode::ReplicatedJob { .. } | ServiceMode::GlobalJob => job::plan(&input, env),
     }
 }
 

@@ -4,8 +4,10 @@ use std::num::NonZeroU32;
 
 use bytes::Bytes;
 use skep_proto::model::container::ContainerSpec;
-use skep_proto::model::service::{PortConfig, Protocol, PublishMode};
-use skep_proto::model::{Cluster, Config, Meta, Network, NetworkId, Node, NodeId, NodeRole, Secret, Service, Version};
+use skep_proto::model::service::{PortConfig, Protocol, PublishMode, ScheduledRuns};
+use skep_proto::model::{
+    Cluster, Config, Meta, Network, NetworkId, Node, NodeId, NodeRole, Secret, Service, Version, schedule,
+};
 
 use super::apply::Context;
 use super::derived::address_key;
@@ -72,6 +74,41 @@ pub(super) fn mesh_ports(service: &Service) -> impl Iterator<Item = (Protocol, u
     let asked = service.spec.endpoint.iter().flat_map(|e| &e.ports);
     let all = service.endpoint.ports.iter().chain(asked).filter(|_| !service.pending_delete);
     all.filter(|p| p.mode == PublishMode::Ingress).filter_map(|p| Some((p.protocol, p.published?)))
+}
+
+/// Keeps account of a job's runs. A planner asks for one by another `last_at`, a client by a higher `ForceUpdate`: it
+/// becomes an iteration of its own, which is what spec versions tell apart. Any other change leaves the run alone that
+/// goes on.
+fn follow_schedule(context: &Context<'_>, old: Option<&Service>, service: &mut Service) {
+    let of = |service: &Service| {
+        let labels = &service.spec.annotations.labels;
+        let all = schedule::LABELS.map(|label| labels.get(label).cloned());
+        (service.spec.mode.is_job() && labels.contains_key(schedule::LABEL)).then_some(all)
+    };
+    let Some(labels) = of(service) else {
+        service.runs = None;
+        return;
+    };
+    let from_now = ScheduledRuns { decided_at: context.at, last_at: None, iteration: 0 };
+    let Some(old) = old else {
+        service.runs = Some(from_now);
+        return;
+    };
+    let asked = service.runs;
+    // What a job did before it had a schedule is its last run.
+    let before = old.runs.unwrap_or(ScheduledRuns { iteration: old.spec_version, ..from_now });
+    let mut runs = before;
+    if of(old) != Some(labels) {
+        runs.decided_at = runs.decided_at.max(context.at);
+    } else if let Some(asked) = asked.filter(|asked| asked.decided_at > runs.decided_at) {
+        runs.decided_at = asked.decided_at;
+        runs.last_at = asked.last_at;
+    }
+    if runs.last_at != before.last_at || service.spec.task.force_update > old.spec.task.force_update {
+        service.spec_version = context.index;
+        runs.iteration = context.index;
+    }
+    service.runs = Some(runs);
 }
 
 fn uses_network(service: &Service, id: NetworkId) -> bool {
@@ -148,6 +185,7 @@ impl State {
             }
             _ => context.index,
         };
+        follow_schedule(context, old.as_deref(), &mut service);
         if let Some(old) = &old {
             self.release_service(old);
         }
@@ -239,7 +277,9 @@ impl State {
         let object = self.services.at(service);
         let kept = |version: u64| {
             object.is_some_and(|s| {
-                s.spec_version == version || s.previous.as_ref().is_some_and(|p| p.spec_version == version)
+                s.spec_version == version
+                    || s.iteration() == version
+                    || s.previous.as_ref().is_some_and(|p| p.spec_version == version)
             })
         };
         let range = (service, 0)..=(service, u64::MAX);

@@ -3,14 +3,15 @@
 use super::DecodeError;
 use super::field::{choice, message, record, required};
 use crate::model::service::{
-    Endpoint, EndpointMode, EndpointSpec, FailureAction, PortConfig, PreviousSpec, Protocol, PublishMode, UpdateConfig,
-    UpdateOrder, UpdateState, UpdateStatus, VirtualIp,
+    Endpoint, EndpointMode, EndpointSpec, FailureAction, PortConfig, PreviousSpec, Protocol, PublishMode,
+    ScheduledRuns, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus, VirtualIp,
 };
 use crate::model::{Service, ServiceMode, ServiceSpec};
 use crate::wire::objects as wire;
 use crate::wire::objects::service_mode::{Global, GlobalJob, Mode, Replicated, ReplicatedJob};
 
-record!(Service { id, meta, spec, spec_version, previous, endpoint, update_status, pending_delete });
+record!(Service { id, meta, spec, spec_version, previous, endpoint, update_status, pending_delete, runs });
+record!(ScheduledRuns { decided_at, last_at, iteration });
 record!(ServiceSpec { annotations, task, mode, update, rollback, endpoint });
 record!(PreviousSpec { spec, spec_version });
 record!(UpdateConfig { parallelism, delay, failure_action, monitor, max_failure_ratio, order });

@@ -175,7 +175,8 @@ structs! {
     Annotations { name, labels }
     Meta { version, created_at, updated_at }
     Driver { name, options }
-    Service { id, meta, spec, spec_version, previous, endpoint, update_status, pending_delete }
+    Service { id, meta, spec, spec_version, previous, endpoint, update_status, pending_delete, runs }
+    ScheduledRuns { decided_at, last_at, iteration }
     ServiceSpec { annotations, task, mode, update, rollback, endpoint }
     PreviousSpec { spec, spec_version }
     UpdateConfig { parallelism, delay, failure_action, monitor, max_failure_ratio, order }

@@ -127,6 +127,7 @@ fn service() -> objects::Service {
         endpoint: Default::default(),
         update_status: None,
         pending_delete: false,
+        runs: None,
     };
     (&service).into()
 }

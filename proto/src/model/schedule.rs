@@ -19,6 +19,9 @@ pub const DEADLINE_LABEL: &str = "skep.schedule.deadline-seconds";
 /// The label that holds the schedule back while it is `true`.
 pub const SUSPENDED_LABEL: &str = "skep.schedule.suspended";
 
+/// All of them: a change of one takes effect from then on.
+pub const LABELS: [&str; 5] = [LABEL, ZONE_LABEL, CONCURRENCY_LABEL, DEADLINE_LABEL, SUSPENDED_LABEL];
+
 /// When a job runs again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Schedule {

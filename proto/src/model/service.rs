@@ -182,6 +182,29 @@ pub struct Service {
     pub update_status: Option<UpdateStatus>,
     /// Removal was asked for; the record goes when the tasks are gone.
     pub pending_delete: bool,
+    /// What became of the schedule of a job that has one ([`super::schedule`]); `None` for every other service.
+    pub runs: Option<ScheduledRuns>,
+}
+
+impl Service {
+    /// The spec version whose tasks make up a job's present iteration; 0 for a job whose schedule has not run it yet. Of other
+    /// services it is the spec in force.
+    pub fn iteration(&self) -> u64 {
+        self.runs.map_or(self.spec_version, |runs| runs.iteration)
+    }
+}
+
+/// The runs of a job that has a schedule, as far as they are decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScheduledRuns {
+    /// No time up to and including this one leads to a run any more: it did, it was left out, or it was before the schedule. It
+    /// only grows.
+    pub decided_at: Timestamp,
+    /// The scheduled time of the last run; `None` before the first.
+    pub last_at: Option<Timestamp>,
+    /// The spec version of the last run's tasks; 0 before the first. The service may have another spec by now: the run goes on
+    /// with its own.
+    pub iteration: u64,
 }
 
 /// A former spec of a service.

@@ -18,7 +18,7 @@ use skep_proto::model::task::{
 
 use super::{container_spec, duration, pod, refuse};
 use crate::docker::error::ApiError;
-use crate::docker::time::{nanos, rfc3339};
+use crate::docker::time::{ZERO, nanos, rfc3339};
 use crate::docker::types::service as json;
 use crate::docker::types::{Empty, ObjectVersion};
 use crate::ports::control::ServiceStatus;
@@ -115,9 +115,9 @@ pub(crate) fn show_service(status: &ServiceStatus, counts: bool) -> json::Servic
             desired_tasks: status.desired,
             completed_tasks: status.completed,
         }),
-        job_status: status.executed_at.map(|at| json::JobStatus {
-            job_iteration: ObjectVersion { index: service.spec_version },
-            last_execution: rfc3339(at),
+        job_status: service.spec.mode.is_job().then(|| json::JobStatus {
+            job_iteration: ObjectVersion { index: service.iteration() },
+            last_execution: status.executed_at.map_or_else(|| ZERO.to_owned(), rfc3339),
         }),
     }
 }

@@ -20,8 +20,8 @@ const KEYED: [(&str, &str); 6] = [
 const SETS: [&str; 5] = ["Aliases", "CapabilityAdd", "CapabilityDrop", "Groups", "Constraints"];
 /// Numbers and empty objects that say something: zero replicas are not the default.
 const MEANINGFUL: [&str; 6] = ["Replicas", "MaxConcurrent", "TotalCompletions", "Parallelism", "Global", "GlobalJob"];
-/// Labels that the cluster writes.
-const OF_THE_CLUSTER: [&str; 3] = ["skep.rebalance", "skep.schedule.last-run", "skep.schedule.running"];
+/// A label that the cluster takes away, while its value is `once`.
+const REBALANCE: &str = "skep.rebalance";
 
 /// The form in which a service's spec is compared.
 pub fn canonical(spec: &Value) -> Value {
@@ -56,9 +56,7 @@ pub fn canonical(spec: &Value) -> Value {
         }
     }
     if let Some(labels) = spec["Labels"].as_object_mut() {
-        labels.retain(|key, value| {
-            !(OF_THE_CLUSTER.contains(&key.as_str()) && (key != "skep.rebalance" || value == "once"))
-        });
+        labels.retain(|key, value| key != REBALANCE || value != "once");
     }
     keyed("", &spec).unwrap_or_else(|| json!({}))
 }

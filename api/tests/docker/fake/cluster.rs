@@ -554,6 +554,7 @@ impl ControlPlane for World {
                     endpoint,
                     update_status: None,
                     pending_delete: false,
+                    runs: None,
                 },
             );
             id

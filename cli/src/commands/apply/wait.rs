@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::Method;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use skep_proto::model::dependency;
+use skep_proto::model::{dependency, schedule};
 use tokio::time::Instant;
 
 use crate::client::output::Demultiplexer;
@@ -38,6 +38,8 @@ pub struct Look {
     wanted: usize,
     ready: usize,
     is_job: bool,
+    /// A job that runs when its schedule says so: nobody waits for that.
+    is_scheduled: bool,
     /// `updating`, `paused`…
     update: String,
     update_message: String,
@@ -50,6 +52,7 @@ impl Look {
     fn of(service: &Value, tasks: &[&Value]) -> Self {
         let mode = &service["Spec"]["Mode"];
         let is_job = mode["ReplicatedJob"].is_object() || mode["GlobalJob"].is_object();
+        let is_scheduled = is_job && service["Spec"]["Labels"][schedule::LABEL].is_string();
         let is_done = |t: &&&Value| t["Status"]["State"] == "complete" && t["DesiredState"] != "remove";
         let is_up = |t: &&&Value| t["DesiredState"] == "running" && t["Status"]["State"] == "running";
         let live: Vec<&&Value> = tasks
@@ -73,6 +76,7 @@ impl Look {
             wanted: counted.map_or(live.len().max(1), |n| usize::try_from(n).unwrap_or(usize::MAX)),
             ready: places.len(),
             is_job,
+            is_scheduled,
             update: text(&service["UpdateStatus"]["State"]),
             update_message: text(&service["UpdateStatus"]["Message"]),
             trouble: error.or(waits).unwrap_or_default(),
@@ -80,6 +84,9 @@ impl Look {
     }
 
     fn is_ready(&self) -> bool {
+        if self.is_scheduled {
+            return true;
+        }
         self.ready >= self.wanted && !matches!(self.update.as_str(), "updating" | "rollback_started")
     }
 
@@ -89,6 +96,9 @@ impl Look {
     }
 
     fn line(&self) -> String {
+        if self.is_scheduled {
+            return format!("{}: {}", self.name, self.update_message);
+        }
         let what = if self.is_job { "completed" } else { "running" };
         let line = format!("{}: {}/{} tasks {what} {}", self.name, self.ready, self.wanted, self.trouble);
         line.trim_end().to_owned()
@@ -273,6 +283,15 @@ mod tests {
         assert!(!Look::of(&updating, &[&up, &done]).is_ready());
         let job = json!({"Spec": {"Name": "job", "Mode": {"ReplicatedJob": {"TotalCompletions": 1}}}});
         assert!(!Look::of(&job, &[&up]).is_ready() && Look::of(&job, &[&done]).is_ready());
+    }
+
+    #[test]
+    fn a_job_with_a_schedule_is_not_waited_for() {
+        let spec = json!({"Name": "night", "Mode": {"ReplicatedJob": {"TotalCompletions": 1}}, "Labels": {"skep.schedule": "@daily"}});
+        let told = json!({"State": "completed", "Message": "runs by its schedule, next at 2026-11-22T00:00:00Z"});
+        let look = Look::of(&json!({"Spec": spec, "UpdateStatus": told}), &[]);
+        assert!(look.is_ready() && !look.has_failed());
+        assert_eq!(look.line(), "night: runs by its schedule, next at 2026-11-22T00:00:00Z");
     }
 
     #[test]

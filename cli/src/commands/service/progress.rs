@@ -7,6 +7,7 @@ use anyhow::bail;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
+use skep_proto::model::schedule;
 use tokio::time::Instant;
 
 use crate::client::Client;
@@ -49,10 +50,12 @@ struct Look {
     trouble: Option<String>,
     update: Option<String>,
     is_job: bool,
+    /// What a job says of its schedule, which decides when it runs: nobody waits for that.
+    schedule: Option<String>,
 }
 
 /// Waits until as many tasks of the spec in force run as are wanted, and have run for five seconds; for a job, until as
-/// many have completed.
+/// many have completed. A job that has a schedule is not waited for.
 ///
 /// # Errors
 /// When the update was paused or rolled back: the service is then not what was asked for.
@@ -67,6 +70,11 @@ async fn wait(client: &Client, service: &str, shown: bool) -> anyhow::Result<()>
     let mut told = String::new();
     loop {
         let look = look(client, service).await?;
+        if let Some(schedule) = look.schedule {
+            bar.finish_and_clear();
+            eprintln!("{}: {schedule}", look.name);
+            return Ok(());
+        }
         bar.set_prefix(look.name.clone());
         bar.set_length(look.wanted as u64);
         bar.set_position(look.running as u64);
@@ -110,6 +118,7 @@ async fn look(client: &Client, service: &str) -> anyhow::Result<Look> {
     let tasks: Vec<Value> = client.get(&format!("/tasks?filters={query}")).await?;
     let mode = &found["Spec"]["Mode"];
     let is_job = mode["ReplicatedJob"].is_object() || mode["GlobalJob"].is_object();
+    let is_scheduled = is_job && found["Spec"]["Labels"][schedule::LABEL].is_string();
     let goal = if is_job { "complete" } else { "running" };
     let live: Vec<&Value> = tasks.iter().filter(|t| t["DesiredState"] == goal).collect();
     let counted = mode["Replicated"]["Replicas"].as_u64().or(mode["ReplicatedJob"]["TotalCompletions"].as_u64());
@@ -125,5 +134,6 @@ async fn look(client: &Client, service: &str) -> anyhow::Result<Look> {
         trouble: live.iter().find_map(error_of),
         update: found["UpdateStatus"]["State"].as_str().map(str::to_owned),
         is_job,
+        schedule: is_scheduled.then(|| text(&found["UpdateStatus"]["Message"])),
     })
 }

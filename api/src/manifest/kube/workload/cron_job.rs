@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use skep_proto::model::schedule::Times;
+
 use crate::manifest::decode::{boolean, entries, parsed, text, unknown_key};
 use crate::manifest::kube::rest::Rest;
 use crate::manifest::problem::Problems;
@@ -53,6 +55,8 @@ pub fn read(spec: &Node, mut workload: Workload, problems: &mut Problems) -> Wor
     }
     if schedule.times.is_empty() {
         problems.add(spec.place, "a CronJob needs a schedule, like \"0 3 * * *\"");
+    } else if let Err(reason) = Times::parse(&schedule.times) {
+        problems.add(spec.place, reason);
     }
     let Some(template) = template else {
         problems.add(spec.place, "a CronJob needs a jobTemplate");
