@@ -142,7 +142,9 @@ async fn a_member_far_behind_is_brought_back_by_a_snapshot_and_the_log_stays_sma
             .filter(|f| f.as_ref().unwrap().file_name().to_string_lossy().ends_with(".log"))
             .count()
     };
-    eventually(|| purged() < 12).await;
+    // 26 segments were written. A snapshot is due once the log has grown by the size of the one before, which here is
+    // all that was written until then: so up to half stays, and what `keep_log_bytes` asks for.
+    eventually(|| purged() < 18).await;
 
     let back = group.start(id).await;
     assert_eq!(back.peer.address, address);

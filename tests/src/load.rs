@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
+use crate::eventually;
+
 /// How long one request may take: longer than a lost packet needs to be sent again, far shorter than a hung connection.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Pause of a client between two requests.
@@ -70,6 +72,17 @@ impl Load {
     /// Requests so far that waited for a packet to be sent again, answered or not.
     pub fn slow(&self) -> u64 {
         self.slow.load(Ordering::Relaxed)
+    }
+
+    /// Waits until so many requests were answered, however long that takes as long as it goes on.
+    pub fn wait_for(&self, requests: u64) {
+        while self.answered() < requests {
+            let before = self.answered();
+            eventually("another request is answered", || {
+                ensure!(self.answered() > before, "{before} of {requests} were answered");
+                Ok(())
+            });
+        }
     }
 
     /// Ends the load: how many requests were answered, and what became of the others.

@@ -30,6 +30,7 @@ fn a_service_is_reached_scaled_updated_drained_and_removed_from_any_manager() {
     every_node_answers_with_the_client_s_own_address(&lab);
     tasks_reach_each_other_by_name(&lab);
     exec_reaches_other_nodes(&lab);
+    both_clients_print_the_same(&lab);
 
     lab.docker("m3", &["service", "scale", "-d", "web=20"]).unwrap();
     lab.wait_for_running("m1", "web", 20);
@@ -115,6 +116,30 @@ fn tasks_reach_each_other_by_name(lab: &Lab) {
         });
     }
     lab.docker("m1", &["service", "rm", "client"]).unwrap();
+}
+
+fn both_clients_print_the_same(lab: &Lab) {
+    let sorted = |printed: anyhow::Result<String>| {
+        let mut lines: Vec<String> = printed.unwrap().lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    for line in [
+        "service ls --format {{.ID}}/{{.Name}}/{{.Mode}}/{{.Replicas}}/{{.Image}}/{{.Ports}}",
+        "service ps --format {{.ID}}/{{.Name}}/{{.Image}}/{{.Node}}/{{.DesiredState}}/{{.Error}} web",
+        "service ps --no-resolve --no-trunc --format {{.ID}}/{{.Name}}/{{.Node}} web",
+        "service inspect --format {{.ID}}/{{.Spec.Name}} web",
+        "node ls --format {{.ID}}/{{.Hostname}}/{{.Status}}/{{.Availability}}/{{.ManagerStatus}}",
+        "network ls --filter driver=overlay --format {{.ID}}/{{.Name}}/{{.Driver}}/{{.Scope}}",
+    ] {
+        let words: Vec<&str> = line.split(' ').collect();
+        let printed = sorted(lab.skep("m1", &words));
+        assert_eq!(printed, sorted(lab.docker("m1", &words)), "{line}");
+        assert!(!printed.is_empty(), "{line}");
+    }
+    let pretty = lab.skep("m1", &["service", "inspect", "--pretty", "web"]).unwrap();
+    assert!(pretty.contains("\nService Mode:\tReplicated\n Replicas:\t6\n"), "{pretty}");
+    assert!(pretty.contains("\nNetworks:\tnet\n") && pretty.contains(" PublishedPort = 8080\n"), "{pretty}");
 }
 
 fn exec_reaches_other_nodes(lab: &Lab) {

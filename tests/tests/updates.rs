@@ -103,10 +103,7 @@ fn a_rolling_update_loses_no_request() {
         let took = began.elapsed();
         let now = versions(&lab, "web");
         assert!(now.len() == wanted && now.iter().all(|env| env.contains(&variable)), "{now:?}");
-        eventually("there were enough requests", || {
-            ensure!(load.answered() >= requests / rounds.len() as u64, "{}", load.answered());
-            Ok(())
-        });
+        load.wait_for(requests / rounds.len() as u64);
         let slow = load.slow();
         let (answered, failures) = load.finish();
         println!(

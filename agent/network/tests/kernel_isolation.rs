@@ -190,7 +190,8 @@ async fn networks_are_closed_to_each_other_and_internal_ones_to_the_world() {
 }
 
 /// What docs/operations.md tells to let through, in the test's names of links.
-const PASS: &str = "add rule inet host input ip saddr { 10.99.0.11, 10.99.0.12 } udp dport 4789 accept\n\
+const PASS: &str = "add rule inet host input ip saddr { 10.99.0.11, 10.99.0.12 } udp dport { 51820, 4789 } accept\n\
+    add rule inet host input iifname \"skep-wg\" udp dport 4790 accept\n\
     add rule inet host forward ct state established,related accept\n\
     add rule inet host forward iifname \"skep-*\" accept\n\
     add rule inet host forward oifname \"skep-*\" accept";

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::{inspect_each, pairs, remove_each, text};
 use crate::client::Client;
+use crate::output::format::Format;
 use crate::output::human::ago;
 use crate::output::table::Table;
 
@@ -70,7 +71,10 @@ enum Action {
     /// List them
     #[command(alias = "list")]
     Ls {
-        /// Names or ids only
+        /// json, or a text with fields such as {{.Name}}
+        #[arg(long)]
+        format: Option<String>,
+        /// Ids only
         #[arg(short, long)]
         quiet: bool,
     },
@@ -101,7 +105,7 @@ pub async fn run(kind: Kind, command: FileCommand, client: &Client) -> anyhow::R
             let made: Value = serde_json::from_slice(&client.post(&format!("{root}/create"), &request).await?)?;
             println!("{}", text(&made["ID"]));
         }
-        Action::Ls { quiet } => {
+        Action::Ls { format, quiet } => {
             let mut found: Vec<Value> = client.get(root).await?;
             found.sort_by_key(|file| text(&file["Spec"]["Name"]));
             if quiet {
@@ -114,7 +118,7 @@ pub async fn run(kind: Kind, command: FileCommand, client: &Client) -> anyhow::R
                 let (created, updated) = (ago(&text(&file["CreatedAt"]), now), ago(&text(&file["UpdatedAt"]), now));
                 table.row([text(&file["ID"]), text(&file["Spec"]["Name"]), created, updated]);
             }
-            table.print();
+            table.print_as(format.as_deref().map(Format::parse).transpose()?.as_ref())?;
         }
         Action::Inspect { names } => inspect_each(client, root, &names).await?,
         Action::Rm { names } => remove_each(client, root, &names).await?,

@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use http::Method;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use crate::client::{Client, encode};
+use crate::output::format::Format;
 use crate::output::human::{ago, short_id};
 use crate::output::table::Table;
 
@@ -203,12 +204,58 @@ fn names(objects: &[Value], part: &str) -> BTreeMap<String, String> {
     objects.iter().map(|o| (text(&o["ID"]), name(o))).collect()
 }
 
-/// The table of `service ps`, `node ps` and `stack ps`: newest attempt of each slot first, older ones indented below.
+/// How lists of tasks are printed.
+#[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "Docker's flags")]
+struct TaskFlags {
+    /// Only some, KEY=VALUE; may be repeated
+    #[arg(short, long)]
+    filter: Vec<String>,
+    /// json, or a text with fields such as {{.Name}}
+    #[arg(long)]
+    format: Option<String>,
+    /// Print ids of services and nodes, not names
+    #[arg(long)]
+    no_resolve: bool,
+    /// Print whole ids and errors
+    #[arg(long)]
+    no_trunc: bool,
+    /// Print only ids
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+impl TaskFlags {
+    /// Prints the tasks of services or nodes: those whose `key` is one of `ids`.
+    async fn print(&self, client: &Client, key: &str, ids: Vec<String>) -> anyhow::Result<()> {
+        let format = self.format.as_deref().map(Format::parse).transpose()?;
+        let mut wanted = filter_pairs(&self.filter)?;
+        wanted.push((key.to_owned(), ids));
+        let tasks: Vec<Value> = client.get(&format!("/tasks?filters={}", filters(&wanted))).await?;
+        if self.quiet {
+            tasks.iter().for_each(|t| println!("{}", text(&t["ID"])));
+            return Ok(());
+        }
+        let (services, nodes) = match self.no_resolve {
+            true => (BTreeMap::new(), BTreeMap::new()),
+            false => {
+                let services: Vec<Value> = client.get("/services").await?;
+                let nodes: Vec<Value> = client.get("/nodes").await?;
+                (names(&services, "Spec"), names(&nodes, "Description"))
+            }
+        };
+        task_table(&tasks, &services, &nodes, self.no_trunc, format.is_none()).print_as(format.as_ref())
+    }
+}
+
+/// The table of `service ps`, `node ps` and `stack ps`: newest attempt of each slot first, older ones below, indented if
+/// `indented`. What has no name is shown by its id.
 fn task_table(
     tasks: &[Value],
     services: &BTreeMap<String, String>,
     nodes: &BTreeMap<String, String>,
     whole: bool,
+    indented: bool,
 ) -> Table {
     let now = Timestamp::now();
     let name_of = |task: &Value| {
@@ -223,7 +270,7 @@ fn task_table(
     let mut table = Table::new(&["ID", "NAME", "IMAGE", "NODE", "DESIRED STATE", "CURRENT STATE", "ERROR", "PORTS"]);
     let mut above = String::new();
     for (name, task) in rows {
-        let shown = if name == above { format!(" \\_ {name}") } else { name.clone() };
+        let shown = if indented && name == above { format!(" \\_ {name}") } else { name.clone() };
         let error = text(&task["Status"]["Err"]);
         let error = match (error.is_empty(), whole || error.chars().count() <= 30) {
             (true, _) => String::new(),
@@ -238,7 +285,7 @@ fn task_table(
             short_id(&text(&task["ID"]), whole),
             shown,
             image.split('@').next().unwrap_or_default().to_owned(),
-            nodes.get(&text(&task["NodeID"])).cloned().unwrap_or_default(),
+            nodes.get(&text(&task["NodeID"])).cloned().unwrap_or_else(|| text(&task["NodeID"])),
             capitalized(&text(&task["DesiredState"])),
             format!(
                 "{} {}",
@@ -285,7 +332,7 @@ mod tests {
         let task = |id: &str, slot: u64, at: &str| json!({"ID": id, "ServiceID": "s", "Slot": slot, "CreatedAt": at});
         let tasks = [task("a", 1, "2026-01-01T00:00:00Z"), task("b", 1, "2026-01-02T00:00:00Z")];
         let names = BTreeMap::from([("s".to_owned(), "web".to_owned())]);
-        let rendered = format!("{:?}", task_table(&tasks, &names, &BTreeMap::new(), true));
+        let rendered = format!("{:?}", task_table(&tasks, &names, &BTreeMap::new(), true, true));
         assert!(rendered.find("\"b\"").unwrap() < rendered.find("\"a\"").unwrap());
         assert!(rendered.contains(" \\\\_ web.1"));
     }

@@ -3,8 +3,9 @@
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{inspect_each, pairs, remove_each, text};
+use super::{filter_pairs, filters, inspect_each, pairs, remove_each, text};
 use crate::client::Client;
+use crate::output::format::Format;
 use crate::output::human::short_id;
 use crate::output::table::Table;
 
@@ -42,7 +43,20 @@ enum Action {
     },
     /// List networks
     #[command(alias = "list")]
-    Ls,
+    Ls {
+        /// Only some, KEY=VALUE; may be repeated
+        #[arg(short, long)]
+        filter: Vec<String>,
+        /// json, or a text with fields such as {{.Name}}
+        #[arg(long)]
+        format: Option<String>,
+        /// Print whole ids
+        #[arg(long)]
+        no_trunc: bool,
+        /// Print only ids
+        #[arg(short, long)]
+        quiet: bool,
+    },
     /// Show networks in full, as JSON
     Inspect {
         /// The networks
@@ -93,14 +107,24 @@ pub async fn run(command: NetworkCommand, client: &Client) -> anyhow::Result<()>
             let created: Value = serde_json::from_slice(&client.post("/networks/create", &request).await?)?;
             println!("{}", text(&created["Id"]));
         }
-        Action::Ls => {
-            let mut networks: Vec<Value> = client.get("/networks").await?;
+        Action::Ls { filter, format, no_trunc, quiet } => {
+            let mut networks: Vec<Value> =
+                client.get(&format!("/networks?filters={}", filters(&filter_pairs(&filter)?))).await?;
             networks.sort_by_key(|n| text(&n["Name"]));
+            if quiet {
+                networks.iter().for_each(|n| println!("{}", short_id(&text(&n["Id"]), no_trunc)));
+                return Ok(());
+            }
             let mut table = Table::new(&["NETWORK ID", "NAME", "DRIVER", "SCOPE"]);
             for n in &networks {
-                table.row([short_id(&text(&n["Id"]), false), text(&n["Name"]), text(&n["Driver"]), text(&n["Scope"])]);
+                table.row([
+                    short_id(&text(&n["Id"]), no_trunc),
+                    text(&n["Name"]),
+                    text(&n["Driver"]),
+                    text(&n["Scope"]),
+                ]);
             }
-            table.print();
+            table.print_as(format.as_deref().map(Format::parse).transpose()?.as_ref())?;
         }
         Action::Connect { network, container, alias, ip } => {
             let address = ip.map(|ip| ip.to_string()).unwrap_or_default();

@@ -8,8 +8,9 @@ use http::Method;
 use serde_json::{Value, json};
 use skep_proto::model::node::{ALLOW_LABEL, Allowance};
 
-use super::{capitalized, filter_pairs, filters, names, task_table, text};
+use super::{TaskFlags, capitalized, filter_pairs, filters, text};
 use crate::client::Client;
+use crate::output::format::Format;
 use crate::output::table::Table;
 
 const POLL: Duration = Duration::from_millis(200);
@@ -26,6 +27,12 @@ enum Action {
     /// List nodes
     #[command(alias = "list")]
     Ls {
+        /// Only some, KEY=VALUE; may be repeated
+        #[arg(short, long)]
+        filter: Vec<String>,
+        /// json, or a text with fields such as {{.Name}}
+        #[arg(long)]
+        format: Option<String>,
         /// Print only ids
         #[arg(short, long)]
         quiet: bool,
@@ -40,12 +47,8 @@ enum Action {
     Ps {
         /// Nodes; this one when none is named
         nodes: Vec<String>,
-        /// Only some, KEY=VALUE; may be repeated
-        #[arg(short, long)]
-        filter: Vec<String>,
-        /// Print whole ids and errors
-        #[arg(long)]
-        no_trunc: bool,
+        #[command(flatten)]
+        flags: TaskFlags,
     },
     /// Change a node
     Update {
@@ -115,7 +118,7 @@ enum Action {
 /// Runs the command.
 pub async fn run(command: NodeCommand, client: &Client) -> anyhow::Result<()> {
     match command.action {
-        Action::Ls { quiet } => list(client, quiet).await?,
+        Action::Ls { filter, format, quiet } => list(client, &filter, format.as_deref(), quiet).await?,
         Action::Inspect { nodes } => {
             let mut found = Vec::new();
             for node in &nodes {
@@ -123,18 +126,13 @@ pub async fn run(command: NodeCommand, client: &Client) -> anyhow::Result<()> {
             }
             println!("{}", serde_json::to_string_pretty(&found)?);
         }
-        Action::Ps { nodes, filter, no_trunc } => {
+        Action::Ps { nodes, flags } => {
             let nodes = if nodes.is_empty() { vec!["self".to_owned()] } else { nodes };
             let mut ids = Vec::new();
             for node in &nodes {
                 ids.push(text(&get(client, node).await?["ID"]));
             }
-            let mut wanted = filter_pairs(&filter)?;
-            wanted.push(("node".to_owned(), ids));
-            let tasks: Vec<Value> = client.get(&format!("/tasks?filters={}", filters(&wanted))).await?;
-            let nodes: Vec<Value> = client.get("/nodes").await?;
-            let services: Vec<Value> = client.get("/services").await?;
-            task_table(&tasks, &names(&services, "Spec"), &names(&nodes, "Description"), no_trunc).print();
+            flags.print(client, "node", ids).await?;
         }
         Action::Promote { nodes } => set_roles(client, &nodes, "manager").await?,
         Action::Demote { nodes } => set_roles(client, &nodes, "worker").await?,
@@ -264,8 +262,9 @@ async fn wait_until_empty(client: &Client, node: &str, id: &str) -> anyhow::Resu
     }
 }
 
-async fn list(client: &Client, quiet: bool) -> anyhow::Result<()> {
-    let nodes: Vec<Value> = client.get("/nodes").await?;
+async fn list(client: &Client, filter: &[String], format: Option<&str>, quiet: bool) -> anyhow::Result<()> {
+    let format = format.map(Format::parse).transpose()?;
+    let nodes: Vec<Value> = client.get(&format!("/nodes?filters={}", filters(&filter_pairs(filter)?))).await?;
     if quiet {
         nodes.iter().for_each(|n| println!("{}", text(&n["ID"])));
         return Ok(());
@@ -281,7 +280,11 @@ async fn list(client: &Client, quiet: bool) -> anyhow::Result<()> {
             (false, reachability) => capitalized(reachability.unwrap_or_default()),
         };
         table.row([
-            if id == own { format!("{id} *") } else { format!("{id}  ") },
+            match (&format, id == own) {
+                (Some(_), _) => id,
+                (None, true) => format!("{id} *"),
+                (None, false) => format!("{id}  "),
+            },
             text(&node["Description"]["Hostname"]),
             capitalized(&text(&node["Status"]["State"])),
             capitalized(&text(&node["Spec"]["Availability"])),
@@ -289,6 +292,5 @@ async fn list(client: &Client, quiet: bool) -> anyhow::Result<()> {
             text(&node["Description"]["Engine"]["EngineVersion"]),
         ]);
     }
-    table.print();
-    Ok(())
+    table.print_as(format.as_ref())
 }

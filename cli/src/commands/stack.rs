@@ -9,9 +9,10 @@ use skep_api::manifest::stack::STACK_LABEL;
 
 use super::apply::revisions::{self, Revision, Revisions};
 use super::apply::{HowFlags, remove_when_unused};
-use super::service::service_table;
-use super::{filter_pairs, filters, names, task_table, text};
+use super::service::print_services;
+use super::{TaskFlags, filter_pairs, filters, text};
 use crate::client::Client;
+use crate::output::format::Format;
 use crate::output::table::Table;
 
 /// Look at and remove stacks
@@ -25,17 +26,17 @@ pub struct StackCommand {
 enum Action {
     /// List stacks
     #[command(alias = "list")]
-    Ls,
+    Ls {
+        /// json, or a text with fields such as {{.Name}}
+        #[arg(long)]
+        format: Option<String>,
+    },
     /// List the tasks of a stack
     Ps {
         /// The stack
         stack: String,
-        /// Only some, KEY=VALUE; may be repeated
-        #[arg(short, long)]
-        filter: Vec<String>,
-        /// Print whole ids and errors
-        #[arg(long)]
-        no_trunc: bool,
+        #[command(flatten)]
+        flags: TaskFlags,
     },
     /// List the services of a stack
     Services {
@@ -44,9 +45,17 @@ enum Action {
         /// Only some, KEY=VALUE; may be repeated
         #[arg(short, long)]
         filter: Vec<String>,
+        /// json, or a text with fields such as {{.Name}}
+        #[arg(long)]
+        format: Option<String>,
+        /// Print only ids
+        #[arg(short, long)]
+        quiet: bool,
     },
     /// Say what `skep apply` would change
     Diff(Box<super::apply::DiffFlags>),
+    /// Write a stack as a file that applies to no changes
+    Export(super::apply::export::ExportFlags),
     /// List what earlier applies of a stack wanted
     History {
         /// The stack
@@ -76,7 +85,7 @@ enum Action {
 /// Runs the command.
 pub async fn run(command: StackCommand, client: &Client) -> anyhow::Result<()> {
     match command.action {
-        Action::Ls => {
+        Action::Ls { format } => {
             let services: Vec<Value> =
                 client.get(&format!("/services?filters={}", filters(&[("label", &[STACK_LABEL.to_owned()])]))).await?;
             let mut counts = std::collections::BTreeMap::<String, usize>::new();
@@ -85,19 +94,17 @@ pub async fn run(command: StackCommand, client: &Client) -> anyhow::Result<()> {
             }
             let mut table = Table::new(&["NAME", "SERVICES"]);
             counts.into_iter().for_each(|(name, count)| table.row([name, count.to_string()]));
-            table.print();
+            table.print_as(format.as_deref().map(Format::parse).transpose()?.as_ref())?;
         }
-        Action::Ps { stack, filter, no_trunc } => {
+        Action::Ps { stack, flags } => {
             let services = services_of(client, &stack, &[]).await?;
-            let ids: Vec<String> = services.iter().map(|s| text(&s["ID"])).collect();
-            let mut wanted = filter_pairs(&filter)?;
-            wanted.push(("service".to_owned(), ids));
-            let tasks: Vec<Value> = client.get(&format!("/tasks?filters={}", filters(&wanted))).await?;
-            let nodes: Vec<Value> = client.get("/nodes").await?;
-            task_table(&tasks, &names(&services, "Spec"), &names(&nodes, "Description"), no_trunc).print();
+            flags.print(client, "service", services.iter().map(|s| text(&s["ID"])).collect()).await?;
         }
-        Action::Services { stack, filter } => service_table(&services_of(client, &stack, &filter).await?).print(),
+        Action::Services { stack, filter, format, quiet } => {
+            print_services(&services_of(client, &stack, &filter).await?, format.as_deref(), quiet)?;
+        }
         Action::Diff(flags) => super::apply::diff(*flags, client).await?,
+        Action::Export(flags) => super::apply::export::run(flags, client).await?,
         Action::History { stack, json } => history(client, &stack, json).await?,
         Action::Rollback { stack, revision, how } => rollback(client, &stack, revision, &how).await?,
         Action::Rm { stacks } => {

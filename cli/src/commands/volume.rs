@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::{inspect_each, remove_each, text};
 use crate::client::Client;
+use crate::output::format::Format;
 use crate::output::table::Table;
 
 /// Make, look at and remove volumes of this node
@@ -24,7 +25,14 @@ enum Action {
     },
     /// List volumes
     #[command(alias = "list")]
-    Ls,
+    Ls {
+        /// json, or a text with fields such as {{.Name}}
+        #[arg(long)]
+        format: Option<String>,
+        /// Print only names
+        #[arg(short, long)]
+        quiet: bool,
+    },
     /// Show volumes in full, as JSON
     Inspect {
         /// The volumes
@@ -47,13 +55,18 @@ pub async fn run(command: VolumeCommand, client: &Client) -> anyhow::Result<()> 
             let made: Value = serde_json::from_slice(&client.post("/volumes/create", &json!({"Name": name})).await?)?;
             println!("{}", text(&made["Name"]));
         }
-        Action::Ls => {
+        Action::Ls { format, quiet } => {
             let found: Value = client.get("/volumes").await?;
+            let volumes = found["Volumes"].as_array().map(Vec::as_slice).unwrap_or_default();
+            if quiet {
+                volumes.iter().for_each(|volume| println!("{}", text(&volume["Name"])));
+                return Ok(());
+            }
             let mut table = Table::new(&["DRIVER", "VOLUME NAME"]);
-            for volume in found["Volumes"].as_array().map(Vec::as_slice).unwrap_or_default() {
+            for volume in volumes {
                 table.row([text(&volume["Driver"]), text(&volume["Name"])]);
             }
-            table.print();
+            table.print_as(format.as_deref().map(Format::parse).transpose()?.as_ref())?;
         }
         Action::Inspect { volumes } => inspect_each(client, "/volumes", &volumes).await?,
         Action::Rm { volumes } => remove_each(client, "/volumes", &volumes).await?,

@@ -1,5 +1,9 @@
 //! Tables as Docker prints them: columns parted by three blanks, at least ten wide, the last one not padded.
 
+use serde_json::Value;
+
+use super::format::Format;
+
 const GAP: usize = 3;
 const NARROWEST: usize = 10;
 
@@ -18,6 +22,23 @@ impl Table {
     /// Adds a row.
     pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());
+    }
+
+    /// Prints it, or each row by a format whose fields are the columns in Docker's names (`{{.Name}}`).
+    ///
+    /// # Errors
+    /// A field that there is not.
+    pub fn print_as(&self, format: Option<&Format>) -> anyhow::Result<()> {
+        let Some(format) = format else {
+            self.print();
+            return Ok(());
+        };
+        let Some((headings, rows)) = self.rows.split_first() else { return Ok(()) };
+        for row in rows {
+            let cells = headings.iter().zip(row).map(|(heading, cell)| (field(heading), Value::from(cell.as_str())));
+            println!("{}", format.render(&Value::Object(cells.collect()))?);
+        }
+        Ok(())
     }
 
     /// Prints it.
@@ -44,6 +65,23 @@ impl Table {
         }
         out
     }
+}
+
+/// The name of a column in formats (docker/cli `cli/command/formatter`): `DESIRED STATE` is `DesiredState`.
+fn field(heading: &str) -> String {
+    match heading {
+        "NETWORK ID" => "ID".to_owned(),
+        "VOLUME NAME" => "Name".to_owned(),
+        "CREATED" => "CreatedAt".to_owned(),
+        "UPDATED" => "UpdatedAt".to_owned(),
+        "ID" => heading.to_owned(),
+        words => words.split(' ').map(capitalized).collect(),
+    }
+}
+
+fn capitalized(word: &str) -> String {
+    let (first, rest) = word.split_at(word.len().min(1));
+    first.to_owned() + &rest.to_ascii_lowercase()
 }
 
 #[cfg(test)]

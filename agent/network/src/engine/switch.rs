@@ -201,9 +201,10 @@ impl Switch {
     /// # Errors
     /// [`NetworkError::Kernel`].
     pub fn remove(self) -> Result<(), NetworkError> {
-        // The kernel ends a namespace some time later; until then the network identifier would be taken.
+        // The kernel ends a namespace some time later, with all that is in it; until then the network identifier would be
+        // taken. Each deletion by itself waits until every processor has forgotten the link.
         let mut inside = Rtnl::open(&self.netns).step("open rtnetlink")?;
-        inside.send(Requests::new().delete_link(VXLAN).delete_link(BRIDGE)).step("delete the links of a switch")?;
+        inside.send(Requests::new().delete_link(VXLAN)).step("delete the VXLAN link of a switch")?;
         netns::remove(&self.file).step("remove a switch namespace")
     }
 

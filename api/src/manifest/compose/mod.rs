@@ -4,6 +4,7 @@
 //! objects are `STACK_NAME`, as `docker stack deploy` makes them, so that both manage the same stack.
 
 mod dotenv;
+pub mod export;
 mod files;
 pub mod interpolate;
 mod load;
@@ -105,5 +106,7 @@ impl<'a> TopLevel<'a> {
 
 #[cfg(test)]
 mod load_tests;
+#[cfg(test)]
+mod recorded;
 #[cfg(test)]
 mod tests;

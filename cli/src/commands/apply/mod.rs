@@ -4,6 +4,7 @@
 //! `skep_api::manifest::plan`), which is carried out (`execute`), remembered (`revisions`) and waited for (`wait`).
 
 mod execute;
+pub mod export;
 mod inputs;
 mod observe;
 pub mod revisions;

@@ -7,7 +7,9 @@ use serde_json::{Map, Value, json};
 use super::health::HealthFlags;
 use super::lists::{ListChanges, Lists};
 use super::mount;
+use super::progress::WaitFlags;
 use super::publish;
+use super::registry::RegistryFlags;
 use super::rollout::Rollouts;
 use super::security::{SecurityChanges, SecurityFlags};
 use super::values::{bytes, nano_cpus, nanoseconds, words};
@@ -84,9 +86,6 @@ struct Common {
     /// vip or dnsrr
     #[arg(long)]
     endpoint_mode: Option<String>,
-    /// Do not wait until the service has converged
-    #[arg(short, long)]
-    detach: bool,
 }
 
 /// Make a service
@@ -94,6 +93,12 @@ struct Common {
 pub struct CreateFlags {
     #[command(flatten)]
     common: Common,
+    /// Whether and how it waits.
+    #[command(flatten)]
+    pub wait: WaitFlags,
+    /// What goes with the image.
+    #[command(flatten)]
+    pub registry: RegistryFlags,
     #[command(flatten)]
     lists: Lists,
     /// Secrets and configs.
@@ -149,6 +154,15 @@ pub struct CreateFlags {
 pub struct UpdateFlags {
     #[command(flatten)]
     common: Common,
+    /// Whether and how it waits.
+    #[command(flatten)]
+    pub wait: WaitFlags,
+    /// What goes with the image.
+    #[command(flatten)]
+    pub registry: RegistryFlags,
+    /// Return to what the service was before its last change; other changes are not made
+    #[arg(long)]
+    pub rollback: bool,
     #[command(flatten)]
     lists: ListChanges,
     /// Secrets and configs.
@@ -206,11 +220,6 @@ pub struct UpdateFlags {
 }
 
 impl CreateFlags {
-    /// Whether not to wait.
-    pub fn detach(&self) -> bool {
-        self.common.detach
-    }
-
     /// The spec.
     ///
     /// # Errors
@@ -269,11 +278,6 @@ impl UpdateFlags {
     /// The service.
     pub fn service(&self) -> &str {
         &self.service
-    }
-
-    /// Whether not to wait.
-    pub fn detach(&self) -> bool {
-        self.common.detach
     }
 
     /// The spec after the change.

@@ -5,8 +5,10 @@ mod health;
 mod lists;
 mod logs;
 pub mod mount;
+mod pretty;
 mod progress;
 mod publish;
+mod registry;
 mod rollout;
 mod security;
 mod values;
@@ -18,12 +20,14 @@ use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::{Value, json};
 
-use super::{filter_pairs, filters, names, task_table, text};
+use super::{TaskFlags, each, filter_pairs, filters, remove_each, text};
 use crate::client::Client;
+use crate::output::format::Format;
 use crate::output::human::short_id;
 use crate::output::table::Table;
 use flags::{CreateFlags, UpdateFlags};
 
+use progress::WaitFlags;
 pub use progress::wait_until_converged;
 pub use values::{bytes, nano_cpus, nanoseconds};
 
@@ -46,9 +50,8 @@ enum Action {
     Rollback {
         /// The service
         service: String,
-        /// Do not wait until it has converged
-        #[arg(short, long)]
-        detach: bool,
+        #[command(flatten)]
+        wait: WaitFlags,
     },
     /// Change how many tasks services have
     Scale {
@@ -77,6 +80,9 @@ enum Action {
         /// Only some, KEY=VALUE; may be repeated
         #[arg(short, long)]
         filter: Vec<String>,
+        /// json, or a text with fields such as {{.Name}}
+        #[arg(long)]
+        format: Option<String>,
         /// Print only ids
         #[arg(short, long)]
         quiet: bool,
@@ -86,19 +92,18 @@ enum Action {
         /// The services
         #[arg(required = true)]
         services: Vec<String>,
-        /// Only some, KEY=VALUE; may be repeated
-        #[arg(short, long)]
-        filter: Vec<String>,
-        /// Print whole ids and errors
-        #[arg(long)]
-        no_trunc: bool,
-        /// Print only ids
-        #[arg(short, long)]
-        quiet: bool,
+        #[command(flatten)]
+        flags: TaskFlags,
     },
     Logs(logs::LogsFlags),
     /// Show services in full, as JSON
     Inspect {
+        /// json, or a text with fields such as {{.Spec.Name}}
+        #[arg(short, long, conflicts_with = "pretty")]
+        format: Option<String>,
+        /// For people
+        #[arg(long)]
+        pretty: bool,
         /// The services
         #[arg(required = true)]
         services: Vec<String>,
@@ -118,68 +123,31 @@ pub async fn run(command: ServiceCommand, client: &Client) -> anyhow::Result<()>
         Action::Create(flags) => {
             let mut spec = flags.spec()?;
             flags.files.apply(&mut spec, client).await?;
-            let created: Value = serde_json::from_slice(&client.post("/services/create", &spec).await?)?;
-            let id = text(&created["ID"]);
+            let path = "/services/create";
+            let created = flags.registry.post(client, path, &spec).await?;
+            let id = text(&serde_json::from_slice::<Value>(&created)?["ID"]);
             println!("{id}");
-            if !flags.detach() {
-                wait_until_converged(client, &id).await?;
-            }
+            flags.wait.until_converged(client, &id).await?;
         }
         Action::Update(flags) => update(client, &flags).await?,
-        Action::Rollback { service, detach } => {
-            let found = get(client, &service).await?;
-            let path = format!(
-                "/services/{}/update?version={}&rollback=previous",
-                text(&found["ID"]),
-                found["Version"]["Index"]
-            );
-            client.post(&path, &found["Spec"]).await?;
-            println!("{service}");
-            if !detach {
-                wait_until_converged(client, &text(&found["ID"])).await?;
-            }
-        }
+        Action::Rollback { service, wait } => roll_back(client, &service, &wait).await?,
         Action::Scale { services, detach } => scale(client, &services, detach).await?,
         Action::Rebalance { services, all, detach } => rebalance(client, services, all, detach).await?,
-        Action::Ls { filter, quiet } => {
+        Action::Ls { filter, format, quiet } => {
             let query = filters(&filter_pairs(&filter)?);
             let services: Vec<Value> = client.get(&format!("/services?status=true&filters={query}")).await?;
-            if quiet {
-                services.iter().for_each(|s| println!("{}", text(&s["ID"])));
-            } else {
-                service_table(&services).print();
-            }
+            print_services(&services, format.as_deref(), quiet)?;
         }
-        Action::Ps { services, filter, no_trunc, quiet } => {
+        Action::Ps { services, flags } => {
             let mut ids = Vec::new();
             for service in &services {
                 ids.push(text(&get(client, service).await?["ID"]));
             }
-            let mut wanted = filter_pairs(&filter)?;
-            wanted.push(("service".to_owned(), ids));
-            let tasks: Vec<Value> = client.get(&format!("/tasks?filters={}", filters(&wanted))).await?;
-            if quiet {
-                tasks.iter().for_each(|t| println!("{}", text(&t["ID"])));
-                return Ok(());
-            }
-            let services: Vec<Value> = client.get("/services").await?;
-            let nodes: Vec<Value> = client.get("/nodes").await?;
-            task_table(&tasks, &names(&services, "Spec"), &names(&nodes, "Description"), no_trunc).print();
+            flags.print(client, "service", ids).await?;
         }
-        Action::Inspect { services } => {
-            let mut found = Vec::new();
-            for service in &services {
-                found.push(get(client, service).await?);
-            }
-            println!("{}", serde_json::to_string_pretty(&found)?);
-        }
+        Action::Inspect { format, pretty, services } => inspect(client, format.as_deref(), pretty, &services).await?,
         Action::Logs(flags) => logs::run(flags, client).await?,
-        Action::Rm { services } => {
-            for service in &services {
-                client.call(Method::DELETE, &format!("/services/{service}"), None).await?;
-                println!("{service}");
-            }
-        }
+        Action::Rm { services } => remove_each(client, "/services", &services).await?,
     }
     Ok(())
 }
@@ -210,16 +178,48 @@ async fn get(client: &Client, service: &str) -> anyhow::Result<Value> {
 }
 
 async fn update(client: &Client, flags: &UpdateFlags) -> anyhow::Result<()> {
+    if flags.rollback {
+        return roll_back(client, flags.service(), &flags.wait).await;
+    }
     let found = get(client, flags.service()).await?;
     let id = text(&found["ID"]);
     let mut spec = flags.apply(found["Spec"].clone())?;
     flags.files.apply(&mut spec, client).await?;
-    client.post(&format!("/services/{id}/update?version={}", found["Version"]["Index"]), &spec).await?;
+    let path = format!("/services/{id}/update?version={}", found["Version"]["Index"]);
+    flags.registry.post(client, &path, &spec).await?;
     println!("{}", flags.service());
-    if !flags.detach() {
-        wait_until_converged(client, &id).await?;
+    flags.wait.until_converged(client, &id).await
+}
+
+async fn roll_back(client: &Client, service: &str, wait: &WaitFlags) -> anyhow::Result<()> {
+    let found = get(client, service).await?;
+    let id = text(&found["ID"]);
+    let path = format!("/services/{id}/update?version={}&rollback=previous", found["Version"]["Index"]);
+    client.post(&path, &found["Spec"]).await?;
+    println!("{service}");
+    wait.until_converged(client, &id).await
+}
+
+async fn inspect(client: &Client, format: Option<&str>, pretty: bool, services: &[String]) -> anyhow::Result<()> {
+    let format = format.map(Format::parse).transpose()?;
+    let mut found = Vec::new();
+    let result = each(services, async |service: &str| {
+        found.push(get(client, service).await?);
+        Ok(())
+    });
+    let result = result.await;
+    if pretty {
+        let networks: Vec<Value> = client.get("/networks").await?;
+        let networks = networks.iter().map(|n| (text(&n["Id"]), text(&n["Name"]))).collect();
+        found.iter().for_each(|service| print!("{}", pretty::text(service, &networks)));
+    } else if let Some(format) = &format {
+        for service in &found {
+            println!("{}", format.render(service)?);
+        }
+    } else {
+        println!("{}", serde_json::to_string_pretty(&found)?);
     }
-    Ok(())
+    result
 }
 
 async fn scale(client: &Client, arguments: &[String], detach: bool) -> anyhow::Result<()> {
@@ -257,8 +257,20 @@ async fn scale(client: &Client, arguments: &[String], detach: bool) -> anyhow::R
     Ok(())
 }
 
-/// The table of `service ls` and `stack services`.
-pub fn service_table(services: &[Value]) -> Table {
+/// Prints what `service ls` and `stack services` do.
+///
+/// # Errors
+/// A format that cannot be.
+pub fn print_services(services: &[Value], format: Option<&str>, quiet: bool) -> anyhow::Result<()> {
+    let format = format.map(Format::parse).transpose()?;
+    if quiet {
+        services.iter().for_each(|s| println!("{}", text(&s["ID"])));
+        return Ok(());
+    }
+    service_table(services).print_as(format.as_ref())
+}
+
+fn service_table(services: &[Value]) -> Table {
     let mut rows: Vec<&Value> = services.iter().collect();
     rows.sort_by_key(|s| text(&s["Spec"]["Name"]));
     let mut table = Table::new(&["ID", "NAME", "MODE", "REPLICAS", "IMAGE", "PORTS"]);

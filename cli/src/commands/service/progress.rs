@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::bail;
+use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use tokio::time::Instant;
@@ -14,6 +15,30 @@ use crate::commands::{filters, text};
 const POLL: Duration = Duration::from_millis(100);
 /// How long a service must stay converged, as Docker's client has it.
 const STABLE: Duration = Duration::from_secs(5);
+
+/// Whether a command waits for its service, and what it shows meanwhile.
+#[derive(Debug, Default, Args)]
+pub struct WaitFlags {
+    /// Do not wait until the service has converged
+    #[arg(short, long)]
+    detach: bool,
+    /// Show no progress
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+impl WaitFlags {
+    /// Waits, if it is to.
+    ///
+    /// # Errors
+    /// As [`wait_until_converged`].
+    pub async fn until_converged(&self, client: &Client, service: &str) -> anyhow::Result<()> {
+        if self.detach {
+            return Ok(());
+        }
+        wait(client, service, !self.quiet && std::io::stderr().is_terminal()).await
+    }
+}
 
 /// What a look at the service shows.
 struct Look {
@@ -32,7 +57,11 @@ struct Look {
 /// # Errors
 /// When the update was paused or rolled back: the service is then not what was asked for.
 pub async fn wait_until_converged(client: &Client, service: &str) -> anyhow::Result<()> {
-    let bar = if std::io::stderr().is_terminal() { ProgressBar::new(1) } else { ProgressBar::hidden() };
+    wait(client, service, std::io::stderr().is_terminal()).await
+}
+
+async fn wait(client: &Client, service: &str, shown: bool) -> anyhow::Result<()> {
+    let bar = if shown { ProgressBar::new(1) } else { ProgressBar::hidden() };
     bar.set_style(ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} {msg}").expect("the template is ours"));
     let mut since: Option<Instant> = None;
     let mut told = String::new();

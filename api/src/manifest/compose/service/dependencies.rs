@@ -30,6 +30,7 @@ pub fn read(node: &Node, names: &Names<'_>, problems: &mut Problems) -> Vec<Depe
             let key = text(item, "depends_on", problems);
             add(&key, item.place, Condition::Started, true, problems);
         }
+        dependencies.sort();
         return dependencies;
     }
     for entry in entries(node, "depends_on", problems) {
@@ -56,6 +57,8 @@ pub fn read(node: &Node, names: &Names<'_>, problems: &mut Problems) -> Vec<Depe
         }
         add(&entry.key, entry.place, condition, is_required, problems);
     }
+    // Their order says nothing, and must not look like a change.
+    dependencies.sort();
     dependencies
 }
 
