@@ -58,7 +58,7 @@ pub fn judge(seen: &Seen) -> Vec<Check> {
         (Some(_), None) => vec![Check::failed(
             "tunnel",
             "this node's WireGuard link does not know it, though the managers do",
-            "look for \"WireGuard\" in this node's log; restarting the daemon makes the link known again",
+            "look for \"WireGuard\" in this node's log",
         )],
         (Some(endpoint), Some(link)) => {
             let mut checks = vec![tunnel(seen, endpoint, link)];
@@ -85,6 +85,13 @@ fn tunnel(seen: &Seen, endpoint: SocketAddr, link: &Link) -> Check {
     if times.is_empty() {
         let (port, address) = (endpoint.port(), seen.underlay);
         let told = seen.tunnel.refused.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+        if seen.tunnel.refused.is_some() && !seen.beside.is_silent() {
+            let text = format!("this node cannot send into the tunnel{told}, and can beside it; {bytes}");
+            let advice = "another program changed the WireGuard link or its route (ip link, ip route), or a firewall here \
+                          forbids it: end that; then end the process skep net: \
+                          the daemon starts another, which makes the link again";
+            return Check::failed("tunnel", text, advice);
+        }
         let of = seen.beside.asked;
         return if seen.beside.is_silent() {
             let text = format!(
@@ -138,7 +145,7 @@ fn size(seen: &Seen) -> Check {
     let limit = [&seen.beside_full, &seen.tunnel_full].into_iter().find_map(|echo| echo.limit).filter(|l| *l > 0);
     let known = limit.map(|limit| format!("; a router on the way passes {limit} bytes")).unwrap_or_default();
     let advice = format!(
-        "make the whole way carry {} bytes, or set the MTU of the link with {} on every node to what it carries{}",
+        "make the whole way carry {} bytes, or set the MTU of the link towards {} on every node to what it carries{}",
         seen.mtu,
         seen.underlay,
         limit.map(|limit| format!(" ({limit})")).unwrap_or_default()
@@ -209,6 +216,9 @@ mod tests {
         let filtered = Seen { tunnel: echo(5, 0, 0), tunnel_full: echo(3, 0, 0), ..well() };
         let check = &judge(&filtered)[0];
         assert!(check.outcome == Outcome::Failed && check.advice.contains("let UDP 51820 pass"), "{check:?}");
+        let own = Seen { tunnel: Echo { refused: Some("no route".into()), ..echo(5, 0, 0) }, ..filtered };
+        let check = &judge(&own)[0];
+        assert!(check.outcome == Outcome::Failed && check.advice.contains("another program"), "{check:?}");
         assert_eq!(outcomes(&cut).len(), 1, "of a path that carries nothing the size is not judged");
     }
 

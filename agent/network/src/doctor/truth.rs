@@ -29,8 +29,8 @@ const TOLD: usize = 3;
 
 /// Judges what was seen twice, some time apart: what others take away comes back meanwhile.
 pub fn judge(seen: &Truth) -> Vec<Check> {
-    let again = "another program changes skep's own: find it (a firewall's reload, nft flush ruleset); skep puts it back \
-                 twice a second, and says in this node's log what it cannot";
+    let again = "another program changes skep's own: find it (a firewall's reload, nft flush ruleset); what stays \
+                 away: this node's log says why; ending the process skep net and restarting the daemon makes all of it anew";
     let check = |name: &str, differences: &[String], well: String, advice: &str| {
         if differences.is_empty() {
             return Check::ok(name, well);
