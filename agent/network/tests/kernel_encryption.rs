@@ -467,7 +467,17 @@ async fn the_process_that_owns_the_link_is_replaced_and_killed_and_connections_g
     assert!(!kept.contains(secret.trim()), "the private key is where it does not belong");
     run(&format!("kill -9 {}", client.process_id().await.unwrap()));
     progress("after its death");
-    let links = run(&format!("nsenter --net={} ip -o addr show skep-wg", w.nodes[0].netns.display()));
+    let inside = format!("nsenter --net={} ip", w.nodes[0].netns.display());
+    for harm in [
+        format!("{inside} link set skep-wg down"),
+        format!("{inside} link set skep-wg down && {inside} link set skep-wg up"),
+        format!("{inside} addr flush dev skep-wg"),
+        format!("{inside} link del skep-wg"),
+    ] {
+        run(&harm);
+        progress(&harm);
+    }
+    let links = run(&format!("{inside} -o addr show skep-wg"));
     assert!(links.contains("100.127.192.1/32"), "{links}");
     stop.store(true, Ordering::Relaxed);
     talking.join().unwrap();

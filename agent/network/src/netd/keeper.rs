@@ -378,10 +378,16 @@ impl Keeper {
         }
     }
 
-    /// Makes the link that should be there and is not: somebody deleted it, or it could not be made.
+    /// Makes the link that should be there and is not: somebody deleted it, or it could not be made. One that is there is
+    /// brought up again.
     fn mend_tunnel(&mut self) {
         let lost = self.tunnel.wanted().filter(|_| !self.tunnel.is_there()).cloned();
-        let Some(wanted) = lost.or_else(|| self.missing.clone()) else { return };
+        let Some(wanted) = lost.or_else(|| self.missing.clone()) else {
+            if let Err(error) = self.tunnel.mend() {
+                tracing::debug!(%error, "the WireGuard link cannot be brought up");
+            }
+            return;
+        };
         match self.tunnel.put(wanted.clone()) {
             Ok(_) => {
                 tracing::info!(link = wanted.link, "the WireGuard link is there again");

@@ -135,6 +135,20 @@ impl Owner {
         self.open.as_ref().is_some_and(Open::is_there)
     }
 
+    /// Brings back what somebody took from a link that is there: that it is up, its address, its route. A link that is set
+    /// down loses its routes for good.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn mend(&self) -> io::Result<()> {
+        let Some(open) = &self.open else { return Ok(()) };
+        let mut rtnl = Netns::current().and_then(|netns| Rtnl::open(&netns))?;
+        match rtnl.link(&open.wanted.link)? {
+            Some(link) => rtnl.send(bring_up(&mut Requests::new(), link.index, &open.wanted)),
+            None => Ok(()),
+        }
+    }
+
     /// All that a successor needs. The link goes on here until [`Owner::let_go`].
     ///
     /// # Errors
@@ -262,10 +276,13 @@ fn set_up(rtnl: &mut Rtnl, wanted: &Tunnel) -> io::Result<()> {
     // A kernel without IPv6 has no such parameter.
     let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", wanted.link), "1");
     let index = rtnl.link(&wanted.link)?.ok_or_else(gone)?.index;
-    let mut requests = Requests::new();
-    requests.set_mtu(index, wanted.mtu).add_address(index, wanted.address, 32).set_up(index);
-    requests.replace_route(wanted.range, Via::Link(index), MAIN_TABLE);
-    rtnl.send(&requests)
+    rtnl.send(bring_up(Requests::new().set_mtu(index, wanted.mtu), index, wanted))
+}
+
+/// What has no effect on a link that is up and has its address and route.
+fn bring_up<'a>(requests: &'a mut Requests, index: u32, wanted: &Tunnel) -> &'a Requests {
+    requests.add_address(index, wanted.address, 32).set_up(index);
+    requests.replace_route(wanted.range, Via::Link(index), MAIN_TABLE)
 }
 
 fn status(key: Key, device: &Status) -> TunnelStatus {
