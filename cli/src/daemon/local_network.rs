@@ -95,13 +95,14 @@ impl Sandboxes for LocalNetwork {
             let member = question.members.iter().find(|member| member.id == id);
             member.map_or_else(|| id.clone(), |member| member.name.clone())
         };
-        let manages = question.members.iter().any(|m| Some(&m.id) == node.as_ref() && m.manager.is_some());
+        let own = question.members.iter().find(|member| Some(&member.id) == node.as_ref());
+        let managing = own.and_then(|own| own.manager).map(|address| address.port());
         let mut checks = layer.examine_kernel().await;
         if known.is_some() {
             checks.extend(layer.examine_pairs(name).await);
         }
         checks.extend(layer.examine_truth().await);
-        checks.extend(layer.examine_ports(manages).await);
+        checks.extend(layer.examine_ports(managing).await);
         Examined { node, checks, known }
     }
 }

@@ -31,6 +31,9 @@ const AGAIN: Duration = Duration::from_millis(1500);
 /// `ERANGE`: what a kernel with VXLAN answers to a network number of more than 24 bits.
 const OUT_OF_RANGE: i32 = 34;
 
+/// The port of managers that were given no other.
+const CLUSTER_PORT: u16 = 2377;
+
 impl NodeNetwork {
     /// What the network needs of the kernel.
     pub async fn examine_kernel(&self) -> Vec<Check> {
@@ -81,14 +84,14 @@ impl NodeNetwork {
         doctor::judge_truth(&seen)
     }
 
-    /// Whether the node's ports are its own.
-    pub async fn examine_ports(&self, manages: bool) -> Vec<Check> {
+    /// Whether the node's ports are its own. `managing` is the port at which it manages, if it does.
+    pub async fn examine_ports(&self, managing: Option<u16>) -> Vec<Check> {
         let inner = self.inner.clone();
         let probed = blocking(move || {
             let in_cluster = inner.state().place.node.is_some();
             let (wireguard, vxlan) = (inner.config.wireguard_port, inner.config.vxlan_port);
             let needed = [
-                ("tcp", 2377, "managers", manages),
+                ("tcp", managing.unwrap_or(CLUSTER_PORT), "managers", managing.is_some()),
                 ("udp", wireguard, "WireGuard", in_cluster),
                 ("udp", ENCRYPTED_PORT, "VXLAN in WireGuard", in_cluster),
                 ("udp", vxlan, "VXLAN of plain networks", false),
