@@ -42,7 +42,7 @@ pub struct ApplyCommand {
 
 /// How a stack is brought to what is wanted
 #[derive(Debug, Args)]
-#[allow(clippy::struct_excessive_bools)]
+#[allow(clippy::struct_excessive_bools, reason = "Docker's flags")]
 pub struct HowFlags {
     /// Remove everything of the stack that is not wanted, whoever made it
     #[arg(long)]

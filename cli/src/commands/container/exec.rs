@@ -14,7 +14,7 @@ use crate::terminal::session::{End, Session};
 
 /// Run a further command in a container
 #[derive(Debug, Args)]
-#[allow(clippy::struct_excessive_bools)]
+#[allow(clippy::struct_excessive_bools, reason = "Docker's flags")]
 pub struct ExecFlags {
     /// Leave the command alone
     #[arg(short, long)]

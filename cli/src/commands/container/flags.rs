@@ -12,7 +12,7 @@ use crate::commands::{pairs, text_lines};
 
 /// Flags that both commands share.
 #[derive(Debug, Default, Args)]
-#[allow(clippy::struct_excessive_bools)]
+#[allow(clippy::struct_excessive_bools, reason = "Docker's flags")]
 pub struct ContainerFlags {
     /// Add a line to /etc/hosts, NAME:IP; may be repeated
     #[arg(long)]

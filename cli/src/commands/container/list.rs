@@ -12,7 +12,7 @@ use crate::output::table::Table;
 
 /// List containers of this node
 #[derive(Debug, Args)]
-#[allow(clippy::struct_excessive_bools)]
+#[allow(clippy::struct_excessive_bools, reason = "Docker's flags")]
 pub struct PsCommand {
     /// Also those that do not run
     #[arg(short, long)]

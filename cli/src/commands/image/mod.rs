@@ -68,7 +68,7 @@ pub enum Verb {
 
 /// List images of this node
 #[derive(Debug, Args)]
-#[allow(clippy::struct_excessive_bools)]
+#[allow(clippy::struct_excessive_bools, reason = "Docker's flags")]
 pub struct ListFlags {
     /// Also those between layers: there are none here
     #[arg(short, long)]

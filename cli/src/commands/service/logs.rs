@@ -20,7 +20,7 @@ const ORIGIN: [&str; 3] = ["com.docker.swarm.service.id", "com.docker.swarm.task
 
 /// Print the logs of a service or a task
 #[derive(Debug, Args)]
-#[allow(clippy::struct_excessive_bools)]
+#[allow(clippy::struct_excessive_bools, reason = "Docker's flags")]
 pub struct LogsFlags {
     #[command(flatten)]
     lines: LogFlags,
