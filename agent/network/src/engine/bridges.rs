@@ -5,25 +5,20 @@ use std::net::Ipv4Addr;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use super::state::{Addressing, Bridge, Record};
+use super::state::{Bridge, Bridge6, Record};
 use super::{Inner, lock, node, recover};
 use crate::error::NetworkError;
 use crate::record;
-use crate::spec::DEFAULT_BRIDGE;
+use crate::spec::{Addressing, BridgeSpec, DEFAULT_BRIDGE};
 
 impl Inner {
-    pub(super) fn create_bridge(
-        &self,
-        name: &str,
-        subnet: Option<Ipv4Net>,
-        addressing: Addressing,
-        internal: bool,
-    ) -> Result<Bridge, NetworkError> {
+    pub(super) fn create_bridge(&self, spec: BridgeSpec) -> Result<Bridge, NetworkError> {
+        let BridgeSpec { name, subnet, addressing, internal, ipv6: _ } = spec;
         let foreign = node::foreign_subnets(&self.config, &self.netns)?;
         let bridge = {
             let mut state = self.state();
-            let refuse = |reason: String| NetworkError::Bridge { name: name.to_owned(), reason };
-            if let Some(there) = state.bridges.get(name) {
+            let refuse = |reason: String| NetworkError::Bridge { name: name.clone(), reason };
+            if let Some(there) = state.bridges.get(&name) {
                 return Err(refuse(format!("it exists with subnet {}", there.subnet)));
             }
             let ours = state.bridges.values().map(|bridge| bridge.subnet);
@@ -56,8 +51,8 @@ impl Inner {
             }
             let used: BTreeSet<u32> = state.bridges.values().map(|bridge| bridge.number).collect();
             let number = (1..).find(|number| !used.contains(number)).expect("fewer bridges than numbers");
-            let bridge = Bridge { name: name.to_owned(), number, subnet, internal, addressing };
-            state.bridges.insert(name.to_owned(), bridge.clone());
+            let bridge = Bridge { name: name.clone(), number, subnet, internal, addressing, ipv6: None };
+            state.bridges.insert(name.clone(), bridge.clone());
             bridge
         };
         let made = node::ensure_bridge(&self.config, &self.netns, &bridge, self.mtu())
@@ -66,7 +61,7 @@ impl Inner {
         match made {
             Ok(()) => Ok(bridge),
             Err(error) => {
-                self.state().bridges.remove(name);
+                self.state().bridges.remove(&name);
                 let undone = node::delete_bridge(&self.config, &self.netns, &bridge).and(self.write_bridges());
                 if let Err(error) = undone {
                     tracing::warn!(%error, "cannot take back a bridge that could not be made");
@@ -105,7 +100,8 @@ impl Inner {
             .map(|bridge| (bridge.name.clone(), bridge.addressing))
             .collect();
         record::write(&self.config.state_dir.join("addressing.record"), &asked)?;
-        record::write(&self.config.state_dir.join("bridges.record"), &bridges)
+        let ipv6: Vec<Option<Bridge6>> = bridges.iter().map(|bridge| bridge.ipv6).collect();
+        record::write(&self.config.state_dir.join("bridges.record"), &(bridges, ipv6))
     }
 
     pub(super) fn clear(&self) -> Result<(), NetworkError> {

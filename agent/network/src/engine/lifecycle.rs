@@ -82,7 +82,8 @@ impl Inner {
             let udp = record.host_ports.iter().filter(|port| port.protocol == Protocol::Udp);
             let cut = Cut { opened: udp.filter_map(|port| port.published).collect(), ..Cut::default() };
             conntrack::cut(&self.netns, &cut).step("cut connections to ports that were closed")?;
-            record::write(&self.record_path(&record.spec.id), &OnDisk { record, dns })?;
+            let path = self.record_path(&record.spec.id);
+            OnDisk { record, dns }.write(&path)?;
             Ok(made)
         })
         .await

@@ -31,7 +31,15 @@ impl State {
             let kind = LinkKind::Overlay(overlay.network);
             if !is_there(&links, &kind) {
                 let mac = Mac::of(address.addr());
-                links.push(SandboxLink { name: free_name(&links), kind, address, mac, gateway: None });
+                links.push(SandboxLink {
+                    name: free_name(&links),
+                    kind,
+                    address,
+                    mac,
+                    gateway: None,
+                    address6: None,
+                    gateway6: None,
+                });
             }
         }
         for attachment in &spec.bridges {
@@ -47,14 +55,30 @@ impl State {
             };
             let gateway = (!bridge.internal).then(|| bridge.gateway());
             let (address, mac) = (net(address, bridge.subnet.prefix_len()), Mac::of(address));
-            links.push(SandboxLink { name: free_name(&links), kind, address, mac, gateway });
+            links.push(SandboxLink {
+                name: free_name(&links),
+                kind,
+                address,
+                mac,
+                gateway,
+                address6: None,
+                gateway6: None,
+            });
         }
         if needs_task_link && !is_there(&links, &LinkKind::Task) {
             let node = self.addresses(config)?;
             let address = self.next_free(Pool::of_tasks(&node))?;
             let (kind, gateway) = (LinkKind::Task, Some(node.gateway()));
             let (address, mac) = (net(address, 32), Mac::of(address));
-            links.push(SandboxLink { name: free_name(&links), kind, address, mac, gateway });
+            links.push(SandboxLink {
+                name: free_name(&links),
+                kind,
+                address,
+                mac,
+                gateway,
+                address6: None,
+                gateway6: None,
+            });
         }
         Ok(links)
     }
@@ -113,7 +137,8 @@ mod tests {
             number: 1,
             subnet: "172.18.0.0/16".parse().unwrap(),
             internal: false,
-            addressing: crate::engine::state::Addressing::default(),
+            addressing: crate::spec::Addressing::default(),
+            ipv6: None,
         };
         state.bridges.insert("other".into(), other);
         let first = state.reserve(spec(1), &config, |_| true).unwrap();

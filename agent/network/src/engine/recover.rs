@@ -14,7 +14,7 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 use super::cuts::Cuts;
 use super::node::{self, Node};
 use super::sandbox::{Live, ports_of};
-use super::state::{Addressing, Bridge, OnDisk, Record, State, netns_path};
+use super::state::{Bridge, Bridge6, OnDisk, Record, State, netns_path};
 use super::switch::Switch;
 use super::{Inner, LiveCell, SwitchCell};
 use crate::config::{Config, PORT_GROUP, Place};
@@ -22,7 +22,7 @@ use crate::error::{NetworkError, Step};
 use crate::names::Names;
 use crate::netlink::{Requests, Rtnl};
 use crate::record;
-use crate::spec::{DEFAULT_BRIDGE, SandboxId};
+use crate::spec::{Addressing, DEFAULT_BRIDGE, SandboxId};
 use crate::sys::netns::{self, Netns};
 
 /// Takes over what is there.
@@ -85,7 +85,7 @@ fn sandboxes(config: &Config) -> Result<Found, NetworkError> {
     for name in file_names(&folder)? {
         let Some(id) = name.strip_suffix(".record").and_then(SandboxId::new) else { continue };
         let path = netns_path(config, &id);
-        match (record::read::<OnDisk>(&folder.join(&name)), Netns::open(&path)) {
+        match (OnDisk::read(&folder.join(&name)), Netns::open(&path)) {
             (Ok(Some(OnDisk { record, dns })), Ok(netns)) => {
                 live.insert(id.clone(), Arc::new(AsyncMutex::new(Some(Live::new(netns, dns, false)))));
                 records.insert(id, record);
@@ -153,10 +153,13 @@ fn remove_leftover_links(
 }
 
 fn bridges(config: &Config) -> Result<BTreeMap<String, Bridge>, NetworkError> {
-    let kept: Vec<Bridge> = record::read(&config.state_dir.join("bridges.record"))?.unwrap_or_default();
+    let (kept, ipv6): (Vec<Bridge>, Vec<Option<Bridge6>>) =
+        record::read_with(&config.state_dir.join("bridges.record"))?.unwrap_or_default();
     let mut asked: BTreeMap<String, Addressing> =
         record::read(&config.state_dir.join("addressing.record"))?.unwrap_or_default();
-    let kept = kept.into_iter().map(|mut bridge| {
+    let ipv6 = ipv6.into_iter().chain(std::iter::repeat(None));
+    let kept = kept.into_iter().zip(ipv6).map(|(mut bridge, ipv6)| {
+        bridge.ipv6 = ipv6;
         bridge.addressing = asked.remove(&bridge.name).unwrap_or_default();
         bridge
     });
@@ -165,7 +168,14 @@ fn bridges(config: &Config) -> Result<BTreeMap<String, Bridge>, NetworkError> {
         let name = DEFAULT_BRIDGE.to_owned();
         bridges.insert(
             name.clone(),
-            Bridge { name, number: 0, subnet: subnet.trunc(), internal: false, addressing: Addressing::default() },
+            Bridge {
+                name,
+                number: 0,
+                subnet: subnet.trunc(),
+                internal: false,
+                addressing: Addressing::default(),
+                ipv6: None,
+            },
         );
     }
     Ok(bridges)

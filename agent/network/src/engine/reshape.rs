@@ -12,7 +12,6 @@ use super::sandbox::{self, Live};
 use super::state::{OnDisk, Record};
 use super::{Inner, blocking};
 use crate::error::{NetworkError, Step};
-use crate::record;
 use crate::spec::{Sandbox, SandboxLink, SandboxSpec};
 
 impl Inner {
@@ -107,6 +106,6 @@ impl Inner {
 
     fn write(&self, record: &Record, live: &Live) -> Result<(), NetworkError> {
         let kept = OnDisk { record: record.clone(), dns: live.dns };
-        record::write(&self.record_path(&record.spec.id), &kept)
+        kept.write(&self.record_path(&record.spec.id))
     }
 }

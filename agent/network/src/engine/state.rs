@@ -1,10 +1,10 @@
 //! What this node has given out: addresses, slots, ports. Kept in memory, and per sandbox on disk.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use skep_proto::model::NetworkId;
 use skep_proto::model::service::Protocol;
@@ -15,7 +15,10 @@ use crate::error::NetworkError;
 use crate::names::{DnsPorts, SandboxDns};
 use crate::plan::names::LocalName;
 use crate::plan::node::{BridgeFacts, NodeFacts};
-use crate::spec::{DEFAULT_BRIDGE, HostPort, LinkKind, Sandbox, SandboxId, SandboxLink, SandboxSpec, resolv_conf};
+use crate::record;
+use crate::spec::{
+    Addressing, DEFAULT_BRIDGE, HostPort, LinkKind, Sandbox, SandboxId, SandboxLink, SandboxSpec, resolv_conf,
+};
 
 /// The node's own settings.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -45,6 +48,63 @@ pub struct OnDisk {
     pub dns: DnsPorts,
 }
 
+/// What the file of a sandbox holds behind that since there is IPv6; nothing in the files of older daemons.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Ipv6Part {
+    /// Of each overlay of the specification.
+    overlays: Vec<Option<Ipv6Net>>,
+    /// Of each bridge of the specification.
+    bridges: Vec<Option<Ipv6Addr>>,
+    /// Of each link: address and gateway.
+    links: Vec<(Option<Ipv6Net>, Option<Ipv6Addr>)>,
+}
+
+impl Ipv6Part {
+    /// That of a record.
+    fn of(record: &Record) -> Self {
+        Self {
+            overlays: record.spec.overlays.iter().map(|overlay| overlay.address6).collect(),
+            bridges: record.spec.bridges.iter().map(|bridge| bridge.address6).collect(),
+            links: record.links.iter().map(|link| (link.address6, link.gateway6)).collect(),
+        }
+    }
+
+    /// Puts it back into its record.
+    fn complete(self, record: &mut Record) {
+        for (overlay, address) in record.spec.overlays.iter_mut().zip(self.overlays) {
+            overlay.address6 = address;
+        }
+        for (bridge, address) in record.spec.bridges.iter_mut().zip(self.bridges) {
+            bridge.address6 = address;
+        }
+        for (link, part) in record.links.iter_mut().zip(self.links) {
+            (link.address6, link.gateway6) = part;
+        }
+    }
+}
+
+impl OnDisk {
+    /// Writes it to a file.
+    ///
+    /// # Errors
+    /// [`NetworkError::Record`].
+    pub fn write(&self, path: &std::path::Path) -> Result<(), NetworkError> {
+        record::write(path, &(self, Ipv6Part::of(&self.record)))
+    }
+
+    /// Reads it from a file; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`NetworkError::Record`].
+    pub fn read(path: &std::path::Path) -> Result<Option<Self>, NetworkError> {
+        let found = record::read_with::<Self, Ipv6Part>(path)?;
+        Ok(found.map(|(mut kept, part)| {
+            part.complete(&mut kept.record);
+            kept
+        }))
+    }
+}
+
 /// A local bridge as it is kept on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bridge {
@@ -59,15 +119,20 @@ pub struct Bridge {
     /// Where in the subnet addresses are. In a record of its own, so that an older daemon reads this one.
     #[serde(skip)]
     pub addressing: Addressing,
+    /// IPv6 beside IPv4. Also in a record of its own.
+    #[serde(skip)]
+    pub ipv6: Option<Bridge6>,
 }
 
-/// Which addresses of a bridge's subnet are given, where somebody asked for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Addressing {
-    /// The node's address; `None` for the first one.
-    pub gateway: Option<Ipv4Addr>,
+/// The IPv6 half of a local bridge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bridge6 {
+    /// Its subnet.
+    pub subnet: Ipv6Net,
+    /// The node's address there.
+    pub gateway: Ipv6Addr,
     /// Addresses that nobody named are chosen from here; `None` for the whole subnet.
-    pub range: Option<Ipv4Net>,
+    pub range: Option<Ipv6Net>,
 }
 
 impl Bridge {
@@ -407,7 +472,7 @@ pub(super) mod tests {
         let subnet = "172.17.0.0/28".parse().unwrap();
         let bridges = BTreeMap::from([(
             name.clone(),
-            Bridge { name, number: 0, subnet, internal: false, addressing: Addressing::default() },
+            Bridge { name, number: 0, subnet, internal: false, addressing: Addressing::default(), ipv6: None },
         )]);
         State { bridges, ..State::default() }
     }
@@ -428,6 +493,24 @@ pub(super) mod tests {
             state.records.remove(&record.spec.id);
         }
         assert_eq!(given, [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 2]);
+    }
+
+    #[test]
+    fn a_record_keeps_its_ipv6_part_and_one_without_is_read_too() {
+        let (mut state, config) = (state(), config());
+        let mut record = state.reserve(spec(1), &config, |_| true).unwrap();
+        let dns = DnsPorts { udp: 1, tcp: 2 };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("one.record");
+        let kept = OnDisk { record: record.clone(), dns };
+        record::write(&path, &kept).unwrap();
+        assert_eq!(OnDisk::read(&path).unwrap(), Some(kept));
+        record.spec.bridges[0].address6 = Some("fd00::2".parse().unwrap());
+        record.links[0].address6 = Some("fd00::2/64".parse().unwrap());
+        record.links[0].gateway6 = Some("fd00::1".parse().unwrap());
+        let kept = OnDisk { record, dns };
+        kept.write(&path).unwrap();
+        assert_eq!(OnDisk::read(&path).unwrap(), Some(kept));
     }
 
     #[test]
