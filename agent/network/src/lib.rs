@@ -24,11 +24,11 @@ mod sys;
 pub mod tunnel;
 
 pub use config::{Config, Place};
-pub use engine::{Addressing, Bridge, Encryption, NodeNetwork};
+pub use engine::{Bridge, Bridge6, Encryption, NodeNetwork};
 pub use error::NetworkError;
 pub use names::{DnsPorts, FakeNames, Names, SandboxDns};
 pub use spec::{
-    BridgeAttachment, DEFAULT_BRIDGE, HostPort, LinkKind, OverlayAttachment, Resolver, Sandbox, SandboxId, SandboxLink,
-    SandboxSpec,
+    Addressing, BridgeAttachment, BridgeSpec, BridgeSpec6, DEFAULT_BRIDGE, HostPort, LinkKind, OverlayAttachment,
+    Resolver, Sandbox, SandboxId, SandboxLink, SandboxSpec,
 };
 pub use tunnel::{TunnelPath, Tunnels};

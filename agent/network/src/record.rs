@@ -31,6 +31,17 @@ pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), NetworkError> {
 /// # Errors
 /// [`NetworkError::Record`], with `InvalidData` when the file is of another format or damaged.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, NetworkError> {
+    Ok(read_with::<T, ()>(path)?.map(|(value, ())| value))
+}
+
+/// Reads a record that was written as a pair. One of the first value alone, as older daemons wrote it, has the second one's
+/// default; older daemons in turn read the first value and leave the rest.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_with<T: DeserializeOwned, U: DeserializeOwned + Default>(
+    path: &Path,
+) -> Result<Option<(T, U)>, NetworkError> {
     let failed = |source| NetworkError::Record { step: "read", path: path.display().to_string(), source };
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
@@ -40,11 +51,17 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, NetworkError>
     let damaged = |text: String| failed(io::Error::new(io::ErrorKind::InvalidData, text));
     match bytes.split_at_checked(2) {
         Some((format, rest)) if format == FORMAT.to_le_bytes() => {
-            postcard::from_bytes(rest).map(Some).map_err(|error| damaged(error.to_string()))
+            parts(rest).map(Some).map_err(|error| damaged(error.to_string()))
         }
         Some((format, _)) => Err(damaged(format!("format {}", u16::from_le_bytes([format[0], format[1]])))),
         None => Err(damaged("too short".into())),
     }
+}
+
+fn parts<T: DeserializeOwned, U: DeserializeOwned + Default>(bytes: &[u8]) -> postcard::Result<(T, U)> {
+    let (value, rest) = postcard::take_from_bytes(bytes)?;
+    let more = if rest.is_empty() { U::default() } else { postcard::from_bytes(rest)? };
+    Ok((value, more))
 }
 
 /// Deletes a record, if it is there.
@@ -70,6 +87,10 @@ mod tests {
         let path = folder.path().join("a");
         assert_eq!(read::<Vec<u32>>(&path).unwrap(), None);
         write(&path, &vec![1u32, 2]).unwrap();
+        assert_eq!(read::<Vec<u32>>(&path).unwrap(), Some(vec![1, 2]));
+        assert_eq!(read_with::<Vec<u32>, u8>(&path).unwrap(), Some((vec![1, 2], 0)));
+        write(&path, &(vec![1u32, 2], 7u8)).unwrap();
+        assert_eq!(read_with::<Vec<u32>, u8>(&path).unwrap(), Some((vec![1, 2], 7)));
         assert_eq!(read::<Vec<u32>>(&path).unwrap(), Some(vec![1, 2]));
         fs::write(&path, [1, 0, 9]).unwrap();
         assert!(read::<Vec<u32>>(&path).is_err());

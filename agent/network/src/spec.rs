@@ -1,16 +1,17 @@
 //! Sandboxes: what the agent asks for and what it gets.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use skep_proto::model::container::DnsConfig;
 use skep_proto::model::service::{PortConfig, Protocol};
 use skep_proto::model::{NetworkId, TaskId};
 
 use crate::mac::Mac;
+use crate::plan::senders::Sender;
 
 /// Name of the default bridge, as Docker calls it.
 pub const DEFAULT_BRIDGE: &str = "bridge";
@@ -89,6 +90,22 @@ pub struct OverlayAttachment {
     /// Names that this node's sandboxes on that network resolve to it. The managers tell the names of tasks to all
     /// nodes; these here are known even before they do.
     pub names: Vec<String>,
+    /// Its IPv6 address there, with the length of the network's IPv6 subnet, on a network that has one. Kept on disk behind
+    /// everything else ([`Ipv6Part`]), so that older daemons read the record.
+    #[serde(skip)]
+    pub address6: Option<Ipv6Net>,
+}
+
+impl OverlayAttachment {
+    /// An attachment with the first address of each family, or `None` without one of IPv4: every network has IPv4.
+    pub fn new(network: NetworkId, addresses: &[IpNet], names: Vec<String>) -> Option<Self> {
+        let address = *addresses.iter().find(|address| matches!(address, IpNet::V4(_)))?;
+        let address6 = addresses.iter().find_map(|address| match address {
+            IpNet::V6(net) => Some(*net),
+            IpNet::V4(_) => None,
+        });
+        Some(Self { network, address, names, address6 })
+    }
 }
 
 /// A sandbox on a local bridge.
@@ -100,12 +117,15 @@ pub struct BridgeAttachment {
     pub address: Option<Ipv4Addr>,
     /// Names that other sandboxes on the bridge resolve to it (not on the default bridge, as with Docker).
     pub names: Vec<String>,
+    /// An IPv6 address asked for; `None` for the next free one of a bridge that has an IPv6 subnet.
+    #[serde(skip)]
+    pub address6: Option<Ipv6Addr>,
 }
 
 impl BridgeAttachment {
     /// The default bridge, with an address of its choice.
     pub fn default_bridge() -> Self {
-        Self { bridge: DEFAULT_BRIDGE.into(), address: None, names: Vec::new() }
+        Self { bridge: DEFAULT_BRIDGE.into(), address: None, names: Vec::new(), address6: None }
     }
 }
 
@@ -123,11 +143,12 @@ pub struct HostPort {
 }
 
 impl HostPort {
-    /// Whether both cannot be open at once.
+    /// Whether both cannot be open at once. An unspecified address stands for all of its family, none for all of both.
     pub fn clashes(&self, other: &Self) -> bool {
-        let all = |port: &Self| port.bind.is_none_or(|address| address.is_unspecified());
         let same = (self.protocol, self.published) == (other.protocol, other.published);
-        same && (all(self) || all(other) || self.bind == other.bind)
+        let (Some(own), Some(others)) = (self.bind, other.bind) else { return same };
+        let alike = own.is_ipv4() == others.is_ipv4();
+        same && alike && (own.is_unspecified() || others.is_unspecified() || own == others)
     }
 }
 
@@ -197,9 +218,61 @@ pub struct SandboxLink {
     pub mac: Mac,
     /// The gateway, if it has one.
     pub gateway: Option<Ipv4Addr>,
+    /// Its IPv6 address, if it has one.
+    #[serde(skip)]
+    pub address6: Option<Ipv6Net>,
+    /// The IPv6 gateway, if it has one.
+    #[serde(skip)]
+    pub gateway6: Option<Ipv6Addr>,
+}
+
+/// A local bridge to make.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct BridgeSpec {
+    /// Its name.
+    pub name: String,
+    /// Its subnet; `None` for one that is chosen.
+    pub subnet: Option<Ipv4Net>,
+    /// Where in the subnet addresses are.
+    pub addressing: Addressing,
+    /// No way out.
+    pub internal: bool,
+    /// IPv6 beside IPv4.
+    pub ipv6: Option<BridgeSpec6>,
+}
+
+/// The IPv6 half of a local bridge to make. All `None` stands for a subnet that is chosen: a /64 of unique local addresses
+/// (RFC 4193).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BridgeSpec6 {
+    /// Its subnet; `None` for one that is chosen.
+    pub subnet: Option<Ipv6Net>,
+    /// The node's address; `None` for the first one.
+    pub gateway: Option<Ipv6Addr>,
+    /// Addresses that nobody named are chosen from here; `None` for the whole subnet.
+    pub range: Option<Ipv6Net>,
+}
+
+/// Which addresses of a bridge's subnet are given, where somebody asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Addressing {
+    /// The node's address; `None` for the first one.
+    pub gateway: Option<Ipv4Addr>,
+    /// Addresses that nobody named are chosen from here; `None` for the whole subnet.
+    pub range: Option<Ipv4Net>,
 }
 
 impl SandboxLink {
+    /// Its addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        std::iter::once(IpAddr::V4(self.address.addr())).chain(self.address6.map(|net| IpAddr::V6(net.addr())))
+    }
+
+    /// What may send by it.
+    pub(crate) fn sender(&self) -> Sender {
+        Sender { v4: self.address.addr(), v6: self.address6.map(|net| net.addr()) }
+    }
+
     /// Number of the link in its sandbox, which its port outside is named by as well.
     pub fn number(&self) -> usize {
         self.name.strip_prefix("eth").and_then(|digits| digits.parse().ok()).unwrap_or(usize::MAX)

@@ -125,7 +125,7 @@ async fn a_sandbox_waits_for_its_network_and_fails_with_a_temporary_error() {
     let mut w = World::new(1);
     let mut spec = SandboxSpec::new(SandboxId::new("early").unwrap());
     let address = "10.0.1.10/24".parse().unwrap();
-    spec.overlays.push(OverlayAttachment { network: NetworkId(1), address, names: Vec::new() });
+    spec.overlays.push(OverlayAttachment { network: NetworkId(1), address, names: Vec::new(), address6: None });
     let network = w.nodes[0].network.clone();
     let error = network.create_sandbox(spec.clone()).await.unwrap_err();
     assert!(matches!(error, NetworkError::UnknownNetwork { .. }) && error.is_temporary());
@@ -162,7 +162,7 @@ async fn a_hundred_sandboxes_are_made_at_once_and_leave_nothing() {
             let network = w.nodes[0].network.clone();
             let mut spec = SandboxSpec::new(SandboxId::new(format!("s{number}")).unwrap());
             let address = format!("10.0.1.{}/24", 10 + number).parse().unwrap();
-            spec.overlays.push(OverlayAttachment { network: net, address, names: Vec::new() });
+            spec.overlays.push(OverlayAttachment { network: net, address, names: Vec::new(), address6: None });
             tokio::spawn(async move { network.create_sandbox(spec).await.unwrap() })
         })
         .collect();
@@ -206,7 +206,7 @@ async fn a_sandbox_without_a_name_server_is_taken_back() {
     w.apply().await;
     let mut spec = SandboxSpec::new(SandboxId::new("one").unwrap());
     let address = "10.0.1.10/24".parse().unwrap();
-    spec.overlays.push(OverlayAttachment { network: net, address, names: vec!["one".into()] });
+    spec.overlays.push(OverlayAttachment { network: net, address, names: vec!["one".into()], address6: None });
     let node = &w.nodes[0];
     node.names.refuse(true);
     let error = node.network.create_sandbox(spec.clone()).await.unwrap_err();
@@ -216,5 +216,8 @@ async fn a_sandbox_without_a_name_server_is_taken_back() {
     node.names.refuse(false);
     node.network.create_sandbox(spec).await.unwrap();
     let zone = skep_network::dns::zone::ZoneKey::Overlay(net);
-    assert_eq!(node.names.zones()[&zone].resolve("one"), Some(&["10.0.1.10".parse().unwrap()][..]));
+    assert_eq!(
+        node.names.zones()[&zone].resolve("one").unwrap().v4,
+        ["10.0.1.10".parse::<std::net::Ipv4Addr>().unwrap()]
+    );
 }

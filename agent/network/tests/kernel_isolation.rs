@@ -12,7 +12,7 @@ use std::time::Duration;
 use skep_network::mac::Mac;
 use skep_network::{BridgeAttachment, HostPort, Sandbox, SandboxId, SandboxSpec};
 use skep_proto::model::service::Protocol;
-use world::{CLIENT, World, ask_tcp, pings, run, serve_tcp, within};
+use world::{CLIENT, World, ask_tcp, bridge, pings, run, serve_tcp, within};
 
 /// Sends frames by a packet socket: `IFACE HEX…`, from inside a namespace.
 const SEND: &str = "import socket,sys\n\
@@ -96,7 +96,7 @@ fn disguises(evil: (&Sandbox, &str), victim: &Sandbox, other: (Ipv4Addr, Mac)) {
 
 fn plain(name: &str, bridge: &str) -> SandboxSpec {
     let mut spec = SandboxSpec::new(SandboxId::new(name).unwrap());
-    spec.bridges.push(BridgeAttachment { bridge: bridge.into(), address: None, names: Vec::new() });
+    spec.bridges.push(BridgeAttachment { bridge: bridge.into(), address: None, names: Vec::new(), address6: None });
     spec
 }
 
@@ -150,8 +150,8 @@ async fn networks_are_closed_to_each_other_and_internal_ones_to_the_world() {
     let c = w.task(3, 1, None, two, "10.0.2.11/24").await;
     w.apply().await;
     let network = &w.nodes[0].network;
-    network.create_bridge("closed", None, skep_network::Addressing::default(), true).await.unwrap();
-    network.create_bridge("open", None, skep_network::Addressing::default(), false).await.unwrap();
+    network.create_bridge(bridge("closed", None, true)).await.unwrap();
+    network.create_bridge(bridge("open", None, false)).await.unwrap();
     let inner = network.create_sandbox(plain("inner", "closed")).await.unwrap();
     let beside = network.create_sandbox(plain("beside", "closed")).await.unwrap();
     let mut spec = plain("outer", "open");
@@ -208,7 +208,7 @@ async fn a_host_firewall_that_drops_needs_the_documented_rules_and_no_more() {
     w.apply().await;
     serve_tcp(&b.netns, 80, "b");
     let network = &w.nodes[0].network;
-    network.create_bridge("open", None, skep_network::Addressing::default(), false).await.unwrap();
+    network.create_bridge(bridge("open", None, false)).await.unwrap();
     let plain = network.create_sandbox(plain("plain", "open")).await.unwrap();
     let other = network.create_sandbox(self::plain("other", "bridge")).await.unwrap();
     let works = || {

@@ -6,7 +6,7 @@ mod world;
 use std::collections::BTreeMap;
 
 use skep_network::{BridgeAttachment, SandboxId, SandboxSpec};
-use world::{World, ask_tcp, ask_udp, pings, run, serve_tcp, serve_udp};
+use world::{World, ask_tcp, ask_udp, bridge, pings, run, serve_tcp, serve_udp};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs root"]
@@ -178,23 +178,22 @@ async fn a_service_with_a_thousand_tasks_is_one_swap() {
 async fn local_bridges_are_apart_have_names_and_outlive_a_restart() {
     let mut w = World::new(1);
     let network = w.nodes[0].network.clone();
-    let mine = network.create_bridge("mine", None, skep_network::Addressing::default(), false).await.unwrap();
+    let mine = network.create_bridge(bridge("mine", None, false)).await.unwrap();
     assert_eq!(mine.subnet.to_string(), "172.18.0.0/16");
-    network
-        .create_bridge("closed", Some("192.168.7.0/24".parse().unwrap()), skep_network::Addressing::default(), true)
-        .await
-        .unwrap();
-    let taken = network
-        .create_bridge("other", Some("192.168.7.128/25".parse().unwrap()), skep_network::Addressing::default(), true)
-        .await
-        .unwrap_err();
+    network.create_bridge(bridge("closed", Some("192.168.7.0/24"), true)).await.unwrap();
+    let taken = network.create_bridge(bridge("other", Some("192.168.7.128/25"), true)).await.unwrap_err();
     assert!(taken.to_string().starts_with("address 192.168.7.0 is not available"), "{taken}");
-    assert!(network.create_bridge("mine", None, skep_network::Addressing::default(), false).await.is_err());
+    assert!(network.create_bridge(bridge("mine", None, false)).await.is_err());
 
     let mut made = Vec::new();
     for (id, bridge) in [("a", "mine"), ("b", "mine"), ("c", "closed"), ("d", "closed"), ("e", "bridge")] {
         let mut spec = SandboxSpec::new(SandboxId::new(id).unwrap());
-        spec.bridges.push(BridgeAttachment { bridge: bridge.into(), address: None, names: vec![id.into()] });
+        spec.bridges.push(BridgeAttachment {
+            bridge: bridge.into(),
+            address: None,
+            names: vec![id.into()],
+            address6: None,
+        });
         made.push(network.create_sandbox(spec).await.unwrap());
     }
     let address = |at: usize| made[at].links[0].address.addr().to_string();
@@ -208,7 +207,7 @@ async fn local_bridges_are_apart_have_names_and_outlive_a_restart() {
     }
     let zones = w.nodes[0].names.zones();
     let zone = &zones[&skep_network::dns::zone::ZoneKey::Bridge("mine".into())];
-    assert_eq!(zone.resolve("b"), Some(&[made[1].links[0].address.addr()][..]));
+    assert_eq!(zone.resolve("b").unwrap().v4, [made[1].links[0].address.addr()]);
     assert_eq!(zone.resolve("e"), None);
 
     w.restart(0);

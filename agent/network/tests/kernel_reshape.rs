@@ -11,7 +11,7 @@ use skep_network::{
     BridgeAttachment, HostPort, LinkKind, NetworkError, OverlayAttachment, Sandbox, SandboxId, SandboxSpec,
 };
 use skep_proto::model::service::Protocol;
-use world::{CLIENT, World, ask_tcp, pings, serve_tcp};
+use world::{CLIENT, World, ask_tcp, bridge, pings, serve_tcp};
 
 fn plain(name: &str) -> SandboxSpec {
     let mut spec = SandboxSpec::new(SandboxId::new(name).unwrap());
@@ -20,7 +20,7 @@ fn plain(name: &str) -> SandboxSpec {
 }
 
 fn on_bridge(bridge: &str) -> BridgeAttachment {
-    BridgeAttachment { bridge: bridge.into(), address: None, names: vec!["name".into()] }
+    BridgeAttachment { bridge: bridge.into(), address: None, names: vec!["name".into()], address6: None }
 }
 
 fn names(sandbox: &Sandbox) -> Vec<(&str, &LinkKind)> {
@@ -58,7 +58,7 @@ async fn a_container_joins_and_leaves_networks_while_its_connections_go_on() {
     w.apply().await;
     let far = w.task(1, 1, None, net, "10.0.1.10/24").await;
     w.apply().await;
-    w.nodes[0].network.create_bridge("other", None, skep_network::Addressing::default(), false).await.unwrap();
+    w.nodes[0].network.create_bridge(bridge("other", None, false)).await.unwrap();
     let neighbour = SandboxSpec { bridges: vec![on_bridge("other")], ..plain("neighbour") };
     let neighbour = w.nodes[0].network.create_sandbox(neighbour).await.unwrap();
     let (bridge, other, overlay) =
@@ -78,6 +78,7 @@ async fn a_container_joins_and_leaves_networks_while_its_connections_go_on() {
         network: net,
         address: "10.0.1.20/24".parse().unwrap(),
         names: vec!["name".into()],
+        address6: None,
     });
     spec.mesh = true;
     let joined = w.nodes[0].network.reshape_sandbox(spec.clone()).await.unwrap();

@@ -9,7 +9,7 @@ use skep_agent::engine_port::sandboxes::{
     Bridge, BridgeRequest, Encryption, Examined, Link, LinkTo, Sandbox, SandboxError, SandboxRequest, Sandboxes,
 };
 use skep_network::{
-    Addressing, BridgeAttachment, HostPort, LinkKind, NetworkError, OverlayAttachment, Resolver, SandboxId,
+    Addressing, BridgeAttachment, BridgeSpec, HostPort, LinkKind, NetworkError, OverlayAttachment, Resolver, SandboxId,
     SandboxLink, SandboxSpec,
 };
 use skep_proto::model::doctor::Question;
@@ -67,11 +67,9 @@ impl Sandboxes for LocalNetwork {
             gateway: asked.map(|asked| v4(asked.gateway.into()).map(|net| net.addr())).transpose()?,
             range: asked.and_then(|asked| asked.range).map(v4).transpose()?,
         };
-        layer
-            .create_bridge(&request.name, subnet, addressing, request.internal)
-            .await
-            .map(|made| bridge(&made))
-            .map_err(error)
+        let spec =
+            BridgeSpec { name: request.name.clone(), subnet, addressing, internal: request.internal, ipv6: None };
+        layer.create_bridge(spec).await.map(|made| bridge(&made)).map_err(error)
     }
 
     async fn remove_bridge(&self, name: &str) -> Result<(), SandboxError> {
@@ -112,10 +110,9 @@ fn specification(request: &SandboxRequest) -> Result<SandboxSpec, SandboxError> 
     let id = id.ok_or_else(|| SandboxError::Invalid(format!("{:?} cannot name a sandbox", request.id)))?;
     let mut spec = SandboxSpec::new(id);
     for join in &request.overlays {
-        let address = join.addresses.iter().find(|a| matches!(a, IpNet::V4(_)));
-        let address =
-            *address.ok_or_else(|| SandboxError::Invalid("an overlay network gave no IPv4 address".into()))?;
-        spec.overlays.push(OverlayAttachment { network: join.network, address, names: join.names.clone() });
+        let attachment = OverlayAttachment::new(join.network, &join.addresses, join.names.clone());
+        spec.overlays
+            .push(attachment.ok_or_else(|| SandboxError::Invalid("an overlay network gave no IPv4 address".into()))?);
     }
     spec.mesh = !spec.overlays.is_empty();
     for join in &request.bridges {
@@ -123,7 +120,12 @@ fn specification(request: &SandboxRequest) -> Result<SandboxSpec, SandboxError> 
             IpAddr::V4(address) => Some(*address),
             IpAddr::V6(_) => None,
         });
-        spec.bridges.push(BridgeAttachment { bridge: join.bridge.clone(), address, names: join.names.clone() });
+        let address6 = join.addresses.iter().find_map(|a| match a {
+            IpAddr::V6(address) => Some(*address),
+            IpAddr::V4(_) => None,
+        });
+        let (bridge, names) = (join.bridge.clone(), join.names.clone());
+        spec.bridges.push(BridgeAttachment { bridge, address, names, address6 });
     }
     spec.host_ports = request
         .ports
@@ -161,8 +163,8 @@ fn link(made: &SandboxLink, view: &NetworkView) -> Link {
     };
     Link {
         to,
-        addresses: vec![IpNet::V4(made.address)],
-        gateways: made.gateway.into_iter().map(IpAddr::V4).collect(),
+        addresses: [IpNet::V4(made.address)].into_iter().chain(made.address6.map(IpNet::V6)).collect(),
+        gateways: made.gateway.map(IpAddr::V4).into_iter().chain(made.gateway6.map(IpAddr::V6)).collect(),
         mac: made.mac.0,
     }
 }

@@ -127,9 +127,8 @@ impl Sandboxes for ClusterNetwork {
 
 fn specification(request: &SandboxRequest) -> SandboxSpec {
     let overlays = request.attachments.iter().filter_map(|attachment| {
-        let address = *attachment.addresses.first()?;
         let names = std::iter::once(request.name.clone()).chain(attachment.aliases.iter().cloned()).collect();
-        Some(OverlayAttachment { network: attachment.network, address, names })
+        OverlayAttachment::new(attachment.network, &attachment.addresses, names)
     });
     SandboxSpec {
         overlays: overlays.collect(),

@@ -8,8 +8,9 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::conntrack::Cut;
 use super::cuts::{Due, node_addresses};
+use super::kept::OnDisk;
 use super::sandbox::{self, Live};
-use super::state::{OnDisk, Record};
+use super::state::Record;
 use super::{Inner, LiveCell, blocking, conntrack, lock, ports};
 use crate::error::{NetworkError, Step};
 use crate::plan::leaving::Places;
@@ -82,7 +83,8 @@ impl Inner {
             let udp = record.host_ports.iter().filter(|port| port.protocol == Protocol::Udp);
             let cut = Cut { opened: udp.filter_map(|port| port.published).collect(), ..Cut::default() };
             conntrack::cut(&self.netns, &cut).step("cut connections to ports that were closed")?;
-            record::write(&self.record_path(&record.spec.id), &OnDisk { record, dns })?;
+            let path = self.record_path(&record.spec.id);
+            OnDisk { record, dns }.write(&path)?;
             Ok(made)
         })
         .await

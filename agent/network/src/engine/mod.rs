@@ -10,10 +10,12 @@ mod conntrack;
 mod cuts;
 mod doctor;
 mod encryption;
+mod kept;
 mod lifecycle;
 mod links;
 mod node;
 mod place;
+mod pool;
 mod ports;
 mod recover;
 mod reshape;
@@ -28,7 +30,6 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ipnet::Ipv4Net;
 use skep_proto::model::view::NetworkView;
 use skep_proto::model::{NetworkId, NodeId};
 use tokio::sync::{Mutex as AsyncMutex, watch as channel};
@@ -39,14 +40,14 @@ pub use self::encryption::Encryption;
 use self::node::Node;
 use self::sandbox::Live;
 use self::state::State;
-pub use self::state::{Addressing, Bridge};
+pub use self::state::{Bridge, Bridge6};
 use self::switch::Switch;
 use crate::config::{Config, Place};
 use crate::dns::zone::Zones;
 use crate::error::{NetworkError, Step};
 use crate::keys::Keys;
 use crate::names::Names;
-use crate::spec::{Sandbox, SandboxId, SandboxSpec};
+use crate::spec::{BridgeSpec, Sandbox, SandboxId, SandboxSpec};
 use crate::sys::netns::Netns;
 
 /// The network of a node. Clones share one.
@@ -203,19 +204,13 @@ impl NodeNetwork {
         found
     }
 
-    /// Makes a local bridge; `subnet` is chosen if not given. `addressing` says where in it addresses are.
+    /// Makes a local bridge.
     ///
     /// # Errors
     /// [`NetworkError::Bridge`] when the name is taken, [`NetworkError::Address`] when the subnet overlaps another.
-    pub async fn create_bridge(
-        &self,
-        name: &str,
-        subnet: Option<Ipv4Net>,
-        addressing: Addressing,
-        internal: bool,
-    ) -> Result<Bridge, NetworkError> {
-        let (inner, name) = (self.inner.clone(), name.to_owned());
-        let bridge = blocking(move || inner.create_bridge(&name, subnet, addressing, internal)).await?;
+    pub async fn create_bridge(&self, spec: BridgeSpec) -> Result<Bridge, NetworkError> {
+        let inner = self.inner.clone();
+        let bridge = blocking(move || inner.create_bridge(spec)).await?;
         self.inner.publish_zones().await;
         Ok(bridge)
     }

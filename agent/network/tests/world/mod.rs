@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use skep_network::{Config, FakeNames, NodeNetwork, OverlayAttachment, Place, SandboxId, SandboxSpec};
+use skep_network::{BridgeSpec, Config, FakeNames, NodeNetwork, OverlayAttachment, Place, SandboxId, SandboxSpec};
 use skep_proto::model::network::Subnet;
 use skep_proto::model::service::{EndpointMode, PortConfig, Protocol, PublishMode, VirtualIp};
 use skep_proto::model::view::{EndpointAddress, EndpointView, NetworkView, OverlayNetwork, Peer, ServiceView};
@@ -220,7 +220,7 @@ impl World {
         let id = TaskId(number);
         let mut spec = SandboxSpec::new(SandboxId::of_task(id));
         let address: ipnet::IpNet = address.parse().unwrap();
-        spec.overlays.push(OverlayAttachment { network, address, names: Vec::new() });
+        spec.overlays.push(OverlayAttachment { network, address, names: Vec::new(), address6: None });
         spec.task = Some(id);
         let made = self.nodes[node].network.create_sandbox(spec).await;
         let sandbox = made.unwrap_or_else(|error| panic!("{}", chain(&error)));
@@ -364,4 +364,10 @@ pub fn eventually(what: &str, condition: impl Fn() -> bool) {
         assert!(start.elapsed() < Duration::from_secs(10), "{what} did not happen within 10 s");
         thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// A local bridge to make.
+pub fn bridge(name: &str, subnet: Option<&str>, internal: bool) -> BridgeSpec {
+    let subnet = subnet.map(|subnet| subnet.parse().unwrap());
+    BridgeSpec { name: name.into(), subnet, internal, ..BridgeSpec::default() }
 }
