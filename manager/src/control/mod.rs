@@ -17,6 +17,7 @@ mod refusal;
 mod secrets;
 mod services;
 mod tasks;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use skep_api::ports::control::{
     ServiceUpdate, TaskFilter, TaskView,
 };
 use skep_api::ports::events::{EventFeed, EventLog};
+use skep_api::ports::usage::NetworkUsage;
 use skep_proto::model::session::TaskVitals;
 use skep_proto::model::{
     Cluster, ClusterSpec, Config, ConfigId, ConfigSpec, Network, NetworkId, NetworkSpec, NodeId, NodeSpec, Secret,
@@ -214,6 +216,9 @@ impl ControlPlane for Control {
     }
     async fn network(&self, reference: &Reference) -> Result<Arc<Network>, ControlError> {
         self.get_network(reference).await
+    }
+    async fn network_usage(&self, reference: &Reference) -> Result<NetworkUsage, ControlError> {
+        self.usage_of_network(reference).await
     }
     async fn create_network(&self, spec: NetworkSpec) -> Result<NetworkId, ControlError> {
         self.make_network(spec).await
