@@ -1,9 +1,10 @@
 //! What the network layer is told once, and what follows from it: names, groups, addresses by node index.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
 use skep_proto::model::NodeId;
 
 use crate::error::NetworkError;
@@ -40,9 +41,9 @@ pub struct Place {
 }
 
 impl Place {
-    /// This node's IPv4 address on the underlay.
-    pub fn underlay(&self) -> Option<Ipv4Addr> {
-        first_v4(&self.data_path)
+    /// This node's addresses on the underlay.
+    pub fn underlay(&self) -> Underlay {
+        Underlay::of(&self.data_path)
     }
 
     /// Checks what can be checked without the kernel.
@@ -50,8 +51,8 @@ impl Place {
     /// # Errors
     /// [`NetworkError::Config`].
     pub fn validate(&self) -> Result<(), NetworkError> {
-        let what = "the data path has no IPv4 address, and overlays over IPv6 are not supported yet";
-        self.underlay().map(drop).ok_or_else(|| NetworkError::Config { what: what.into() })
+        let what = "the data path has no address";
+        self.underlay().preferred().map(drop).ok_or_else(|| NetworkError::Config { what: what.into() })
     }
 }
 
@@ -73,6 +74,13 @@ pub const PUBLISHED_MARK: u32 = 0x0001_0000;
 pub const MESH_TABLE: u32 = 51000;
 /// Priority of the rule that leads there: after the table of local addresses (0), before the main one (32766).
 pub const MESH_RULE: u32 = 5100;
+/// The routing mesh and task links over IPv6: each of their IPv4 addresses has a twin here, of the same last four bytes. A
+/// fixed unique local prefix (RFC 4193): as with 100.64.0.0/10, nothing of it is ever routed outside of nodes.
+pub const TWINS: Ipv6Addr = Ipv6Addr::new(0xfd73, 0x6b65, 0x7000, 0, 0, 0, 0, 0);
+/// Smallest MTU of a link that carries IPv6, in bytes (RFC 8200 section 5).
+pub const IPV6_MIN_MTU: u32 = 1280;
+/// Bytes by which a header of IPv6 is longer than one of IPv4.
+pub const IPV6_HEADER_MORE: u32 = 20;
 /// Bytes that VXLAN over IPv4 adds: IP 20, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 section 5).
 pub const VXLAN_OVERHEAD: u32 = 50;
 /// UDP port of VXLAN that runs over WireGuard. Beside the registered one (4789), so that the two cannot be mistaken: a
@@ -144,6 +152,52 @@ impl Config {
     /// Where overlays keep their switch namespaces.
     pub fn switch_dir(&self) -> PathBuf {
         self.state_dir.join("switches")
+    }
+}
+
+/// The IPv6 twin of an infrastructure address.
+pub fn twin(address: Ipv4Addr) -> Ipv6Addr {
+    Ipv6Addr::from_bits(TWINS.to_bits() | u128::from(address.to_bits()))
+}
+
+/// The IPv6 twin of an infrastructure range.
+pub fn twin_net(net: Ipv4Net) -> Ipv6Net {
+    Ipv6Net::new(twin(net.network()), 96 + net.prefix_len()).expect("96 and at most 32 more")
+}
+
+/// A node's addresses on the underlay, at most one per family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Underlay {
+    /// Of IPv4.
+    pub v4: Option<Ipv4Addr>,
+    /// Of IPv6.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl Underlay {
+    /// The first ones of a list.
+    pub fn of(addresses: &[IpAddr]) -> Self {
+        let v6 = addresses.iter().find_map(|address| match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(*address),
+        });
+        Self { v4: first_v4(addresses), v6 }
+    }
+
+    /// That of IPv4, or else that of IPv6.
+    pub fn preferred(&self) -> Option<IpAddr> {
+        self.v4.map(IpAddr::V4).or(self.v6.map(IpAddr::V6))
+    }
+
+    /// All of them.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
+    }
+
+    /// Where `self` reaches `peer`: over IPv4 if both have it, else over IPv6 if both have that.
+    pub fn reaches(&self, peer: &Self) -> Option<IpAddr> {
+        let v4 = peer.v4.filter(|_| self.v4.is_some()).map(IpAddr::V4);
+        v4.or(peer.v6.filter(|_| self.v6.is_some()).map(IpAddr::V6))
     }
 }
 

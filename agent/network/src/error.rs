@@ -60,7 +60,7 @@ pub enum NetworkError {
     #[error("no free address is left in {pool}")]
     PoolExhausted {
         /// The subnet.
-        pool: ipnet::Ipv4Net,
+        pool: ipnet::IpNet,
     },
     /// An address asked for cannot be had.
     #[error("address {address} is not available: {reason}")]

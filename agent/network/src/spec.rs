@@ -11,6 +11,7 @@ use skep_proto::model::service::{PortConfig, Protocol};
 use skep_proto::model::{NetworkId, TaskId};
 
 use crate::mac::Mac;
+use crate::plan::senders::Sender;
 
 /// Name of the default bridge, as Docker calls it.
 pub const DEFAULT_BRIDGE: &str = "bridge";
@@ -142,11 +143,12 @@ pub struct HostPort {
 }
 
 impl HostPort {
-    /// Whether both cannot be open at once.
+    /// Whether both cannot be open at once. An unspecified address stands for all of its family, none for all of both.
     pub fn clashes(&self, other: &Self) -> bool {
-        let all = |port: &Self| port.bind.is_none_or(|address| address.is_unspecified());
         let same = (self.protocol, self.published) == (other.protocol, other.published);
-        same && (all(self) || all(other) || self.bind == other.bind)
+        let (Some(own), Some(others)) = (self.bind, other.bind) else { return same };
+        let alike = own.is_ipv4() == others.is_ipv4();
+        same && alike && (own.is_unspecified() || others.is_unspecified() || own == others)
     }
 }
 
@@ -261,6 +263,16 @@ pub struct Addressing {
 }
 
 impl SandboxLink {
+    /// Its addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        std::iter::once(IpAddr::V4(self.address.addr())).chain(self.address6.map(|net| IpAddr::V6(net.addr())))
+    }
+
+    /// What may send by it.
+    pub(crate) fn sender(&self) -> Sender {
+        Sender { v4: self.address.addr(), v6: self.address6.map(|net| net.addr()) }
+    }
+
     /// Number of the link in its sandbox, which its port outside is named by as well.
     pub fn number(&self) -> usize {
         self.name.strip_prefix("eth").and_then(|digits| digits.parse().ok()).unwrap_or(usize::MAX)

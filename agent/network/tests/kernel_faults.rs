@@ -216,5 +216,8 @@ async fn a_sandbox_without_a_name_server_is_taken_back() {
     node.names.refuse(false);
     node.network.create_sandbox(spec).await.unwrap();
     let zone = skep_network::dns::zone::ZoneKey::Overlay(net);
-    assert_eq!(node.names.zones()[&zone].resolve("one"), Some(&["10.0.1.10".parse().unwrap()][..]));
+    assert_eq!(
+        node.names.zones()[&zone].resolve("one").unwrap().v4,
+        ["10.0.1.10".parse::<std::net::Ipv4Addr>().unwrap()]
+    );
 }

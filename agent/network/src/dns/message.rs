@@ -1,9 +1,9 @@
 //! DNS messages (RFC 1035 section 4): what a sandbox asks, and replies to it within the size that it can take.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use hickory_proto::op::{Edns, Header, Message, MessageType, Metadata, OpCode, Query, ResponseCode};
-use hickory_proto::rr::rdata::{A, PTR};
+use hickory_proto::rr::rdata::{A, AAAA, PTR};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 
@@ -127,8 +127,12 @@ impl Request {
     }
 
     /// A reply with addresses in that order. Those that do not fit are left out, and the reply says so.
-    pub fn addresses(&self, addresses: &[Ipv4Addr], transport: Transport) -> Vec<u8> {
-        let record = |address: &Ipv4Addr| Record::from_rdata(self.query.name.clone(), TTL, RData::A(A::from(*address)));
+    pub fn addresses(&self, addresses: &[IpAddr], transport: Transport) -> Vec<u8> {
+        let data = |address: &IpAddr| match address {
+            IpAddr::V4(address) => RData::A(A::from(*address)),
+            IpAddr::V6(address) => RData::AAAA(AAAA::from(*address)),
+        };
+        let record = |address: &IpAddr| Record::from_rdata(self.query.name.clone(), TTL, data(address));
         self.reply(ResponseCode::NoError, addresses.iter().map(record).collect(), transport)
     }
 

@@ -1,6 +1,6 @@
 //! What a sandbox's question is answered with: its zones in order, or a server outside.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use hickory_proto::rr::{DNSClass, RecordType};
 use ipnet::IpNet;
@@ -17,7 +17,7 @@ const CLUSTER_DOMAIN: &str = ".svc.cluster.local";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     /// These addresses.
-    Addresses(Vec<Ipv4Addr>),
+    Addresses(Vec<IpAddr>),
     /// The name of the address asked for.
     Pointer(String),
     /// The name exists, but has nothing of the type asked for.
@@ -45,15 +45,15 @@ pub fn decide(request: &Request, order: &[ZoneKey], zones: &Zones, rng: &mut imp
     // A zone that has the name with an address comes before one that has it without.
     let mut found = known.filter_map(|zone| zone.resolve(&request.name));
     let first = found.next();
-    let found = first.filter(|addresses| !addresses.is_empty()).or_else(|| found.find(|a| !a.is_empty())).or(first);
+    let found = first.filter(|known| !known.is_empty()).or_else(|| found.find(|known| !known.is_empty())).or(first);
     match (found, kind) {
-        (Some([]), _) => Decision::Nothing,
-        (Some(addresses), RecordType::A | RecordType::ANY) => {
-            let mut addresses = addresses.to_vec();
+        (Some(known), _) => {
+            let v4 = known.v4.iter().filter(|_| matches!(kind, RecordType::A | RecordType::ANY));
+            let v6 = known.v6.iter().filter(|_| matches!(kind, RecordType::AAAA | RecordType::ANY));
+            let mut addresses: Vec<IpAddr> = v4.copied().map(IpAddr::V4).chain(v6.copied().map(IpAddr::V6)).collect();
             addresses.shuffle(rng);
-            Decision::Addresses(addresses)
+            if addresses.is_empty() { Decision::Nothing } else { Decision::Addresses(addresses) }
         }
-        (Some(_), _) => Decision::Nothing,
         // Names without a dot are names of the cluster: no server outside should hear of them, nor delay the answer.
         (None, _) if request.labels == 1 => Decision::NoSuchName,
         (None, _) if is_of_the_cluster(&request.name, own) => Decision::NoSuchName,
@@ -69,12 +69,10 @@ fn is_of_the_cluster<'a>(name: &str, mut zones: impl Iterator<Item = &'a Zone>) 
     of_tasks || zones.any(|zone| zone.owns(name))
 }
 
-/// The address in `d.c.b.a.in-addr.arpa` (RFC 1035 section 3.5).
-fn asked_address(request: &Request) -> Option<Ipv4Addr> {
-    match request.query.name.parse_arpa_name().ok()? {
-        IpNet::V4(net) if net.prefix_len() == 32 => Some(net.addr()),
-        IpNet::V4(_) | IpNet::V6(_) => None,
-    }
+/// The address in `d.c.b.a.in-addr.arpa` (RFC 1035 section 3.5) or in 32 digits below `ip6.arpa` (RFC 3596 section 2.5).
+fn asked_address(request: &Request) -> Option<IpAddr> {
+    let net: IpNet = request.query.name.parse_arpa_name().ok()?;
+    (net.prefix_len() == net.max_prefix_len()).then(|| net.addr())
 }
 
 /// Servers to ask for a sandbox: its own or the node's, without our own address, which would go in circles.
@@ -103,8 +101,12 @@ mod tests {
         decide(&request, &order, zones, &mut SmallRng::seed_from_u64(seed))
     }
 
-    fn address(last: u8) -> Ipv4Addr {
-        Ipv4Addr::new(10, 0, 1, last)
+    fn address(last: u8) -> IpAddr {
+        IpAddr::from([10, 0, 1, last])
+    }
+
+    fn address6(last: u16) -> IpAddr {
+        IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, last])
     }
 
     fn world() -> Zones {
@@ -163,6 +165,24 @@ mod tests {
         front.declare("tasks.empty");
         assert_eq!(ask("tasks.empty.", RecordType::A, &zones, 1), Decision::Nothing);
         assert!(matches!(ask("tasks.db.", RecordType::A, &zones, 1), Decision::Addresses(found) if found.len() == 8));
+    }
+
+    #[test]
+    fn a_name_answers_with_the_family_that_is_asked_for_and_exists_without_it() {
+        let mut zones = world();
+        let back = zones.get_mut(&ZoneKey::Bridge("back".into())).unwrap();
+        back.add("both", address(3));
+        back.add("both", address6(3));
+        back.add("six", address6(6));
+        assert_eq!(ask("both.", RecordType::A, &zones, 1), Decision::Addresses(vec![address(3)]));
+        assert_eq!(ask("both.", RecordType::AAAA, &zones, 1), Decision::Addresses(vec![address6(3)]));
+        assert!(matches!(ask("both.", RecordType::ANY, &zones, 1), Decision::Addresses(all) if all.len() == 2));
+        assert_eq!(ask("six.", RecordType::A, &zones, 1), Decision::Nothing);
+        assert_eq!(ask("web.", RecordType::AAAA, &zones, 1), Decision::Nothing);
+        let reverse = |last: &str| format!("{last}.{}0.0.d.f.ip6.arpa.", "0.".repeat(27));
+        assert_eq!(ask(&reverse("3"), RecordType::PTR, &zones, 1), Decision::Pointer("both.back".into()));
+        assert_eq!(ask(&reverse("9"), RecordType::PTR, &zones, 1), Decision::Forward);
+        assert_eq!(ask("0.0.d.f.ip6.arpa.", RecordType::PTR, &zones, 1), Decision::Forward);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Names of a network and their addresses, as the name server serves them.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 use skep_proto::model::NetworkId;
@@ -24,10 +24,55 @@ pub struct Zone {
     names: BTreeMap<String, Vec<Ipv4Addr>>,
     /// First name of an address, for reverse questions.
     addresses: BTreeMap<Ipv4Addr, String>,
+    /// The same of IPv6. It travels and is kept behind all zones ([`ipv6_of`]), where older processes leave it.
+    #[serde(skip)]
+    ipv6: Names6,
+}
+
+/// What a zone has of IPv6.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Names6 {
+    /// Addresses by lower-case name.
+    names: BTreeMap<String, Vec<Ipv6Addr>>,
+    /// First name of an address.
+    addresses: BTreeMap<Ipv6Addr, String>,
 }
 
 /// All zones, as they are kept on disk.
 pub type Zones = BTreeMap<ZoneKey, Zone>;
+/// What they have of IPv6.
+pub type Zones6 = BTreeMap<ZoneKey, Names6>;
+
+/// What zones have of IPv6.
+pub fn ipv6_of(zones: &Zones) -> Zones6 {
+    let some = zones.iter().filter(|(_, zone)| zone.ipv6 != Names6::default());
+    some.map(|(key, zone)| (key.clone(), zone.ipv6.clone())).collect()
+}
+
+/// Puts it back into them.
+pub fn complete(zones: &mut Zones, ipv6: Zones6) {
+    for (key, part) in ipv6 {
+        if let Some(zone) = zones.get_mut(&key) {
+            zone.ipv6 = part;
+        }
+    }
+}
+
+/// Addresses of a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Known<'a> {
+    /// Of IPv4.
+    pub v4: &'a [Ipv4Addr],
+    /// Of IPv6.
+    pub v6: &'a [Ipv6Addr],
+}
+
+impl Known<'_> {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.v4.is_empty() && self.v6.is_empty()
+    }
+}
 
 impl Zone {
     /// A zone without names.
@@ -36,15 +81,16 @@ impl Zone {
     }
 
     /// Adds an address to a name.
-    pub fn add(&mut self, name: &str, address: Ipv4Addr) {
+    pub fn add(&mut self, name: &str, address: impl Into<IpAddr>) {
         if name.is_empty() {
             return;
         }
         let name = name.to_ascii_lowercase();
-        self.addresses.entry(address).or_insert_with(|| name.clone());
-        let addresses = self.names.entry(name).or_default();
-        if !addresses.contains(&address) {
-            addresses.push(address);
+        // A name of IPv6 alone is known too.
+        self.names.entry(name.clone()).or_default();
+        match address.into() {
+            IpAddr::V4(address) => note(&mut self.names, &mut self.addresses, name, address),
+            IpAddr::V6(address) => note(&mut self.ipv6.names, &mut self.ipv6.addresses, name, address),
         }
     }
 
@@ -63,14 +109,33 @@ impl Zone {
     }
 
     /// Addresses of a name in lower case, with or without the network's name behind it.
-    pub fn resolve(&self, name: &str) -> Option<&[Ipv4Addr]> {
+    pub fn resolve(&self, name: &str) -> Option<Known<'_>> {
         let short = || name.strip_suffix(&self.network)?.strip_suffix('.');
-        self.names.get(name).or_else(|| self.names.get(short()?)).map(Vec::as_slice)
+        let key = if self.names.contains_key(name) { name } else { short()? };
+        let v4 = self.names.get(key)?;
+        Some(Known { v4, v6: self.ipv6.names.get(key).map(Vec::as_slice).unwrap_or_default() })
     }
 
     /// The name of an address, with the network's name behind it.
-    pub fn reverse(&self, address: Ipv4Addr) -> Option<String> {
-        self.addresses.get(&address).map(|name| format!("{name}.{}", self.network))
+    pub fn reverse(&self, address: IpAddr) -> Option<String> {
+        let name = match address {
+            IpAddr::V4(address) => self.addresses.get(&address),
+            IpAddr::V6(address) => self.ipv6.addresses.get(&address),
+        };
+        name.map(|name| format!("{name}.{}", self.network))
+    }
+}
+
+fn note<A: Copy + Ord>(
+    names: &mut BTreeMap<String, Vec<A>>,
+    addresses: &mut BTreeMap<A, String>,
+    name: String,
+    address: A,
+) {
+    addresses.entry(address).or_insert_with(|| name.clone());
+    let all = names.entry(name).or_default();
+    if !all.contains(&address) {
+        all.push(address);
     }
 }
 
@@ -91,21 +156,40 @@ mod tests {
         let address = Ipv4Addr::new(10, 0, 1, 5);
         zone.add("Web", address);
         zone.add("web", address);
-        assert_eq!(zone.resolve("web"), Some(&[address][..]));
-        assert_eq!(zone.resolve("web.back"), Some(&[address][..]));
+        let six = "fd00::5".parse().unwrap();
+        zone.add("web", six);
+        let known = Some(Known { v4: &[address], v6: &[six] });
+        assert_eq!(zone.resolve("web"), known);
+        assert_eq!(zone.resolve("web.back"), known);
         assert_eq!(zone.resolve("webback"), None);
         assert_eq!(zone.resolve("back"), None);
-        assert_eq!(zone.reverse(address), Some("web.back".into()));
+        assert_eq!(zone.reverse(address.into()), Some("web.back".into()));
+        assert_eq!(zone.reverse(six.into()), Some("web.back".into()));
     }
 
     #[test]
     fn a_declared_name_is_known_and_has_nothing() {
         let mut zone = Zone::new("back");
         zone.declare("tasks.Web");
-        assert_eq!(zone.resolve("tasks.web"), Some(&[][..]));
+        assert_eq!(zone.resolve("tasks.web"), Some(Known::default()));
         zone.add("tasks.web", Ipv4Addr::new(10, 0, 1, 5));
         zone.declare("tasks.web");
-        assert_eq!(zone.resolve("tasks.web").map(<[_]>::len), Some(1));
+        assert_eq!(zone.resolve("tasks.web").map(|known| known.v4.len()), Some(1));
+    }
+
+    #[test]
+    fn ipv6_travels_behind_the_zones() {
+        let mut zone = Zone::new("back");
+        zone.add("web", Ipv4Addr::new(10, 0, 1, 5));
+        let v4 = zone.clone();
+        zone.add("six", "fd00::5".parse::<Ipv6Addr>().unwrap());
+        let key = ZoneKey::Bridge("back".into());
+        let zones = Zones::from([(key.clone(), zone), (ZoneKey::Bridge("other".into()), v4)]);
+        let bytes = postcard::to_stdvec(&zones).unwrap();
+        let mut read: Zones = postcard::from_bytes(&bytes).unwrap();
+        assert_eq!(read[&key].resolve("six"), Some(Known::default()));
+        complete(&mut read, ipv6_of(&zones));
+        assert_eq!(read, zones);
     }
 
     #[test]

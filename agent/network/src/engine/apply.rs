@@ -16,8 +16,8 @@ use super::state::{Bridge, Remembered};
 use super::{Inner, SwitchCell, blocking, lock, node, sysctl};
 use crate::error::{NetworkError, Step};
 use crate::netlink::Rtnl;
+use crate::plan;
 use crate::spec::{DEFAULT_BRIDGE, SandboxId};
-use crate::{plan, record};
 
 impl Inner {
     pub(super) async fn apply(self: Arc<Self>, view: Arc<NetworkView>) -> Result<(), NetworkError> {
@@ -61,7 +61,7 @@ impl Inner {
         let inner = self.clone();
         let node = blocking(move || {
             if let Some(remembered) = keep {
-                record::write(&inner.config.state_dir.join("node.record"), &remembered)?;
+                remembered.write(&inner.config.state_dir.join("node.record"))?;
             }
             inner.sync_node()
         })
@@ -138,20 +138,25 @@ impl Inner {
 
     pub(super) fn sync_node(&self) -> Result<(), NetworkError> {
         let mut node = lock(&self.node);
+        let ipv6 = sysctl::has_ipv6(&self.netns);
         let (index, underlay, facts, bridges) = {
-            let state = self.state();
+            let mut state = self.state();
+            state.ipv6 = ipv6;
             let bridges: Vec<Bridge> = state.bridges.values().cloned().collect();
-            let underlay = state.place.underlay();
+            let underlay = state.place.underlay().preferred();
             (state.remembered.index, underlay, state.facts(&self.config), bridges)
         };
         sysctl::write(&self.netns, &sysctl::NODE).step("let the node forward packets")?;
+        if ipv6 && (index.is_some() || bridges.iter().any(|bridge| bridge.ipv6.is_some())) {
+            sysctl::forward6(&self.netns).step("let the node forward packets of IPv6")?;
+        }
         let mtu = node::underlay_mtu(underlay, &mut Rtnl::open(&self.netns).step("open rtnetlink")?)?;
         self.mtu.store(mtu, Ordering::Relaxed);
         for bridge in bridges {
             node::ensure_bridge(&self.config, &self.netns, &bridge, mtu)?;
         }
         let own = match index {
-            Some(index) => Some(Own { index, path: self.mesh_path(index, mtu)? }),
+            Some(index) => Some(Own { index, path: self.mesh_path(index, mtu)?, ipv6 }),
             None => None,
         };
         node.sync(&self.config, &self.netns, own, &facts)

@@ -8,10 +8,11 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::nft::diff::header;
 use crate::nft::rule::UDP;
+use crate::nft::table::{Ip, octets};
 use crate::nlattr::{Attrs, find};
 use crate::sys::netlink::{NetlinkSocket, Protocol};
 use crate::sys::netns::Netns;
@@ -23,7 +24,6 @@ const STATISTICS: u16 = SUBSYSTEM | 5;
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;
 const DUMP: u16 = 0x300;
-const IPV4: u8 = 2;
 /// Attributes of a connection.
 const TUPLE_ORIGINAL: u16 = 1;
 const TUPLE_REPLY: u16 = 2;
@@ -47,9 +47,9 @@ const WALKS: usize = 16;
 #[derive(Debug, Clone, Default)]
 pub struct Cut {
     /// Those whose answers would come from these addresses.
-    pub gone: BTreeSet<Ipv4Addr>,
+    pub gone: BTreeSet<IpAddr>,
     /// Those that got no answer from these addresses. Left alone by kernels before 6.11.
-    pub half_open: BTreeSet<Ipv4Addr>,
+    pub half_open: BTreeSet<IpAddr>,
     /// Those to these UDP ports that lead nowhere else: a client that kept sending to a port that was closed would
     /// never be led to the task that it was published for.
     pub opened: BTreeSet<u16>,
@@ -96,10 +96,11 @@ fn has_connections(socket: &mut NetlinkSocket) -> io::Result<bool> {
 
 /// Has the kernel delete all connections that `address` answers, or those of them that it has not answered yet. False
 /// when it cannot: it deletes by a filter since Linux 6.11.
-fn delete_where(socket: &mut NetlinkSocket, address: Ipv4Addr, unanswered: bool) -> io::Result<bool> {
+fn delete_where(socket: &mut NetlinkSocket, address: IpAddr, unanswered: bool) -> io::Result<bool> {
     let attrs = filter(address, unanswered);
     let mut request = Vec::new();
-    header(&mut request, DELETE, REQUEST | ACK, 1, IPV4, 0, attrs.as_slice());
+    let family = Ip::of(address).family() as u8;
+    header(&mut request, DELETE, REQUEST | ACK, 1, family, 0, attrs.as_slice());
     // The version, after the family. With 0 the family is ignored.
     request[17] = 1;
     match socket.request(&request)?.errors.into_iter().next() {
@@ -112,11 +113,11 @@ fn delete_where(socket: &mut NetlinkSocket, address: Ipv4Addr, unanswered: bool)
 }
 
 /// A kernel that knows no filters takes this for an incomplete name of one connection, and refuses.
-fn filter(address: Ipv4Addr, unanswered: bool) -> Attrs {
+fn filter(address: IpAddr, unanswered: bool) -> Attrs {
     let mut attrs = Attrs::new();
     attrs.nest(TUPLE_REPLY, |tuple| {
         tuple.nest(1, |ip| {
-            ip.bytes(1, &address.octets());
+            ip.bytes(source_attribute(Ip::of(address)), &octets(address));
         });
     });
     attrs.nest(FILTER, |filter| {
@@ -128,16 +129,28 @@ fn filter(address: Ipv4Addr, unanswered: bool) -> Attrs {
     attrs
 }
 
+/// `CTA_IP_V4_SRC` or `CTA_IP_V6_SRC`. The destination's is the next number for IPv4, and for IPv6.
+fn source_attribute(ip: Ip) -> u16 {
+    match ip {
+        Ip::V4 => 1,
+        Ip::V6 => 3,
+    }
+}
+
 /// Reads all connections and deletes those that `cut` names.
 fn look_through(socket: &mut NetlinkSocket, cut: &Cut) -> io::Result<()> {
+    look_through_of(socket, cut, Ip::V4).and(look_through_of(socket, cut, Ip::V6))
+}
+
+fn look_through_of(socket: &mut NetlinkSocket, cut: &Cut, ip: Ip) -> io::Result<()> {
     let mut request = Vec::new();
-    header(&mut request, GET, REQUEST | DUMP, 1, IPV4, 0, &[]);
+    header(&mut request, GET, REQUEST | DUMP, 1, ip.family() as u8, 0, &[]);
     let answer = socket.request(&request)?;
     let doomed: Vec<Attrs> = answer.messages.iter().filter_map(|message| deletion(message.get(4..)?, cut)).collect();
     for part in doomed.chunks(500) {
         let mut requests = Vec::new();
         for (sequence, attrs) in (1..).zip(part) {
-            header(&mut requests, DELETE, REQUEST | ACK, sequence, IPV4, 0, attrs.as_slice());
+            header(&mut requests, DELETE, REQUEST | ACK, sequence, ip.family() as u8, 0, attrs.as_slice());
         }
         let answer = socket.request(&requests)?;
         if let Some((_, error)) = answer.errors.into_iter().find(|(_, e)| e.kind() != io::ErrorKind::NotFound) {
@@ -149,20 +162,21 @@ fn look_through(socket: &mut NetlinkSocket, cut: &Cut) -> io::Result<()> {
 
 /// One direction of a connection.
 struct Tuple {
-    source: Ipv4Addr,
-    destination: Ipv4Addr,
+    source: IpAddr,
+    destination: IpAddr,
     /// The destination port, of UDP.
     udp: Option<u16>,
 }
 
 fn tuple(bytes: &[u8]) -> Option<Tuple> {
-    // CTA_TUPLE_IP 1 with CTA_IP_V4_SRC 1 and CTA_IP_V4_DST 2; CTA_TUPLE_PROTO 2 with CTA_PROTO_NUM 1 and
-    // CTA_PROTO_DST_PORT 3.
+    // CTA_TUPLE_IP 1 with the addresses; CTA_TUPLE_PROTO 2 with CTA_PROTO_NUM 1 and CTA_PROTO_DST_PORT 3.
     let (addresses, protocol) = (find(bytes, 1)?, find(bytes, 2)?);
-    let address = |kind| Some(Ipv4Addr::from(<[u8; 4]>::try_from(find(addresses, kind)?).ok()?));
+    let v4 = |kind| Some(IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(find(addresses, kind)?).ok()?)));
+    let v6 = |kind| Some(IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(find(addresses, kind)?).ok()?)));
+    let address = |second: u16| v4(source_attribute(Ip::V4) + second).or_else(|| v6(source_attribute(Ip::V6) + second));
     let port = || Some(u16::from_be_bytes(find(protocol, 3)?.try_into().ok()?));
     let udp = if find(protocol, 1)? == [UDP] { port() } else { None };
-    Some(Tuple { source: address(1)?, destination: address(2)?, udp })
+    Some(Tuple { source: address(0)?, destination: address(1)?, udp })
 }
 
 /// What deletes the connection, if it is to be cut.
@@ -207,7 +221,7 @@ mod tests {
     #[test]
     fn connections_to_the_gone_and_untranslated_ones_to_opened_udp_ports_are_cut() {
         let (client, node, task) = ([192, 0, 2, 9], [192, 0, 2, 1], [100, 64, 64, 2]);
-        let cut = Cut { gone: [Ipv4Addr::from(task)].into(), opened: [8080].into(), ..Cut::default() };
+        let cut = Cut { gone: [IpAddr::from(task)].into(), opened: [8080].into(), ..Cut::default() };
         let is_cut = |there, back| deletion(&connection(there, back), &cut).is_some();
         assert!(is_cut(direction(client, node, 6, 80), direction(task, client, 6, 9)));
         assert!(is_cut(direction(client, node, UDP, 8080), direction(node, client, UDP, 9)));
@@ -220,7 +234,7 @@ mod tests {
     #[test]
     fn what_is_deleted_is_named_by_who_answers_and_not_by_what_the_client_sent() {
         let (client, node, task) = ([192, 0, 2, 9], [192, 0, 2, 1], [100, 64, 64, 2]);
-        let cut = Cut { gone: [Ipv4Addr::from(task)].into(), ..Cut::default() };
+        let cut = Cut { gone: [IpAddr::from(task)].into(), ..Cut::default() };
         let back = direction(task, client, 6, 40_000);
         let attrs = deletion(&connection(direction(client, node, 6, 8080), back.clone()), &cut).unwrap();
         assert_eq!(find(attrs.as_slice(), TUPLE_REPLY), Some(back.as_slice()));

@@ -2,6 +2,7 @@
 //! and nobody who leads elsewhere already has to wait for it.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use super::state::Record;
 use super::{Inner, blocking, lock};
 use crate::error::{NetworkError, Step};
 use crate::plan::leaving::{self, Places};
-use crate::spec::LinkKind;
+use crate::spec::{LinkKind, SandboxLink};
 
 /// How long connections on their way to a task that drains have to be answered. What is not by then was lost, and is
 /// sent again after 1 s at the earliest (RFC 6298 section 2): then it is led to another task.
@@ -159,9 +160,9 @@ impl Inner {
 }
 
 /// Addresses of a sandbox that only its node has connections to.
-pub fn node_addresses(record: &Record) -> impl Iterator<Item = std::net::Ipv4Addr> + '_ {
+pub fn node_addresses(record: &Record) -> impl Iterator<Item = IpAddr> + '_ {
     let own = |kind: &LinkKind| !matches!(kind, LinkKind::Overlay(_));
-    record.links.iter().filter(move |link| own(&link.kind)).map(|link| link.address.addr())
+    record.links.iter().filter(move |link| own(&link.kind)).flat_map(SandboxLink::addresses)
 }
 
 #[cfg(test)]
@@ -171,7 +172,7 @@ mod tests {
     #[test]
     fn half_open_connections_wait_their_time_and_gone_ones_do_not() {
         let now = Instant::now();
-        let place = |last| Places { node: [[100, 64, 0, last].into()].into(), ..Places::default() };
+        let place = |last| Places { node: [IpAddr::from([100, 64, 0, last])].into(), ..Places::default() };
         let mut pending = Pending { is_worked_on: true, ..Pending::default() };
         pending.later = vec![(now + HALF_OPEN, place(1)), (now + HALF_OPEN * 2, place(2))];
         assert!(matches!(pending.next(now), Next::Wait(until) if until == now + HALF_OPEN));

@@ -154,7 +154,7 @@ impl Inner {
     /// Asks for a link that cannot be: a kernel without VXLAN says so before it looks at the number of the network.
     fn probe_vxlan(&self) -> io::Result<()> {
         let name = self.config.names().passing(1 << 24);
-        let (local, mac) = (Ipv4Addr::LOCALHOST, None);
+        let (local, mac) = (IpAddr::V4(Ipv4Addr::LOCALHOST), None);
         let vxlan = Vxlan { name: &name, vni: 1 << 24, local, port: 4789, mtu: 1400, proxy: false, mac };
         let mut rtnl = Rtnl::open(&self.netns)?;
         match rtnl.send(Requests::new().add_vxlan(&vxlan)) {

@@ -151,8 +151,8 @@ impl Inner {
             }
             encrypted_path(&state.addresses(&self.config)?, self.mtu())
         } else {
-            let underlay = self.state().place.underlay();
-            let underlay = underlay.ok_or_else(|| NetworkError::Config { what: "no IPv4 data path".into() })?;
+            let underlay = self.state().place.underlay().preferred();
+            let underlay = underlay.ok_or_else(|| NetworkError::Config { what: "no data path".into() })?;
             plain_path(network, underlay, self.config.vxlan_port, self.mtu())
         };
         path.mtu = network.mtu.map_or(path.mtu, |asked| asked.min(path.mtu));

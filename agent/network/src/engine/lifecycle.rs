@@ -8,8 +8,9 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::conntrack::Cut;
 use super::cuts::{Due, node_addresses};
+use super::kept::OnDisk;
 use super::sandbox::{self, Live};
-use super::state::{OnDisk, Record};
+use super::state::Record;
 use super::{Inner, LiveCell, blocking, conntrack, lock, ports};
 use crate::error::{NetworkError, Step};
 use crate::plan::leaving::Places;

@@ -1,12 +1,16 @@
 //! Which links a sandbox has, and what changes when it joins or leaves networks.
 
-use ipnet::IpNet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::state::{Pool, Record, State, net};
-use crate::config::Config;
+use ipnet::{IpNet, Ipv6Net};
+use skep_proto::model::NetworkId;
+
+use super::pool::Pool;
+use super::state::{Bridge, Record, State, net};
+use crate::config::{Config, twin};
 use crate::error::NetworkError;
 use crate::mac::Mac;
-use crate::spec::{LinkKind, SandboxLink, SandboxSpec};
+use crate::spec::{BridgeAttachment, LinkKind, OverlayAttachment, SandboxLink, SandboxSpec};
 
 impl State {
     /// The links for a specification. Those of `kept` that it still wants come first and stay as they are; the others get
@@ -26,20 +30,13 @@ impl State {
         let is_there = |links: &[SandboxLink], kind: &LinkKind| links.iter().any(|link| link.kind == *kind);
         for overlay in &spec.overlays {
             let IpNet::V4(address) = overlay.address else {
-                return Err(NetworkError::Unsupported { what: format!("the IPv6 address {}", overlay.address) });
+                return Err(NetworkError::Unsupported { what: format!("{} without an IPv4 address", overlay.address) });
             };
             let kind = LinkKind::Overlay(overlay.network);
             if !is_there(&links, &kind) {
-                let mac = Mac::of(address.addr());
-                links.push(SandboxLink {
-                    name: free_name(&links),
-                    kind,
-                    address,
-                    mac,
-                    gateway: None,
-                    address6: None,
-                    gateway6: None,
-                });
+                let (name, mac) = (free_name(&links), Mac::of(address.addr()));
+                let address6 = overlay.address6.filter(|_| self.ipv6);
+                links.push(SandboxLink { name, kind, address, mac, gateway: None, address6, gateway6: None });
             }
         }
         for attachment in &spec.bridges {
@@ -50,43 +47,50 @@ impl State {
                 continue;
             }
             let address = match attachment.address {
-                Some(address) => self.claim(Self::pool_of(&bridge), address)?,
-                None => self.next_free(Self::pool_of(&bridge))?,
+                Some(address) => self.claim(bridge.pool(), address)?,
+                None => self.next_free(bridge.pool())?,
             };
             let gateway = (!bridge.internal).then(|| bridge.gateway());
+            let (address6, gateway6) = self.address6(&bridge, attachment)?;
             let (address, mac) = (net(address, bridge.subnet.prefix_len()), Mac::of(address));
-            links.push(SandboxLink {
-                name: free_name(&links),
-                kind,
-                address,
-                mac,
-                gateway,
-                address6: None,
-                gateway6: None,
-            });
+            links.push(SandboxLink { name: free_name(&links), kind, address, mac, gateway, address6, gateway6 });
         }
         if needs_task_link && !is_there(&links, &LinkKind::Task) {
             let node = self.addresses(config)?;
             let address = self.next_free(Pool::of_tasks(&node))?;
-            let (kind, gateway) = (LinkKind::Task, Some(node.gateway()));
-            let (address, mac) = (net(address, 32), Mac::of(address));
-            links.push(SandboxLink {
-                name: free_name(&links),
-                kind,
-                address,
-                mac,
-                gateway,
-                address6: None,
-                gateway6: None,
-            });
+            links.push(task_link(free_name(&links), address, node.gateway(), self.ipv6));
         }
         Ok(links)
+    }
+
+    fn address6(
+        &mut self,
+        bridge: &Bridge,
+        attachment: &BridgeAttachment,
+    ) -> Result<(Option<Ipv6Net>, Option<Ipv6Addr>), NetworkError> {
+        let Some(ipv6) = bridge.ipv6.filter(|_| self.ipv6) else {
+            return match attachment.address6 {
+                Some(address) => {
+                    let (address, reason) = (IpAddr::V6(address), "the network or this node has no IPv6");
+                    Err(NetworkError::Address { address, reason })
+                }
+                None => Ok((None, None)),
+            };
+        };
+        let address = match attachment.address6 {
+            Some(address) => self.claim(ipv6.pool(), address)?,
+            None => self.next_free(ipv6.pool())?,
+        };
+        let address = Ipv6Net::new(address, ipv6.subnet.prefix_len()).expect("the length is another subnet's");
+        Ok((Some(address), (!bridge.internal).then_some(ipv6.gateway)))
     }
 
     /// A record without the links that `spec` does not want, and without those networks in its own specification.
     pub fn without(&self, record: &Record, spec: &SandboxSpec) -> Record {
         let mut left = record.clone();
-        left.spec.overlays.retain(|old| spec.overlays.iter().any(|new| same_overlay(old.network, old.address, new)));
+        left.spec
+            .overlays
+            .retain(|old| spec.overlays.iter().any(|new| same_overlay(old.network, old.address, old.address6, new)));
         left.spec.bridges.retain(|old| spec.bridges.iter().any(|new| new.bridge == old.bridge));
         left.spec.mesh &= spec.mesh;
         let needs_task_link = self.needs_task_link(spec);
@@ -95,19 +99,35 @@ impl State {
     }
 }
 
-fn same_overlay(network: skep_proto::model::NetworkId, address: IpNet, new: &crate::spec::OverlayAttachment) -> bool {
-    (network, address) == (new.network, new.address)
+/// A task link. With `ipv6` it has the twins of its addresses too.
+pub(super) fn task_link(name: String, address: Ipv4Addr, gateway: Ipv4Addr, ipv6: bool) -> SandboxLink {
+    let address6 = ipv6.then(|| Ipv6Net::from(twin(address)));
+    let gateway6 = ipv6.then(|| twin(gateway));
+    let (kind, mac) = (LinkKind::Task, Mac::of(address));
+    SandboxLink { name, kind, address: net(address, 32), mac, gateway: Some(gateway), address6, gateway6 }
+}
+
+fn same_overlay(network: NetworkId, address: IpNet, address6: Option<Ipv6Net>, new: &OverlayAttachment) -> bool {
+    (network, address, address6) == (new.network, new.address, new.address6)
 }
 
 /// Whether a link that is there is still wanted, as it is.
 fn wants(spec: &SandboxSpec, needs_task_link: bool, link: &SandboxLink) -> bool {
     match &link.kind {
         LinkKind::Overlay(network) => {
-            spec.overlays.iter().any(|new| same_overlay(*network, IpNet::V4(link.address), new))
+            let address = IpNet::V4(link.address);
+            spec.overlays.iter().any(|new| {
+                let asked = OverlayAttachment { address6: link.address6.and(new.address6), ..new.clone() };
+                same_overlay(*network, address, link.address6, &asked)
+            })
         }
         LinkKind::Bridge(name) => {
-            let same = |asked: Option<std::net::Ipv4Addr>| asked.is_none_or(|address| address == link.address.addr());
-            spec.bridges.iter().any(|new| new.bridge == *name && same(new.address))
+            let same = |new: &BridgeAttachment| {
+                let own6 = link.address6.map(|net| net.addr());
+                new.address.is_none_or(|address| address == link.address.addr())
+                    && new.address6.is_none_or(|address| Some(address) == own6)
+            };
+            spec.bridges.iter().any(|new| new.bridge == *name && same(new))
         }
         LinkKind::Task => needs_task_link,
     }
@@ -122,7 +142,6 @@ fn free_name(links: &[SandboxLink]) -> String {
 mod tests {
     use super::*;
     use crate::engine::state::tests::{config, spec, state};
-    use crate::spec::BridgeAttachment;
 
     fn names(record: &Record) -> Vec<(String, LinkKind)> {
         record.links.iter().map(|link| (link.name.clone(), link.kind.clone())).collect()

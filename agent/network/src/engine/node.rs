@@ -1,20 +1,21 @@
 //! The node's own namespace: the mesh link, local bridges, tables.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::state::Bridge;
 use super::sysctl;
 use crate::config::{
-    BRIDGE_GROUP, Config, MESH_MARK, MESH_MASK, MESH_RULE, MESH_TABLE, MESH_VNI, mesh_next_hop, mesh_range,
-    node_addresses, wireguard_range,
+    BRIDGE_GROUP, Config, IPV6_MIN_MTU, MESH_MARK, MESH_MASK, MESH_RULE, MESH_TABLE, MESH_VNI, Underlay, mesh_next_hop,
+    mesh_range, node_addresses, twin, twin_net, wireguard_range,
 };
 use crate::error::{NetworkError, Step};
 use crate::mac::Mac;
-use crate::netlink::{Neighbour, Requests, Rtnl, Via, Vxlan};
+use crate::netlink::{MarkRule, Neighbour, Requests, Rtnl, Via, Vxlan};
 use crate::nft::Tables;
+use crate::nft::table::Ip;
 use crate::plan::encryption::Path;
 use crate::plan::node::{NodeFacts, mesh_entries, node_tables};
 use crate::sys::netns::Netns;
@@ -39,14 +40,28 @@ pub struct Own {
     pub index: u16,
     /// How it reaches the other nodes.
     pub path: Path,
+    /// Whether it speaks IPv6 for its sandboxes.
+    pub ipv6: bool,
 }
+
+impl Own {
+    /// Whether the mesh link carries IPv6: the kernel takes it from links of smaller packets.
+    fn carries_ipv6(&self) -> bool {
+        self.ipv6 && self.path.mtu >= IPV6_MIN_MTU
+    }
+}
+
+/// What sends replies on the mesh back to their entry node.
+const REPLIES: MarkRule = MarkRule { priority: MESH_RULE, mark: MESH_MARK, mask: MESH_MASK, table: MESH_TABLE };
 
 #[derive(Debug)]
 struct Mesh {
     link: u32,
     entries: BTreeSet<Neighbour>,
     /// Routes to the tasks of other nodes: share and gateway.
-    routes: BTreeMap<Ipv4Net, Ipv4Addr>,
+    routes: BTreeMap<IpNet, IpAddr>,
+    /// Whether it carries IPv6.
+    ipv6: bool,
 }
 
 impl Node {
@@ -71,7 +86,11 @@ impl Node {
             })
         });
         let distrusted = std::mem::take(&mut self.distrusted);
-        let known = self.mesh.take().filter(|mesh| !distrusted && Some(mesh.link) == usable.map(|link| link.index));
+        let ipv6 = own.is_some_and(|own| own.carries_ipv6());
+        let known = self
+            .mesh
+            .take()
+            .filter(|mesh| !distrusted && mesh.ipv6 == ipv6 && Some(mesh.link) == usable.map(|link| link.index));
         if usable.is_none() {
             // The filter comes before the link: whoever reaches the port from now on was let in by it.
             let before = NodeFacts { mesh: false, ..facts.clone() };
@@ -79,15 +98,15 @@ impl Node {
             rtnl.send(Requests::new().delete_link(&name)).step("delete the mesh link")?;
         }
         let Some(own) = own else { return Ok(()) };
-        let mut mesh = match (known, usable) {
-            (Some(mesh), _) => mesh,
-            (None, Some(link)) => Mesh::recover(config, &mut rtnl, own, link.index)?,
-            (None, None) => Mesh::create(config, netns, &mut rtnl, own)?,
-        };
         if let Some(link) = usable.filter(|link| link.mtu != own.path.mtu) {
             rtnl.send(Requests::new().set_mtu(link.index, own.path.mtu))
                 .step("set the size of the mesh link's packets")?;
         }
+        let mut mesh = match (known, usable) {
+            (Some(mesh), _) => mesh,
+            (None, Some(link)) => Mesh::recover(config, netns, &mut rtnl, own, link.index)?,
+            (None, None) => Mesh::create(config, netns, &mut rtnl, own)?,
+        };
         if let Some(range) = facts.tunnels {
             // While the WireGuard link is away nothing for it may take another way, whoever flushes the rules.
             rtnl.send(Requests::new().replace_route(range, Via::Nowhere, MAIN_TABLE)).step("close the way around")?;
@@ -136,7 +155,7 @@ impl Node {
         if let Some(range) = wireguard_range(config.infra) {
             requests.delete_route(range, Via::Nowhere, MAIN_TABLE);
         }
-        requests.delete_mark_rule(MESH_RULE, MESH_MARK, MESH_MASK, MESH_TABLE);
+        requests.delete_mark_rule(Ip::V4, REPLIES).delete_mark_rule(Ip::V6, REPLIES);
         rtnl.send(&requests).step("delete the mesh link")?;
         self.mesh = None;
         self.tables.set(netns, Vec::new()).step("delete the node's rules")
@@ -145,7 +164,7 @@ impl Node {
 
 impl Mesh {
     fn create(config: &Config, netns: &Netns, rtnl: &mut Rtnl, own: Own) -> Result<Self, NetworkError> {
-        let Own { index, path: Path { local, port, mtu } } = own;
+        let Own { index, path: Path { local, port, mtu }, .. } = own;
         let name = config.names().mesh();
         let mac = Some(Mac::of_node(index));
         let vxlan = Vxlan { name: &name, vni: MESH_VNI, local, port, mtu, proxy: false, mac };
@@ -154,12 +173,12 @@ impl Mesh {
         let parameters = [("rp_filter", "2"), ("accept_local", "1"), ("route_localnet", "1")];
         sysctl::write(netns, &sysctl::of_link(&name, &parameters)).step("set up the mesh link")?;
         let link = index_of(rtnl, &name)?;
-        Self::set_up(config, rtnl, own, link)?;
-        Ok(Self { link, entries: BTreeSet::new(), routes: BTreeMap::new() })
+        Self::set_up(config, netns, rtnl, own, link)?;
+        Ok(Self { link, entries: BTreeSet::new(), routes: BTreeMap::new(), ipv6: own.carries_ipv6() })
     }
 
     /// What belongs to the link: address, routes, the rule for replies. Harmless where it is so already.
-    fn set_up(config: &Config, rtnl: &mut Rtnl, own: Own, link: u32) -> Result<(), NetworkError> {
+    fn set_up(config: &Config, netns: &Netns, rtnl: &mut Rtnl, own: Own, link: u32) -> Result<(), NetworkError> {
         let too_small = || NetworkError::RangeTooSmall { range: config.infra, index: own.index };
         let addresses = node_addresses(config.infra, own.index).ok_or_else(too_small)?;
         let range = mesh_range(config.infra).ok_or_else(too_small)?;
@@ -169,24 +188,37 @@ impl Mesh {
             .add_address(link, addresses.mesh, 32)
             .set_up(link)
             .replace_route(range, Via::Link(link), MAIN_TABLE)
-            .replace_neighbour(link, Neighbour::Address(next_hop, Mac::NEXT_HOP))
-            .replace_route(Ipv4Net::default(), Via::Gateway(next_hop, link), MESH_TABLE)
-            .add_mark_rule(MESH_RULE, MESH_MARK, MESH_MASK, MESH_TABLE);
+            .replace_neighbour(link, Neighbour::Address(next_hop.into(), Mac::NEXT_HOP))
+            .replace_route(Ipv4Net::default(), Via::Gateway(next_hop.into(), link), MESH_TABLE)
+            .add_mark_rule(Ip::V4, REPLIES);
+        if own.carries_ipv6() {
+            let next_hop = IpAddr::V6(twin(next_hop));
+            sysctl::write(netns, &sysctl::with_ipv6(&config.names().mesh())).step("set up IPv6 of the mesh link")?;
+            requests
+                .add_address(link, twin(addresses.mesh), 128)
+                .replace_route(twin_net(range), Via::Link(link), MAIN_TABLE)
+                .replace_neighbour(link, Neighbour::Address(next_hop, Mac::NEXT_HOP))
+                .replace_route(Ipv6Net::default(), Via::Gateway(next_hop, link), MESH_TABLE)
+                .add_mark_rule(Ip::V6, REPLIES);
+        }
         rtnl.send(&requests).step("set up the mesh link")
     }
 
-    fn recover(config: &Config, rtnl: &mut Rtnl, own: Own, link: u32) -> Result<Self, NetworkError> {
-        Self::set_up(config, rtnl, own, link)?;
+    fn recover(config: &Config, netns: &Netns, rtnl: &mut Rtnl, own: Own, link: u32) -> Result<Self, NetworkError> {
+        Self::set_up(config, netns, rtnl, own, link)?;
         let found = rtnl.neighbours(link).step("read neighbours")?;
         let entries =
             found.into_iter().filter(|entry| !matches!(entry, Neighbour::Address(_, mac) if *mac == Mac::NEXT_HOP));
-        Ok(Self { link, entries: entries.collect(), routes: BTreeMap::new() })
+        Ok(Self { link, entries: entries.collect(), routes: BTreeMap::new(), ipv6: own.carries_ipv6() })
     }
 
-    fn sync(&mut self, config: &Config, rtnl: &mut Rtnl, peers: &BTreeMap<u16, Ipv4Addr>) -> Result<(), NetworkError> {
-        let entries = mesh_entries(peers, config.infra);
-        let shares = peers.keys().filter_map(|index| node_addresses(config.infra, *index));
-        let routes: BTreeMap<Ipv4Net, Ipv4Addr> = shares.map(|node| (node.tasks, node.mesh)).collect();
+    fn sync(&mut self, config: &Config, rtnl: &mut Rtnl, peers: &BTreeMap<u16, Underlay>) -> Result<(), NetworkError> {
+        let entries = mesh_entries(peers, config.infra, self.ipv6);
+        let shares = || peers.keys().filter_map(|index| node_addresses(config.infra, *index));
+        let v4 = shares().map(|node| (IpNet::V4(node.tasks), IpAddr::V4(node.mesh)));
+        let v6 = shares().filter(|_| self.ipv6);
+        let v6 = v6.map(|node| (IpNet::V6(twin_net(node.tasks)), IpAddr::V6(twin(node.mesh))));
+        let routes: BTreeMap<IpNet, IpAddr> = v4.chain(v6).collect();
         let mut requests = Requests::new();
         for (share, gateway) in self.routes.iter().filter(|(share, _)| !routes.contains_key(share)) {
             requests.delete_route(*share, Via::Gateway(*gateway, self.link), MAIN_TABLE);
@@ -220,7 +252,7 @@ pub fn index_of(rtnl: &mut Rtnl, name: &str) -> Result<u32, NetworkError> {
 ///
 /// # Errors
 /// [`NetworkError::Kernel`].
-pub fn underlay_mtu(local: Option<Ipv4Addr>, rtnl: &mut Rtnl) -> Result<u32, NetworkError> {
+pub fn underlay_mtu(local: Option<IpAddr>, rtnl: &mut Rtnl) -> Result<u32, NetworkError> {
     let addresses = rtnl.addresses().step("read addresses")?;
     let Some((index, _)) = addresses.into_iter().find(|(_, net)| Some(net.addr()) == local) else {
         return Ok(ETHERNET_MTU);
@@ -237,22 +269,29 @@ pub fn underlay_mtu(local: Option<Ipv4Addr>, rtnl: &mut Rtnl) -> Result<u32, Net
 pub fn ensure_bridge(config: &Config, netns: &Netns, bridge: &Bridge, mtu: u32) -> Result<(), NetworkError> {
     let name = config.names().bridge(bridge.number);
     let mut rtnl = Rtnl::open(netns).step("open rtnetlink")?;
-    if let Some(link) = rtnl.link(&name).step("read a link")? {
-        let mut requests = Requests::new();
-        requests.add_address(link.index, bridge.gateway(), bridge.subnet.prefix_len());
-        if !link.up {
-            requests.set_up(link.index);
-        }
-        return rtnl.send(&requests).step("give a bridge its address");
+    let there = rtnl.link(&name).step("read a link")?;
+    let ipv6 = bridge.ipv6.filter(|_| sysctl::has_ipv6(netns));
+    let mut parameters = Vec::new();
+    if there.is_none() {
+        rtnl.send(Requests::new().add_bridge(&name, Some(Mac::of(bridge.gateway())), mtu, BRIDGE_GROUP))
+            .step("make a bridge")?;
+        parameters = sysctl::of_link(&name, &[("route_localnet", "1")]);
     }
-    rtnl.send(Requests::new().add_bridge(&name, Some(Mac::of(bridge.gateway())), mtu, BRIDGE_GROUP))
-        .step("make a bridge")?;
-    let mut parameters = sysctl::of_link(&name, &[("route_localnet", "1")]);
-    parameters.push((format!("ipv6/conf/{name}/disable_ipv6"), "1"));
+    match ipv6 {
+        Some(_) => parameters.extend(sysctl::with_ipv6(&name)),
+        None => parameters.push((format!("ipv6/conf/{name}/disable_ipv6"), "1")),
+    }
     sysctl::write(netns, &parameters).step("set up a bridge")?;
     let link = index_of(&mut rtnl, &name)?;
-    let prefix = bridge.subnet.prefix_len();
-    rtnl.send(Requests::new().add_address(link, bridge.gateway(), prefix)).step("give a bridge its address")
+    let mut requests = Requests::new();
+    requests.add_address(link, bridge.gateway(), bridge.subnet.prefix_len());
+    if let Some(ipv6) = ipv6 {
+        requests.add_address(link, ipv6.gateway, ipv6.subnet.prefix_len());
+    }
+    if there.is_some_and(|there| !there.up) {
+        requests.set_up(link);
+    }
+    rtnl.send(&requests).step("give a bridge its address")
 }
 
 /// Removes the link of a local bridge.
@@ -268,7 +307,7 @@ pub fn delete_bridge(config: &Config, netns: &Netns, bridge: &Bridge) -> Result<
 ///
 /// # Errors
 /// [`NetworkError::Kernel`].
-pub fn foreign_subnets(config: &Config, netns: &Netns) -> Result<Vec<Ipv4Net>, NetworkError> {
+pub fn foreign_subnets(config: &Config, netns: &Netns) -> Result<Vec<IpNet>, NetworkError> {
     let mut rtnl = Rtnl::open(netns).step("open rtnetlink")?;
     let ours = format!("{}-", config.prefix);
     let links = rtnl.links().step("read links")?;
@@ -282,12 +321,12 @@ pub fn foreign_subnets(config: &Config, netns: &Netns) -> Result<Vec<Ipv4Net>, N
 ///
 /// # Errors
 /// [`NetworkError::Address`].
-pub fn refuse_overlap(subnet: Ipv4Net, others: &[Ipv4Net]) -> Result<(), NetworkError> {
-    let overlaps = |other: &Ipv4Net| subnet.contains(&other.network()) || other.contains(&subnet.network());
+pub fn refuse_overlap(subnet: IpNet, others: &[IpNet]) -> Result<(), NetworkError> {
+    let overlaps = |other: &IpNet| subnet.contains(&other.network()) || other.contains(&subnet.network());
     match others.iter().find(|other| overlaps(other)) {
         None => Ok(()),
         Some(other) => Err(NetworkError::Address {
-            address: IpAddr::V4(other.network()),
+            address: other.network(),
             reason: "a subnet of this host overlaps it; give the cluster other ranges",
         }),
     }

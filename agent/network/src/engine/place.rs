@@ -8,7 +8,6 @@ use super::state::Remembered;
 use super::{Inner, SwitchCell, blocking, lock};
 use crate::config::Place;
 use crate::error::NetworkError;
-use crate::record;
 
 impl Inner {
     pub(super) async fn move_to(self: Arc<Self>, place: Place) -> Result<(), NetworkError> {
@@ -20,7 +19,7 @@ impl Inner {
             (std::mem::replace(&mut state.place, place.clone()), underlay)
         };
         let other_cluster = before.node.is_some_and(|node| place.node != Some(node));
-        let moved = underlay.is_some_and(|underlay| Some(underlay) != place.underlay());
+        let moved = underlay.preferred().is_some() && underlay != place.underlay();
         if !other_cluster && !moved {
             return Ok(());
         }
@@ -59,9 +58,9 @@ impl Inner {
         let (local, remembered) = {
             let mut state = self.state();
             state.remembered.underlay = state.place.underlay();
-            (state.place.underlay(), state.remembered.clone())
+            (state.place.underlay().preferred(), state.remembered.clone())
         };
-        let mut result = record::write(&self.config.state_dir.join("node.record"), &remembered);
+        let mut result = remembered.write(&self.config.state_dir.join("node.record"));
         result = result.and(self.sync_node());
         let Some(local) = local else { return result };
         let cells: Vec<SwitchCell> = lock(&self.switches).values().cloned().collect();

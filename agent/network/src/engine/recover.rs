@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::IpAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex};
@@ -11,12 +10,14 @@ use ipnet::IpNet;
 use skep_proto::model::NetworkId;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 
+use super::bridges::infra_ranges;
 use super::cuts::Cuts;
+use super::kept::OnDisk;
 use super::node::{self, Node};
 use super::sandbox::{Live, ports_of};
-use super::state::{Bridge, Bridge6, OnDisk, Record, State, netns_path};
+use super::state::{Bridge, Bridge6, Record, Remembered, State, netns_path};
 use super::switch::Switch;
-use super::{Inner, LiveCell, SwitchCell};
+use super::{Inner, LiveCell, SwitchCell, sysctl};
 use crate::config::{Config, PORT_GROUP, Place};
 use crate::error::{NetworkError, Step};
 use crate::names::Names;
@@ -38,21 +39,21 @@ pub fn recover(config: Config, place: Place, node_netns: Netns, names: Arc<dyn N
     let switches = switches(&config, &records)?;
     remove_leftover_links(&config, &node_netns, &records)?;
 
-    let mut state = State::default();
-    state.records = records;
-    state.remembered = record::read(&config.state_dir.join("node.record"))?.unwrap_or_default();
+    let mut state = State { records, ..State::default() };
+    state.remembered = Remembered::read(&config.state_dir.join("node.record"))?;
+    state.ipv6 = sysctl::has_ipv6(&node_netns);
     // Networks that are not encrypted may have ports of their own: their filter comes back before the managers are heard.
     let ports = switches.values().filter_map(|cell| Some(super::lock(cell).as_ref()?.path()));
     state.vxlan_ports = ports.filter(|path| !path.is_encrypted()).map(|path| path.port).collect();
     state.place = place;
-    if let (None, Some(underlay)) = (state.place.node, state.remembered.underlay) {
+    let underlay = state.remembered.underlay;
+    if state.place.node.is_none() && underlay.preferred().is_some() {
         // Which cluster the node is in will be told. Until then what it had goes on.
-        state.place.data_path = vec![IpAddr::V4(underlay)];
+        state.place.data_path = underlay.addresses().collect();
     }
     state.bridges = bridges(&config)?;
     let foreign = node::foreign_subnets(&config, &node_netns)?;
-    let infra = if let IpNet::V4(infra) = config.infra { Some(infra) } else { None };
-    for subnet in state.bridges.values().map(|bridge| bridge.subnet).chain(infra) {
+    for subnet in state.bridges.values().flat_map(Bridge::subnets).chain(infra_ranges(config.infra)) {
         node::refuse_overlap(subnet, &foreign)?;
     }
     let inner = Inner {

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use tokio::sync::OwnedMutexGuard;
 
 use super::conntrack::{self, Cut};
+use super::kept::OnDisk;
 use super::sandbox::{self, Live};
-use super::state::{OnDisk, Record};
+use super::state::Record;
 use super::{Inner, blocking};
 use crate::error::{NetworkError, Step};
 use crate::spec::{Sandbox, SandboxLink, SandboxSpec};
@@ -86,7 +87,7 @@ impl Inner {
         let made = wanted.and_then(|wanted| self.add(live, &left, wanted));
         let now = made.as_ref().unwrap_or(&left);
         let rules = live.load_rules(self, now).and_then(|()| self.load_node_rules());
-        let cut = Cut { gone: gone.iter().map(|link| link.address.addr()).collect(), ..Cut::default() };
+        let cut = Cut { gone: gone.iter().flat_map(SandboxLink::addresses).collect(), ..Cut::default() };
         let cut = conntrack::cut(&self.netns, &cut).step("cut connections to a sandbox");
         let record = made?;
         rules.and(cut).map(|()| record)

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
 
-use ipnet::Ipv4Net;
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::link::InfoBridgePort;
 
 use super::Inner;
@@ -17,7 +19,8 @@ use crate::mac::Mac;
 use crate::names::DnsPorts;
 use crate::netlink::{Neighbour, Requests, Rtnl, Veth, VethPeer, Via};
 use crate::nft::Tables;
-use crate::plan::vip::{sandbox_table, services};
+use crate::plan::senders::Sender;
+use crate::plan::vip::{sandbox_tables, services};
 use crate::spec::{LinkKind, SandboxLink};
 use crate::sys::netns::{self, Netns};
 use crate::sys::notices::Notices;
@@ -56,8 +59,8 @@ impl Live {
     /// [`NetworkError::Kernel`].
     pub fn load_rules(&mut self, inner: &Inner, record: &Record) -> Result<(), NetworkError> {
         let view = inner.state().view.clone();
-        let table = sandbox_table(&services(&view, &record.networks()), self.dns);
-        self.tables.set(&self.netns, vec![table]).step("load the rules of a sandbox")
+        let tables = sandbox_tables(&services(&view, &record.networks()), self.dns);
+        self.tables.set(&self.netns, tables).step("load the rules of a sandbox")
     }
 
     /// What of its rules differs from what the managers want. Changes nothing.
@@ -66,9 +69,9 @@ impl Live {
     /// [`NetworkError::Kernel`].
     pub fn differences(&self, inner: &Inner, record: &Record) -> Result<Vec<String>, NetworkError> {
         let view = inner.state().view.clone();
-        let table = sandbox_table(&services(&view, &record.networks()), self.dns);
+        let tables = sandbox_tables(&services(&view, &record.networks()), self.dns);
         let mut found = self.tables.differences(&self.netns).step("read the rules of a sandbox")?;
-        if !self.tables.is_loaded(&[table]) {
+        if !self.tables.is_loaded(&tables) {
             found.push("its virtual addresses are older than the managers' last word".into());
         }
         Ok(found)
@@ -102,9 +105,16 @@ pub fn add_links(inner: &Inner, netns: &Netns, record: &Record, links: &[Sandbox
     let mut requests = Requests::new();
     for link in links {
         let index = index_of(&mut inside, &link.name)?;
-        requests.add_address(index, link.address.addr(), link.address.prefix_len()).set_up(index);
-        if let (LinkKind::Task, Some(gateway)) = (&link.kind, link.gateway) {
-            requests.replace_neighbour(index, Neighbour::Address(gateway, Mac::GATEWAY));
+        requests.add_address(index, link.address.addr(), link.address.prefix_len());
+        if let Some(address) = link.address6 {
+            sysctl::write(netns, &sysctl::with_ipv6(&link.name)).step("set up IPv6 of a sandbox")?;
+            requests.add_address(index, address.addr(), address.prefix_len());
+        }
+        requests.set_up(index);
+        if link.kind == LinkKind::Task {
+            for gateway in gateways(link) {
+                requests.replace_neighbour(index, Neighbour::Address(gateway, Mac::GATEWAY));
+            }
         }
     }
     inside.send(&requests).step("set up the links of a sandbox")?;
@@ -116,12 +126,20 @@ pub fn add_links(inner: &Inner, netns: &Netns, record: &Record, links: &[Sandbox
 /// # Errors
 /// [`NetworkError::Kernel`].
 pub fn use_way_out(netns: &Netns, record: &Record) -> Result<(), NetworkError> {
-    let Some(link) = record.way_out() else { return Ok(()) };
-    let Some(gateway) = link.gateway else { return Ok(()) };
+    let v4 = record.way_out().and_then(|link| Some((link, IpAddr::V4(link.gateway?), IpNet::V4(Ipv4Net::default()))));
+    let v6 = record.way_out6().and_then(|link| Some((link, IpAddr::V6(link.gateway6?), IpNet::V6(Ipv6Net::default()))));
     let mut inside = Rtnl::open(netns).step("open rtnetlink")?;
-    let index = index_of(&mut inside, &link.name)?;
-    let via = Via::Gateway(gateway, index);
-    inside.send(Requests::new().replace_route(Ipv4Net::default(), via, MAIN_TABLE)).step("set the way out of a sandbox")
+    let mut requests = Requests::new();
+    for (link, gateway, everywhere) in v4.into_iter().chain(v6) {
+        let index = index_of(&mut inside, &link.name)?;
+        requests.replace_route(everywhere, Via::Gateway(gateway, index), MAIN_TABLE);
+    }
+    inside.send(&requests).step("set the way out of a sandbox")
+}
+
+/// Gateways of a link, of both families.
+fn gateways(link: &SandboxLink) -> impl Iterator<Item = IpAddr> + use<> {
+    link.gateway.map(IpAddr::V4).into_iter().chain(link.gateway6.map(IpAddr::V6))
 }
 
 fn make_link(
@@ -136,8 +154,8 @@ fn make_link(
     match &link.kind {
         LinkKind::Overlay(network) => {
             let port = port_name(link.number(), record.slot);
-            let (id, address) = (&record.spec.id, link.address.addr());
-            inner.attach(*network, &Attachment { id, port, address, link: &link.name, netns })
+            let (id, sender) = (&record.spec.id, link.sender());
+            inner.attach(*network, &Attachment { id, port, sender, link: &link.name, netns })
         }
         LinkKind::Bridge(bridge) => {
             let bridge = inner.bridge(bridge)?;
@@ -168,16 +186,20 @@ fn make_link(
 fn set_up_task_link(inner: &Inner, node: &mut Rtnl, name: &str, link: &SandboxLink) -> Result<(), NetworkError> {
     // 127.0.0.1:PORT of the node leads here as well; who may send from here is checked by our own rules.
     let mut parameters = sysctl::of_link(name, &[("route_localnet", "1"), ("rp_filter", "0")]);
-    parameters.push((format!("ipv6/conf/{name}/disable_ipv6"), "1"));
+    match link.address6 {
+        Some(_) => parameters.extend(sysctl::with_ipv6(name)),
+        None => parameters.push((format!("ipv6/conf/{name}/disable_ipv6"), "1")),
+    }
     sysctl::write(&inner.netns, &parameters).step("set up a task link")?;
     let index = index_of(node, name)?;
-    let address = link.address.addr();
     let mut requests = Requests::new();
-    if let Some(gateway) = link.gateway {
-        requests.add_address(index, gateway, 32);
+    for gateway in gateways(link) {
+        requests.add_address(index, gateway, if gateway.is_ipv4() { 32 } else { 128 });
     }
-    requests.replace_neighbour(index, Neighbour::Address(address, link.mac));
-    requests.replace_route(Ipv4Net::from(address), Via::Link(index), MAIN_TABLE);
+    for address in link.addresses() {
+        requests.replace_neighbour(index, Neighbour::Address(address, link.mac));
+        requests.replace_route(IpNet::from(address), Via::Link(index), MAIN_TABLE);
+    }
     node.send(&requests).step("set up a task link")
 }
 
@@ -295,12 +317,12 @@ impl Inner {
 pub fn ports_of(
     records: &BTreeMap<crate::spec::SandboxId, Record>,
     network: skep_proto::model::NetworkId,
-) -> BTreeMap<String, (crate::spec::SandboxId, std::net::Ipv4Addr)> {
+) -> BTreeMap<String, (crate::spec::SandboxId, Sender)> {
     let mut ports = BTreeMap::new();
     for record in records.values() {
         for link in &record.links {
             if link.kind == LinkKind::Overlay(network) {
-                ports.insert(port_name(link.number(), record.slot), (record.spec.id.clone(), link.address.addr()));
+                ports.insert(port_name(link.number(), record.slot), (record.spec.id.clone(), link.sender()));
             }
         }
     }

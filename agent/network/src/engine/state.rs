@@ -10,12 +10,12 @@ use skep_proto::model::NetworkId;
 use skep_proto::model::service::Protocol;
 use skep_proto::model::view::NetworkView;
 
-use crate::config::{Config, NodeAddresses, Place, node_addresses, wireguard_range};
+use super::pool::Pool;
+use crate::config::{Config, NodeAddresses, Place, Underlay, node_addresses, wireguard_range};
 use crate::error::NetworkError;
-use crate::names::{DnsPorts, SandboxDns};
+use crate::names::SandboxDns;
 use crate::plan::names::LocalName;
-use crate::plan::node::{BridgeFacts, NodeFacts};
-use crate::record;
+use crate::plan::node::{BridgeFacts, Ends, NodeFacts};
 use crate::spec::{
     Addressing, DEFAULT_BRIDGE, HostPort, LinkKind, Sandbox, SandboxId, SandboxLink, SandboxSpec, resolv_conf,
 };
@@ -37,72 +37,6 @@ pub struct Record {
     pub links: Vec<SandboxLink>,
     /// Its open ports, with their numbers.
     pub host_ports: Vec<HostPort>,
-}
-
-/// What the file of a sandbox holds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OnDisk {
-    /// The sandbox.
-    pub record: Record,
-    /// Where its name server listens.
-    pub dns: DnsPorts,
-}
-
-/// What the file of a sandbox holds behind that since there is IPv6; nothing in the files of older daemons.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Ipv6Part {
-    /// Of each overlay of the specification.
-    overlays: Vec<Option<Ipv6Net>>,
-    /// Of each bridge of the specification.
-    bridges: Vec<Option<Ipv6Addr>>,
-    /// Of each link: address and gateway.
-    links: Vec<(Option<Ipv6Net>, Option<Ipv6Addr>)>,
-}
-
-impl Ipv6Part {
-    /// That of a record.
-    fn of(record: &Record) -> Self {
-        Self {
-            overlays: record.spec.overlays.iter().map(|overlay| overlay.address6).collect(),
-            bridges: record.spec.bridges.iter().map(|bridge| bridge.address6).collect(),
-            links: record.links.iter().map(|link| (link.address6, link.gateway6)).collect(),
-        }
-    }
-
-    /// Puts it back into its record.
-    fn complete(self, record: &mut Record) {
-        for (overlay, address) in record.spec.overlays.iter_mut().zip(self.overlays) {
-            overlay.address6 = address;
-        }
-        for (bridge, address) in record.spec.bridges.iter_mut().zip(self.bridges) {
-            bridge.address6 = address;
-        }
-        for (link, part) in record.links.iter_mut().zip(self.links) {
-            (link.address6, link.gateway6) = part;
-        }
-    }
-}
-
-impl OnDisk {
-    /// Writes it to a file.
-    ///
-    /// # Errors
-    /// [`NetworkError::Record`].
-    pub fn write(&self, path: &std::path::Path) -> Result<(), NetworkError> {
-        record::write(path, &(self, Ipv6Part::of(&self.record)))
-    }
-
-    /// Reads it from a file; `None` when there is none.
-    ///
-    /// # Errors
-    /// [`NetworkError::Record`].
-    pub fn read(path: &std::path::Path) -> Result<Option<Self>, NetworkError> {
-        let found = record::read_with::<Self, Ipv6Part>(path)?;
-        Ok(found.map(|(mut kept, part)| {
-            part.complete(&mut kept.record);
-            kept
-        }))
-    }
 }
 
 /// A local bridge as it is kept on disk.
@@ -136,40 +70,36 @@ pub struct Bridge6 {
 }
 
 impl Bridge {
+    /// Its subnets.
+    pub fn subnets(&self) -> impl Iterator<Item = IpNet> + use<> {
+        std::iter::once(IpNet::V4(self.subnet)).chain(self.ipv6.map(|ipv6| IpNet::V6(ipv6.subnet)))
+    }
+
     /// The node's address on the bridge.
     pub fn gateway(&self) -> Ipv4Addr {
         self.addressing.gateway.unwrap_or_else(|| Ipv4Addr::from(u32::from(self.subnet.network()) + 1))
     }
 
-    fn pool(&self) -> Pool {
-        Pool { subnet: self.subnet, gateway: self.gateway(), range: self.addressing.range.unwrap_or(self.subnet) }
+    pub(super) fn pool(&self) -> Pool<Ipv4Addr> {
+        Pool::v4(self.subnet, self.gateway(), self.addressing.range.unwrap_or(self.subnet))
     }
 }
 
-/// Where addresses are given from.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Pool {
-    subnet: Ipv4Net,
-    gateway: Ipv4Addr,
-    range: Ipv4Net,
-}
-
-impl Pool {
-    /// Of task links: the node's share.
-    pub fn of_tasks(node: &NodeAddresses) -> Self {
-        Self { subnet: node.tasks, gateway: node.gateway(), range: node.tasks }
+impl Bridge6 {
+    pub(super) fn pool(&self) -> Pool<Ipv6Addr> {
+        Pool::v6(self.subnet, self.gateway, self.range.unwrap_or(self.subnet))
     }
 }
 
 /// Of the cluster, what the node's tables need until the managers are heard again.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Remembered {
     /// Central index of this node.
     pub index: Option<u16>,
-    /// Address of this node that the mesh link was made for.
-    pub underlay: Option<Ipv4Addr>,
+    /// Addresses of this node that links between nodes were made for.
+    pub underlay: Underlay,
     /// The other nodes.
-    pub peers: BTreeMap<u16, Ipv4Addr>,
+    pub peers: BTreeMap<u16, Underlay>,
     /// Published ports of the routing mesh.
     pub ingress: BTreeMap<(Protocol, u16), (u16, Vec<Ipv4Addr>)>,
 }
@@ -192,7 +122,9 @@ pub struct State {
     /// Local bridges by name.
     pub bridges: BTreeMap<String, Bridge>,
     /// Where the search for a free address goes on, by subnet: an address is given again as late as possible.
-    cursors: BTreeMap<Ipv4Net, u32>,
+    pub(super) cursors: BTreeMap<IpNet, u128>,
+    /// Whether the node speaks IPv6 for its sandboxes.
+    pub ipv6: bool,
 }
 
 impl Record {
@@ -208,10 +140,19 @@ impl Record {
         task.or_else(|| self.links.iter().find(|link| link.gateway.is_some()))
     }
 
-    /// Address that the node's published ports lead to.
-    fn published_address(&self) -> Option<Ipv4Addr> {
+    /// The link of the default route of IPv6: as [`Self::way_out`], among those that have an IPv6 gateway.
+    pub fn way_out6(&self) -> Option<&SandboxLink> {
+        let task = self.links.iter().find(|link| link.kind == LinkKind::Task && self.spec.task.is_some());
+        let task = task.filter(|link| link.gateway6.is_some());
+        task.or_else(|| self.links.iter().find(|link| link.gateway6.is_some()))
+    }
+
+    /// Where the node's published ports lead to.
+    fn published_ends(&self) -> Option<Ends> {
         let bridge = || self.links.iter().find(|link| matches!(link.kind, LinkKind::Bridge(_)));
-        self.way_out().or_else(bridge).map(|link| link.address.addr())
+        let link = self.way_out().or_else(bridge)?;
+        let v6 = self.way_out6().or(Some(link)).and_then(|link| link.address6);
+        Some(Ends { v4: Some(link.address.addr()), v6: v6.map(|net| net.addr()) })
     }
 
     /// Networks of the cluster that it is on.
@@ -315,8 +256,9 @@ impl State {
     ) -> Result<Vec<HostPort>, NetworkError> {
         let mut given: Vec<HostPort> = Vec::new();
         for port in wanted {
-            if let Some(IpAddr::V6(address)) = port.bind {
-                return Err(NetworkError::Unsupported { what: format!("publishing a port on {address}") });
+            if let (Some(IpAddr::V6(address)), false) = (port.bind, self.ipv6) {
+                let reason = "this node has no IPv6";
+                return Err(NetworkError::Address { address: IpAddr::V6(address), reason });
             }
             let free = |number: u16, given: &[HostPort]| {
                 let port = HostPort { published: Some(number), ..*port };
@@ -338,71 +280,28 @@ impl State {
         Ok(given)
     }
 
-    fn in_use(&self, subnet: Ipv4Net) -> BTreeSet<Ipv4Addr> {
-        let links = self.records.values().flat_map(|record| &record.links);
-        let given = links.filter(|link| !matches!(link.kind, LinkKind::Overlay(_))).map(|link| link.address.addr());
-        given.filter(|address| subnet.contains(address)).collect()
-    }
-
-    /// The pool of a bridge.
-    pub(super) fn pool_of(bridge: &Bridge) -> Pool {
-        bridge.pool()
-    }
-
-    pub(super) fn claim(&self, pool: Pool, address: Ipv4Addr) -> Result<Ipv4Addr, NetworkError> {
-        let Pool { subnet, gateway, .. } = pool;
-        let refuse = |reason| Err(NetworkError::Address { address: IpAddr::V4(address), reason });
-        if !subnet.contains(&address) {
-            return refuse("it is not in the network's subnet");
-        }
-        if [subnet.network(), subnet.broadcast(), gateway].contains(&address) {
-            return refuse("it is the network's own, its broadcast address or its gateway");
-        }
-        if self.in_use(subnet).contains(&address) {
-            return refuse("another container has it");
-        }
-        Ok(address)
-    }
-
-    pub(super) fn next_free(&mut self, pool: Pool) -> Result<Ipv4Addr, NetworkError> {
-        let Pool { subnet, gateway, range } = pool;
-        let mut used = self.in_use(subnet);
-        used.insert(gateway);
-        let first = u32::from(range.network()).max(u32::from(subnet.network()) + 1);
-        let last = u32::from(range.broadcast()).min(u32::from(subnet.broadcast()) - 1);
-        let start = self.cursors.get(&subnet).copied().filter(|at| (first..=last).contains(at)).unwrap_or(first);
-        let found = (start..=last).chain(first..start).find(|address| !used.contains(&Ipv4Addr::from(*address)));
-        let found = found.ok_or(NetworkError::PoolExhausted { pool: range })?;
-        self.cursors.insert(subnet, found + 1);
-        Ok(Ipv4Addr::from(found))
-    }
-
     /// What the node's tables follow from.
     pub fn facts(&self, config: &Config) -> NodeFacts {
         let names = config.names();
         let bridges = self.bridges.values().map(|bridge| BridgeFacts {
             link: names.bridge(bridge.number),
             subnet: bridge.subnet,
+            subnet6: bridge.ipv6.map(|ipv6| ipv6.subnet),
             internal: bridge.internal,
         });
         let mut host_ports = BTreeMap::new();
         for record in self.records.values() {
-            let Some(address) = record.published_address() else { continue };
+            let Some(ends) = record.published_ends() else { continue };
             for port in &record.host_ports {
-                let bind = match port.bind {
-                    Some(IpAddr::V4(bind)) if !bind.is_unspecified() => Some(bind),
-                    _ => None,
-                };
                 if let Some(published) = port.published {
-                    host_ports.insert((port.protocol, bind, published), (address, port.target));
+                    host_ports.insert((port.protocol, port.bind, published), (ends, port.target));
                 }
             }
         }
         let on_bridges = self.records.values().flat_map(|record| record.links.iter().map(move |link| (record, link)));
         let on_bridges = on_bridges.filter(|(_, link)| matches!(link.kind, LinkKind::Bridge(_)));
-        let port = |(record, link): (&Record, &SandboxLink)| {
-            (names.bridge_port(record.slot, link.number()), link.address.addr())
-        };
+        let port =
+            |(record, link): (&Record, &SandboxLink)| (names.bridge_port(record.slot, link.number()), link.sender());
         NodeFacts {
             bridges: bridges.collect(),
             ports: on_bridges.map(port).collect(),
@@ -410,6 +309,7 @@ impl State {
             vxlan_ports: self.vxlan_ports.iter().copied().chain([config.vxlan_port]).collect(),
             tunnels: wireguard_range(config.infra),
             mesh: self.remembered.index.is_some(),
+            ipv6: self.ipv6,
             peers: self.remembered.peers.clone(),
             tasks: self.records.values().filter_map(Record::task_address).collect(),
             host_ports,
@@ -426,17 +326,21 @@ impl State {
             let of_task = record.spec.task.and_then(|task| self.view.endpoints.get(&task));
             let count = if of_task.is_some_and(|endpoint| endpoint.service.is_some()) { 1 } else { usize::MAX };
             for overlay in &record.spec.overlays {
-                if let IpNet::V4(net) = overlay.address {
-                    let zone = ZoneKey::Overlay(overlay.network);
-                    let names = overlay.names.iter().take(count).cloned().collect();
-                    all.push(LocalName { zone, names, address: net.addr() });
-                }
+                let zone = ZoneKey::Overlay(overlay.network);
+                let names = overlay.names.iter().take(count).cloned().collect();
+                let v6 = overlay.address6.map(|net| IpAddr::V6(net.addr()));
+                let addresses = std::iter::once(overlay.address.addr()).chain(v6).collect();
+                all.push(LocalName { zone, names, addresses });
             }
             for attachment in record.spec.bridges.iter().filter(|b| b.bridge != DEFAULT_BRIDGE) {
                 let kind = LinkKind::Bridge(attachment.bridge.clone());
                 if let Some(link) = record.links.iter().find(|link| link.kind == kind) {
                     let zone = ZoneKey::Bridge(attachment.bridge.clone());
-                    all.push(LocalName { zone, names: attachment.names.clone(), address: link.address.addr() });
+                    all.push(LocalName {
+                        zone,
+                        names: attachment.names.clone(),
+                        addresses: link.addresses().collect(),
+                    });
                 }
             }
         }
@@ -496,30 +400,12 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_record_keeps_its_ipv6_part_and_one_without_is_read_too() {
-        let (mut state, config) = (state(), config());
-        let mut record = state.reserve(spec(1), &config, |_| true).unwrap();
-        let dns = DnsPorts { udp: 1, tcp: 2 };
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("one.record");
-        let kept = OnDisk { record: record.clone(), dns };
-        record::write(&path, &kept).unwrap();
-        assert_eq!(OnDisk::read(&path).unwrap(), Some(kept));
-        record.spec.bridges[0].address6 = Some("fd00::2".parse().unwrap());
-        record.links[0].address6 = Some("fd00::2/64".parse().unwrap());
-        record.links[0].gateway6 = Some("fd00::1".parse().unwrap());
-        let kept = OnDisk { record, dns };
-        kept.write(&path).unwrap();
-        assert_eq!(OnDisk::read(&path).unwrap(), Some(kept));
-    }
-
-    #[test]
-    fn a_port_on_an_ipv6_address_is_refused_and_not_opened_elsewhere() {
+    fn a_port_on_an_ipv6_address_is_refused_without_ipv6_and_not_opened_elsewhere() {
         let bind = Some("2001:db8::1".parse().unwrap());
         let port = HostPort { bind, published: Some(80), target: 80, protocol: Protocol::Tcp };
         let spec = SandboxSpec { host_ports: vec![port], ..spec(1) };
         let error = state().reserve(spec, &config(), |_| true).unwrap_err();
-        assert_eq!(error.to_string(), "publishing a port on 2001:db8::1 is not supported yet");
+        assert_eq!(error.to_string(), "address 2001:db8::1 is not available: this node has no IPv6");
     }
 
     #[test]

@@ -4,22 +4,23 @@
 //! The VXLAN link is made in the node's namespace, where its UDP socket and its route lookups stay, and then moved.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
 use netlink_packet_route::link::InfoBridgePort;
-use skep_proto::model::view::{NetworkView, OverlayNetwork};
+use skep_proto::model::view::{NetworkView, OverlayNetwork, Peer};
 use skep_proto::model::{NetworkId, NodeId};
 
 use super::sysctl;
-use crate::config::Config;
+use crate::config::{Config, IPV6_MIN_MTU};
 use crate::error::{NetworkError, Step};
 use crate::mac::Mac;
 use crate::netlink::{Neighbour, Requests, Rtnl, Veth, VethPeer, Vxlan};
 use crate::nft::Tables;
 use crate::plan::encryption::{Path, remote_end};
 use crate::plan::overlay::{BRIDGE, VXLAN, remote_entries, switch_table};
+use crate::plan::senders::Sender;
 use crate::spec::SandboxId;
 use crate::sys::netns::{self, Netns};
 use crate::sys::notices::Notices;
@@ -37,7 +38,9 @@ pub struct Switch {
     infra: IpNet,
     tables: Tables,
     entries: BTreeSet<Neighbour>,
-    ports: BTreeMap<SandboxId, (u32, Ipv4Addr)>,
+    ports: BTreeMap<SandboxId, (u32, Sender)>,
+    /// Whether the network has IPv6, and this node.
+    ipv6: bool,
     notices: Notices,
 }
 
@@ -48,8 +51,8 @@ pub struct Attachment<'a> {
     pub id: &'a SandboxId,
     /// Name of the port here.
     pub port: String,
-    /// Its address.
-    pub address: Ipv4Addr,
+    /// Its addresses.
+    pub sender: Sender,
     /// Name of the link in the sandbox.
     pub link: &'a str,
     /// The sandbox.
@@ -91,9 +94,23 @@ impl Switch {
         let bridge = inside.link(BRIDGE).step("read a link")?.ok_or_else(gone)?.index;
         let (entries, ports, vxlan) = (BTreeSet::new(), BTreeMap::new(), 0);
         let infra = config.infra;
+        let has_ipv6 = network.subnets.iter().any(|subnet| matches!(subnet.subnet, IpNet::V6(_)));
+        let ipv6 = has_ipv6 && sysctl::has_ipv6(node);
         let notices = Notices::default();
-        let mut made =
-            Self { network: network.id, file, netns, bridge, vxlan, path, infra, tables, entries, ports, notices };
+        let mut made = Self {
+            network: network.id,
+            file,
+            netns,
+            bridge,
+            vxlan,
+            path,
+            infra,
+            tables,
+            entries,
+            ports,
+            ipv6,
+            notices,
+        };
         made.make_vxlan(node, &config.names().passing(network.vni), network.vni)?;
         Ok(made)
     }
@@ -114,8 +131,12 @@ impl Switch {
         self.vxlan = inside.link(VXLAN).step("read a link")?.ok_or_else(gone)?.index;
         self.entries.clear();
         let mut requests = Requests::new();
+        if self.ipv6 {
+            // It answers solicitations only where it has IPv6 itself.
+            sysctl::write(&self.netns, &sysctl::with_ipv6(VXLAN)).step("set up IPv6 of a switch")?;
+        }
         requests.set_mtu(self.vxlan, mtu).set_bridge(self.vxlan, self.bridge);
-        requests.set_port(self.vxlan, closed_port()).set_up(self.vxlan);
+        requests.set_port(self.vxlan, self.closed_port()).set_up(self.vxlan);
         inside.send(&requests).step("attach a VXLAN link to its bridge")
     }
 
@@ -162,7 +183,7 @@ impl Switch {
     pub fn recover(
         config: &Config,
         network: NetworkId,
-        ports: &BTreeMap<String, (SandboxId, Ipv4Addr)>,
+        ports: &BTreeMap<String, (SandboxId, Sender)>,
     ) -> Result<Self, NetworkError> {
         let file = file(config, network);
         let netns = Netns::open(&file).step("open a switch namespace")?;
@@ -178,12 +199,14 @@ impl Switch {
         }
         inside.send(&leftovers).step("delete leftover ports of a switch")?;
         let found = links.iter().filter_map(|link| {
-            let (id, address) = ports.get(&link.name)?;
-            Some((id.clone(), (link.index, *address)))
+            let (id, sender) = ports.get(&link.name)?;
+            Some((id.clone(), (link.index, *sender)))
         });
+        let ports: BTreeMap<SandboxId, (u32, Sender)> = found.collect();
         Ok(Self {
             network,
-            ports: found.collect(),
+            ipv6: ports.values().any(|(_, sender)| sender.v6.is_some()),
+            ports,
             file,
             bridge: bridge.index,
             vxlan: vxlan.index,
@@ -212,7 +235,7 @@ impl Switch {
     ///
     /// # Errors
     /// [`NetworkError::Kernel`].
-    pub fn speak_from(&mut self, local: Ipv4Addr) -> Result<(), NetworkError> {
+    pub fn speak_from(&mut self, local: IpAddr) -> Result<(), NetworkError> {
         if self.path.is_encrypted() || self.path.local == local {
             return Ok(());
         }
@@ -242,12 +265,15 @@ impl Switch {
             requests.set_up(link.index);
         }
         self.ports.retain(|_, (port, _)| find(*port).is_some());
-        let ports = self.ports.values().filter_map(|(port, address)| Some((find(*port)?, Some(*address))));
-        for (link, address) in ports.chain([(vxlan, None)]) {
+        let ports = self.ports.values().filter_map(|(port, sender)| Some((find(*port)?, Some(*sender))));
+        for (link, sender) in ports.chain([(vxlan, None)]) {
             if link.bridge != Some(self.bridge) || !link.up {
-                requests.set_bridge(link.index, self.bridge).set_port(link.index, closed_port()).set_up(link.index);
-                if let Some(address) = address {
-                    requests.replace_neighbour(link.index, Neighbour::Port(Mac::of(address)));
+                requests
+                    .set_bridge(link.index, self.bridge)
+                    .set_port(link.index, self.closed_port())
+                    .set_up(link.index);
+                if let Some(sender) = sender {
+                    requests.replace_neighbour(link.index, Neighbour::Port(Mac::of(sender.v4)));
                 }
             }
         }
@@ -294,7 +320,7 @@ impl Switch {
         view: &NetworkView,
         node: Option<NodeId>,
     ) -> Result<(), NetworkError> {
-        let mac = Mac::of(attachment.address);
+        let mac = Mac::of(attachment.sender.v4);
         let mut inside = Rtnl::open(&self.netns).step("open rtnetlink")?;
         let veth = Veth {
             name: &attachment.port,
@@ -306,11 +332,11 @@ impl Switch {
         };
         inside.send(Requests::new().delete_link(&attachment.port).add_veth(&veth)).step("make a link to a switch")?;
         let port = inside.link(&attachment.port).step("read a link")?.ok_or_else(gone)?.index;
-        self.ports.insert(attachment.id.clone(), (port, attachment.address));
+        self.ports.insert(attachment.id.clone(), (port, attachment.sender));
         // What was elsewhere until now may no longer be found there.
         self.sync(view, node)?;
         let mut requests = Requests::new();
-        requests.set_port(port, closed_port()).replace_neighbour(port, Neighbour::Port(mac));
+        requests.set_port(port, self.closed_port()).replace_neighbour(port, Neighbour::Port(mac));
         inside.send(&requests).step("set up a port of a switch")
     }
 
@@ -330,9 +356,11 @@ impl Switch {
     /// # Errors
     /// [`NetworkError::Kernel`].
     pub fn sync(&mut self, view: &NetworkView, node: Option<NodeId>) -> Result<(), NetworkError> {
-        let local = self.ports.values().map(|(_, address)| *address).collect();
-        let (encrypted, infra) = (self.path.is_encrypted(), self.infra);
-        let wanted = remote_entries(view, self.network, node, &local, |peer| remote_end(peer, encrypted, infra));
+        let local = self.ports.values().flat_map(|(_, sender)| sender.addresses()).collect();
+        // Below that size the kernel takes IPv6 from the link.
+        let ipv6 = self.ipv6 && self.path.mtu >= IPV6_MIN_MTU;
+        let end = |peer: &Peer| remote_end(peer, &self.path, self.infra);
+        let wanted = remote_entries(view, self.network, node, &local, ipv6, end);
         let mut requests = Requests::new();
         for entry in self.entries.difference(&wanted) {
             requests.delete_neighbour(self.vxlan, *entry);
@@ -348,20 +376,21 @@ impl Switch {
         self.load_rules()
     }
 
+    /// A port that learns nothing: who is behind it is known. Broadcasts pass, for ARP between sandboxes of this node, and
+    /// with IPv6 what goes to groups, for solicitations: the rules let nothing else of that kind pass.
+    fn closed_port(&self) -> Vec<InfoBridgePort> {
+        vec![
+            InfoBridgePort::Learning(false),
+            InfoBridgePort::UnicastFlood(false),
+            InfoBridgePort::MulticastFlood(self.ipv6),
+            InfoBridgePort::BroadcastFlood(true),
+        ]
+    }
+
     fn load_rules(&mut self) -> Result<(), NetworkError> {
         let ports: Vec<_> = self.ports.values().copied().collect();
         self.tables.set(&self.netns, vec![switch_table(&ports)]).step("load the rules of a switch")
     }
-}
-
-/// A port that learns nothing: who is behind it is known. Broadcasts pass, for ARP between sandboxes of this node.
-fn closed_port() -> Vec<InfoBridgePort> {
-    vec![
-        InfoBridgePort::Learning(false),
-        InfoBridgePort::UnicastFlood(false),
-        InfoBridgePort::MulticastFlood(false),
-        InfoBridgePort::BroadcastFlood(true),
-    ]
 }
 
 fn gone() -> NetworkError {

@@ -7,14 +7,65 @@ use std::path::Path;
 use crate::sys::netns::Netns;
 
 /// Of a switch: no IPv6 chatter, and no rules for routed packets where frames are only switched.
-pub const SWITCH: [(&str, &str); 2] =
-    [("ipv6/conf/default/disable_ipv6", "1"), ("bridge/bridge-nf-call-iptables", "0")];
+pub const SWITCH: [(&str, &str); 3] = [
+    ("ipv6/conf/default/disable_ipv6", "1"),
+    ("bridge/bridge-nf-call-iptables", "0"),
+    ("bridge/bridge-nf-call-ip6tables", "0"),
+];
 
-/// Of a sandbox: links without IPv6, as Docker has them.
+/// Of a sandbox: links without IPv6, as Docker has them, but for those that are given an address of it. See [`QUIET6`].
 pub const SANDBOX: [(&str, &str); 1] = [("ipv6/conf/default/disable_ipv6", "1")];
 
 /// Of the node.
 pub const NODE: [(&str, &str); 1] = [("ipv4/ip_forward", "1")];
+
+/// Of a link with IPv6: it has the addresses that we give it and no others. None of its own making
+/// (`addr_gen_mode` 1), no routes that others tell of, no questions whether somebody else has an address.
+const QUIET6: [(&str, &str); 6] = [
+    ("addr_gen_mode", "1"),
+    ("accept_ra", "0"),
+    ("accept_redirects", "0"),
+    ("autoconf", "0"),
+    ("accept_dad", "0"),
+    ("disable_ipv6", "0"),
+];
+
+/// Parameters that let a link have addresses of IPv6.
+pub fn with_ipv6(link: &str) -> Vec<(String, &'static str)> {
+    QUIET6.iter().map(|(name, value)| (format!("ipv6/conf/{link}/{name}"), *value)).collect()
+}
+
+/// Whether a namespace has IPv6: the kernel was not started without, and nobody turned it off.
+pub fn has_ipv6(netns: &Netns) -> bool {
+    let read = || fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
+    matches!(netns.enter(read), Ok(Ok(value)) if value.trim() == "0")
+}
+
+/// Has the node forward packets of IPv6. A link that learns its way out from router advertisements goes on to do so: the
+/// kernel would stop listening to them on a router (ip-sysctl, `accept_ra`).
+///
+/// # Errors
+/// Those of reading and writing the parameters.
+pub fn forward6(netns: &Netns) -> io::Result<()> {
+    netns.enter(|| {
+        let folder = Path::new("/proc/sys/net/ipv6/conf");
+        let all = folder.join("all/forwarding");
+        if fs::read_to_string(&all)?.trim() != "0" {
+            return Ok(());
+        }
+        for link in fs::read_dir(folder)? {
+            let path = link?.path().join("accept_ra");
+            // A link may go away meanwhile.
+            if fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1") {
+                match fs::write(&path, "2") {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => (),
+                }
+            }
+        }
+        fs::write(&all, "1")
+    })?
+}
 
 /// Writes parameters below `/proc/sys/net`. Those that this kernel does not have are passed over.
 ///

@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::dns::forward::Forwarder;
 use crate::dns::server::{OwnedFdRef, Server, Settings, Sockets, open};
-use crate::dns::zone::Zones;
+use crate::dns::zone::{self, Zones, Zones6};
 use crate::error::NetworkError;
 use crate::names::{DnsPorts, SandboxDns};
 use crate::netd::NetdError;
@@ -125,7 +125,7 @@ impl Records {
     /// What was written last. A damaged record is set aside: the daemon tells all again.
     pub fn load(&self) -> Start {
         Start {
-            zones: read_or_set_aside(&self.zones()),
+            zones: self.load_zones(),
             sandboxes: read_or_set_aside(&self.sandboxes()),
             sockets: BTreeMap::new(),
             tunnel: Owner::default(),
@@ -149,8 +149,14 @@ impl Records {
         }
     }
 
+    fn load_zones(&self) -> Zones {
+        let (mut zones, ipv6) = read_parts_or_set_aside::<Zones, Zones6>(&self.zones());
+        zone::complete(&mut zones, ipv6);
+        zones
+    }
+
     fn write_zones(&self, zones: &Zones) -> Result<(), NetworkError> {
-        record::write(&self.zones(), zones)
+        record::write(&self.zones(), &(zones, zone::ipv6_of(zones)))
     }
 
     fn write_sandboxes(&self, sandboxes: &[Served]) -> Result<(), NetworkError> {
@@ -171,7 +177,11 @@ fn boot() -> String {
 }
 
 fn read_or_set_aside<T: DeserializeOwned + Default>(path: &Path) -> T {
-    match record::read(path) {
+    read_parts_or_set_aside::<T, ()>(path).0
+}
+
+fn read_parts_or_set_aside<T: DeserializeOwned + Default, U: DeserializeOwned + Default>(path: &Path) -> (T, U) {
+    match record::read_with(path) {
         Ok(value) => value.unwrap_or_default(),
         Err(error) => {
             let aside = path.with_extension("damaged");
@@ -180,7 +190,7 @@ fn read_or_set_aside<T: DeserializeOwned + Default>(path: &Path) -> T {
             if let Err(error) = fs::rename(path, &aside) {
                 tracing::warn!(%error, "cannot set the record aside");
             }
-            T::default()
+            Default::default()
         }
     }
 }

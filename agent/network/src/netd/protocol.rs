@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::dns::zone::Zones;
+use crate::dns::zone::{self, Zones, Zones6};
 use crate::names::{DnsPorts, SandboxDns};
 use crate::spec::SandboxId;
 use crate::tunnel::{Tunnel, TunnelStatus};
@@ -120,10 +120,56 @@ pub struct Served {
     pub ports: DnsPorts,
 }
 
+/// What is sent in frames. Zones in it have their IPv6 behind the value, where older processes leave it.
+pub trait Framed: Serialize + DeserializeOwned {
+    /// The zones in it.
+    fn zones(&mut self) -> Option<&mut Zones>;
+
+    /// What they have of IPv6.
+    fn ipv6(&self) -> Option<Zones6>;
+}
+
+impl Framed for Request {
+    fn zones(&mut self) -> Option<&mut Zones> {
+        if let Self::PutZones(zones) = self { Some(zones) } else { None }
+    }
+
+    fn ipv6(&self) -> Option<Zones6> {
+        if let Self::PutZones(zones) = self { Some(zone::ipv6_of(zones)) } else { None }
+    }
+}
+
+impl Framed for Reply {
+    fn zones(&mut self) -> Option<&mut Zones> {
+        match self {
+            Self::Handover { zones, .. } | Self::HandoverAll { zones, .. } => Some(zones),
+            _ => None,
+        }
+    }
+
+    fn ipv6(&self) -> Option<Zones6> {
+        match self {
+            Self::Handover { zones, .. } | Self::HandoverAll { zones, .. } => Some(zone::ipv6_of(zones)),
+            _ => None,
+        }
+    }
+}
+
+fn parse<T: Framed>(bytes: &[u8]) -> postcard::Result<T> {
+    let (mut value, rest) = postcard::take_from_bytes::<T>(bytes)?;
+    if let Some(zones) = value.zones().filter(|_| !rest.is_empty()) {
+        zone::complete(zones, postcard::from_bytes(rest)?);
+    }
+    Ok(value)
+}
+
 /// Writes one value.
-pub async fn write<T: Serialize>(stream: &mut (impl AsyncWrite + Unpin), value: &T) -> io::Result<()> {
+pub async fn write<T: Framed>(stream: &mut (impl AsyncWrite + Unpin), value: &T) -> io::Result<()> {
     let mut frame = vec![0, 0, 0, 0, FORMAT];
     frame = postcard::to_extend(value, frame).map_err(invalid)?;
+    if let Some(ipv6) = value.ipv6().filter(|ipv6| !ipv6.is_empty()) {
+        frame = postcard::to_extend(&ipv6, frame).map_err(invalid)?;
+    }
     let length = u32::try_from(frame.len() - 4).ok().filter(|length| *length <= MAX_FRAME);
     let length = length.ok_or_else(|| invalid("the value is too large for a frame"))?;
     frame[..4].copy_from_slice(&length.to_be_bytes());
@@ -134,7 +180,7 @@ pub async fn write<T: Serialize>(stream: &mut (impl AsyncWrite + Unpin), value: 
 ///
 /// # Errors
 /// `InvalidData` for what is no such value; those of the stream.
-pub async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
+pub async fn read<T: Framed>(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
     let length = stream.read_u32().await?;
     if length > MAX_FRAME {
         return Err(invalid(format!("a frame of {length} bytes")));
@@ -146,7 +192,7 @@ pub async fn read<T: DeserializeOwned>(stream: &mut (impl AsyncRead + Unpin)) ->
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     match frame.split_first() {
-        Some((&FORMAT, value)) => postcard::from_bytes(value).map_err(invalid),
+        Some((&FORMAT, value)) => parse(value).map_err(invalid),
         Some((other, _)) => Err(invalid(format!("format {other}"))),
         None => Err(invalid("an empty frame")),
     }
@@ -170,6 +216,26 @@ mod tests {
         let mut input = stream.as_slice();
         assert_eq!(read::<Request>(&mut input).await.unwrap(), Request::Handover);
         assert_eq!(input, b"rest");
+    }
+
+    #[tokio::test]
+    async fn zones_arrive_with_their_ipv6_and_without_it_where_none_was_sent() {
+        let mut zone = zone::Zone::new("back");
+        zone.add("web", std::net::Ipv4Addr::new(10, 0, 1, 5));
+        let before = zone.clone();
+        zone.add("web", std::net::Ipv6Addr::LOCALHOST);
+        let zones = |zone| Zones::from([(zone::ZoneKey::Bridge("back".into()), zone)]);
+        let mut stream = Vec::new();
+        write(&mut stream, &Request::PutZones(zones(zone.clone()))).await.unwrap();
+        assert_eq!(read::<Request>(&mut stream.as_slice()).await.unwrap(), Request::PutZones(zones(zone.clone())));
+        let reply = Reply::Handover { zones: zones(zone), sandboxes: Vec::new(), open: Vec::new() };
+        let mut stream = Vec::new();
+        write(&mut stream, &reply).await.unwrap();
+        assert_eq!(read::<Reply>(&mut stream.as_slice()).await.unwrap(), reply);
+        // As an older process reads it.
+        let (old, rest): (Reply, _) = postcard::take_from_bytes(&stream[5..]).unwrap();
+        assert_eq!(old, Reply::Handover { zones: zones(before), sandboxes: Vec::new(), open: Vec::new() });
+        assert!(!rest.is_empty());
     }
 
     proptest! {

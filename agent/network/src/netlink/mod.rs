@@ -5,5 +5,5 @@
 mod requests;
 mod socket;
 
-pub use requests::{Neighbour, Requests, Veth, VethPeer, Via, Vxlan};
+pub use requests::{MarkRule, Neighbour, Requests, Veth, VethPeer, Via, Vxlan};
 pub use socket::{Link, Rtnl};

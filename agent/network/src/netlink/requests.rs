@@ -1,11 +1,11 @@
 //! Requests, as lists.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::RawFd;
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{
     InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth, InfoVxlan, LinkAttribute,
     LinkFlags, LinkInfo, LinkMessage,
@@ -20,6 +20,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use crate::mac::Mac;
+use crate::nft::table::Ip;
 
 /// Routes that we make carry this protocol number, as bird or zebra have theirs (rtnetlink(7): above 4 is free).
 const ROUTE_PROTOCOL: u8 = 0x53;
@@ -79,12 +80,12 @@ pub struct Vxlan<'a> {
     /// Network identifier, 24 bits.
     pub vni: u32,
     /// Source address of the outer packets. There is no underlay link named: its removal would remove this link.
-    pub local: Ipv4Addr,
+    pub local: IpAddr,
     /// UDP port, ours and the peers'.
     pub port: u16,
     /// MTU in bytes.
     pub mtu: u32,
-    /// Answer ARP from its neighbour table.
+    /// Answer ARP and neighbour solicitations from its neighbour table.
     pub proxy: bool,
     /// Its address; `None` for a random one.
     pub mac: Option<Mac>,
@@ -96,7 +97,7 @@ pub enum Via {
     /// To the link itself.
     Link(u32),
     /// To a gateway that is taken to be on the link.
-    Gateway(Ipv4Addr, u32),
+    Gateway(IpAddr, u32),
     /// Nowhere, as long as there is no other route of the same length.
     Nowhere,
 }
@@ -105,16 +106,60 @@ pub enum Via {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Neighbour {
     /// Frames to the address leave the VXLAN link towards the node (`bridge fdb … self dst`).
-    Tunnel(Mac, Ipv4Addr),
+    Tunnel(Mac, IpAddr),
     /// Frames to the address go to this bridge port (`bridge fdb … master`).
     Port(Mac),
-    /// The IPv4 address has this Ethernet address.
-    Address(Ipv4Addr, Mac),
+    /// The address has this Ethernet address.
+    Address(IpAddr, Mac),
 }
 
 const EXISTS: &[i32] = &[libc::EEXIST];
 const ABSENT: &[i32] = &[libc::ENOENT, libc::ENODEV, libc::ESRCH, libc::EADDRNOTAVAIL];
+/// As [`ABSENT`]; a host without IPv6 has no rules of it either.
+const NO_RULE: &[i32] = &[libc::ENOENT, libc::ESRCH, libc::EAFNOSUPPORT, libc::EOPNOTSUPP];
 const NO_ERROR: &[i32] = &[];
+
+/// A rule of policy routing, for packets with a mark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MarkRule {
+    /// Its place among the rules.
+    pub priority: u32,
+    /// The mark.
+    pub mark: u32,
+    /// The part of the mark that counts.
+    pub mask: u32,
+    /// The table that says where to.
+    pub table: u32,
+}
+
+impl MarkRule {
+    fn message(self, ip: Ip) -> RuleMessage {
+        let mut message = RuleMessage::default();
+        message.header.family = match ip {
+            Ip::V4 => AddressFamily::Inet,
+            Ip::V6 => AddressFamily::Inet6,
+        };
+        message.header.action = RuleAction::ToTable;
+        message.attributes = vec![
+            RuleAttribute::Priority(self.priority),
+            RuleAttribute::FwMark(self.mark),
+            RuleAttribute::FwMask(self.mask),
+            RuleAttribute::Table(self.table),
+        ];
+        message
+    }
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn local(address: IpAddr) -> InfoVxlan {
+    match address {
+        IpAddr::V4(address) => InfoVxlan::Local(address),
+        IpAddr::V6(address) => InfoVxlan::Local6(address),
+    }
+}
 
 impl Requests {
     /// An empty list.
@@ -188,7 +233,7 @@ impl Requests {
                 LinkInfo::Kind(InfoKind::Vxlan),
                 LinkInfo::Data(InfoData::Vxlan(vec![
                     InfoVxlan::Id(vxlan.vni),
-                    InfoVxlan::Local(vxlan.local),
+                    local(vxlan.local),
                     InfoVxlan::Port(vxlan.port),
                     InfoVxlan::Learning(false),
                     InfoVxlan::Proxy(vxlan.proxy),
@@ -212,12 +257,12 @@ impl Requests {
     }
 
     /// Changes the source address of a VXLAN link's outer packets.
-    pub fn set_vxlan_local(&mut self, index: u32, local: Ipv4Addr) -> &mut Self {
+    pub fn set_vxlan_local(&mut self, index: u32, address: IpAddr) -> &mut Self {
         let mut message = LinkMessage::default();
         message.header.index = index;
         message.attributes = vec![LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Vxlan),
-            LinkInfo::Data(InfoData::Vxlan(vec![InfoVxlan::Local(local)])),
+            LinkInfo::Data(InfoData::Vxlan(vec![local(address)])),
         ])];
         self.push(RouteNetlinkMessage::NewLink(message), 0, NO_ERROR)
     }
@@ -281,59 +326,49 @@ impl Requests {
         self.push(RouteNetlinkMessage::DelLink(message), 0, ABSENT)
     }
 
-    /// Gives a link an address.
-    pub fn add_address(&mut self, index: u32, address: Ipv4Addr, prefix_len: u8) -> &mut Self {
+    /// Gives a link an address. One of IPv6 is taken to be nobody else's, without asking the link (RFC 4862 section 5.4).
+    pub fn add_address(&mut self, index: u32, address: impl Into<IpAddr>, prefix_len: u8) -> &mut Self {
+        let address = address.into();
         let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
+        message.header.family = family(address);
         message.header.prefix_len = prefix_len;
         message.header.index = index;
-        message.attributes =
-            vec![AddressAttribute::Local(IpAddr::V4(address)), AddressAttribute::Address(IpAddr::V4(address))];
-        if prefix_len < 31
-            && let Ok(net) = Ipv4Net::new(address, prefix_len)
-        {
-            message.attributes.push(AddressAttribute::Broadcast(net.broadcast()));
+        message.attributes = vec![AddressAttribute::Local(address), AddressAttribute::Address(address)];
+        match address {
+            IpAddr::V4(address) if prefix_len < 31 => {
+                if let Ok(net) = Ipv4Net::new(address, prefix_len) {
+                    message.attributes.push(AddressAttribute::Broadcast(net.broadcast()));
+                }
+            }
+            IpAddr::V4(_) => (),
+            IpAddr::V6(_) => {
+                message.header.flags = AddressHeaderFlags::Nodad | AddressHeaderFlags::Permanent;
+                message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad | AddressFlags::Permanent));
+            }
         }
         self.push(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL, EXISTS)
     }
 
     /// Makes or replaces a route in the given table (254 is the main one).
-    pub fn replace_route(&mut self, to: Ipv4Net, via: Via, table: u32) -> &mut Self {
-        let message = route(to, via, table);
+    pub fn replace_route(&mut self, to: impl Into<IpNet>, via: Via, table: u32) -> &mut Self {
+        let message = route(to.into(), via, table);
         self.push(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE, NO_ERROR)
     }
 
     /// Deletes a route, if there is one.
-    pub fn delete_route(&mut self, to: Ipv4Net, via: Via, table: u32) -> &mut Self {
-        self.push(RouteNetlinkMessage::DelRoute(route(to, via, table)), 0, ABSENT)
+    pub fn delete_route(&mut self, to: impl Into<IpNet>, via: Via, table: u32) -> &mut Self {
+        self.push(RouteNetlinkMessage::DelRoute(route(to.into(), via, table)), 0, ABSENT)
     }
 
-    /// Packets whose mark is `mark` under `mask` are routed by `table`.
-    pub fn add_mark_rule(&mut self, priority: u32, mark: u32, mask: u32, table: u32) -> &mut Self {
-        let mut message = RuleMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.action = RuleAction::ToTable;
-        message.attributes = vec![
-            RuleAttribute::Priority(priority),
-            RuleAttribute::FwMark(mark),
-            RuleAttribute::FwMask(mask),
-            RuleAttribute::Table(table),
-        ];
-        self.push(RouteNetlinkMessage::NewRule(message), NLM_F_CREATE | NLM_F_EXCL, EXISTS)
+    /// Packets whose mark is `rule.mark` under its mask are routed by its table.
+    pub fn add_mark_rule(&mut self, ip: Ip, rule: MarkRule) -> &mut Self {
+        let message = RouteNetlinkMessage::NewRule(rule.message(ip));
+        self.push(message, NLM_F_CREATE | NLM_F_EXCL, EXISTS)
     }
 
     /// Deletes a rule of [`Requests::add_mark_rule`], if it is there.
-    pub fn delete_mark_rule(&mut self, priority: u32, mark: u32, mask: u32, table: u32) -> &mut Self {
-        let mut message = RuleMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.header.action = RuleAction::ToTable;
-        message.attributes = vec![
-            RuleAttribute::Priority(priority),
-            RuleAttribute::FwMark(mark),
-            RuleAttribute::FwMask(mask),
-            RuleAttribute::Table(table),
-        ];
-        self.push(RouteNetlinkMessage::DelRule(message), 0, ABSENT)
+    pub fn delete_mark_rule(&mut self, ip: Ip, rule: MarkRule) -> &mut Self {
+        self.push(RouteNetlinkMessage::DelRule(rule.message(ip)), 0, NO_RULE)
     }
 
     /// Makes or replaces a permanent entry of the link.
@@ -348,16 +383,23 @@ impl Requests {
     }
 }
 
-fn route(to: Ipv4Net, via: Via, table: u32) -> RouteMessage {
+fn route_address(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(address) => RouteAddress::Inet(address),
+        IpAddr::V6(address) => RouteAddress::Inet6(address),
+    }
+}
+
+fn route(to: IpNet, via: Via, table: u32) -> RouteMessage {
     let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
+    message.header.address_family = family(to.addr());
     message.header.destination_prefix_length = to.prefix_len();
     message.header.table = u8::try_from(table).unwrap_or(0);
     message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
     message.header.kind = RouteType::Unicast;
     message.attributes.push(RouteAttribute::Table(table));
     if to.prefix_len() > 0 {
-        message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(to.network())));
+        message.attributes.push(RouteAttribute::Destination(route_address(to.network())));
     }
     match via {
         Via::Link(index) => {
@@ -366,7 +408,7 @@ fn route(to: Ipv4Net, via: Via, table: u32) -> RouteMessage {
         }
         Via::Gateway(gateway, index) => {
             message.header.flags = RouteFlags::Onlink;
-            message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+            message.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
             message.attributes.push(RouteAttribute::Oif(index));
         }
         Via::Nowhere => {
@@ -375,6 +417,13 @@ fn route(to: Ipv4Net, via: Via, table: u32) -> RouteMessage {
         }
     }
     message
+}
+
+fn neighbour_address(address: IpAddr) -> NeighbourAddress {
+    match address {
+        IpAddr::V4(address) => NeighbourAddress::Inet(address),
+        IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+    }
 }
 
 fn neighbour(index: u32, entry: Neighbour) -> NeighbourMessage {
@@ -387,7 +436,7 @@ fn neighbour(index: u32, entry: Neighbour) -> NeighbourMessage {
             message.header.flags = NeighbourFlags::Own;
             message.attributes = vec![
                 NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(to)),
+                NeighbourAttribute::Destination(neighbour_address(to)),
             ];
         }
         Neighbour::Port(mac) => {
@@ -397,10 +446,10 @@ fn neighbour(index: u32, entry: Neighbour) -> NeighbourMessage {
             message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.0.to_vec())];
         }
         Neighbour::Address(address, mac) => {
-            message.header.family = AddressFamily::Inet;
+            message.header.family = family(address);
             message.header.state = NeighbourState::Permanent;
             message.attributes = vec![
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(address)),
+                NeighbourAttribute::Destination(neighbour_address(address)),
                 NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
             ];
         }

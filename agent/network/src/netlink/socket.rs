@@ -1,9 +1,9 @@
 //! The socket that sends them and reads what is there.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_core::{Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
@@ -33,7 +33,7 @@ pub struct Link {
     /// Set up.
     pub up: bool,
     /// Source address and UDP port of a VXLAN link.
-    pub vxlan: Option<(Ipv4Addr, u16)>,
+    pub vxlan: Option<(IpAddr, u16)>,
 }
 
 /// An rtnetlink socket in a namespace.
@@ -123,23 +123,24 @@ impl Rtnl {
         Ok(messages.into_iter().filter_map(read_link).collect())
     }
 
-    /// IPv4 addresses with the index of their link.
+    /// Addresses of both families with the index of their link; those of IPv6 that mean something on their link alone are
+    /// left out.
     ///
     /// # Errors
     /// The socket's.
-    pub fn addresses(&mut self) -> io::Result<Vec<(u32, Ipv4Net)>> {
-        let mut message = AddressMessage::default();
-        message.header.family = AddressFamily::Inet;
+    pub fn addresses(&mut self) -> io::Result<Vec<(u32, IpNet)>> {
+        let message = AddressMessage::default();
         let messages = self.get(&RouteNetlinkMessage::GetAddress(message), NLM_F_DUMP)?;
         Ok(messages
             .into_iter()
             .filter_map(|message| {
                 let RouteNetlinkMessage::NewAddress(message) = message else { return None };
-                let local = message.attributes.iter().find_map(|a| match a {
-                    AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
-                    _ => None,
-                })?;
-                Some((message.header.index, Ipv4Net::new(local, message.header.prefix_len).ok()?))
+                // Of IPv6 there is no local address beside the address, but where the link has another end.
+                let part = |wanted: fn(&AddressAttribute) -> Option<IpAddr>| message.attributes.iter().find_map(wanted);
+                let local = part(|a| if let AddressAttribute::Local(address) = a { Some(*address) } else { None });
+                let address = part(|a| if let AddressAttribute::Address(address) = a { Some(*address) } else { None });
+                let address = local.or(address).filter(|address| !is_of_link(*address))?;
+                Some((message.header.index, IpNet::new(address, message.header.prefix_len).ok()?))
             })
             .collect())
     }
@@ -150,7 +151,7 @@ impl Rtnl {
     /// The socket's.
     pub fn neighbours(&mut self, index: u32) -> io::Result<Vec<Neighbour>> {
         let mut found = Vec::new();
-        for family in [AddressFamily::Bridge, AddressFamily::Inet] {
+        for family in [AddressFamily::Bridge, AddressFamily::Inet, AddressFamily::Inet6] {
             let mut message = NeighbourMessage::default();
             message.header.family = family;
             let messages = self.get(&RouteNetlinkMessage::GetNeighbour(message), NLM_F_DUMP)?;
@@ -200,8 +201,16 @@ fn read_link(message: RouteNetlinkMessage) -> Option<Link> {
     Some(link)
 }
 
-fn read_vxlan(options: &[InfoVxlan]) -> Option<(Ipv4Addr, u16)> {
-    let local = options.iter().find_map(|o| if let InfoVxlan::Local(local) = o { Some(*local) } else { None })?;
+fn is_of_link(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
+fn read_vxlan(options: &[InfoVxlan]) -> Option<(IpAddr, u16)> {
+    let local = options.iter().find_map(|o| match o {
+        InfoVxlan::Local(local) => Some(IpAddr::V4(*local)),
+        InfoVxlan::Local6(local) => Some(IpAddr::V6(*local)),
+        _ => None,
+    })?;
     let port = options.iter().find_map(|o| if let InfoVxlan::Port(port) = o { Some(*port) } else { None })?;
     Some((local, port))
 }
@@ -212,15 +221,19 @@ fn read_neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
         _ => None,
     })?;
     let destination = message.attributes.iter().find_map(|a| match a {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
-        NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
-            <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from)
-        }
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+        NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => match bytes.len() {
+            4 => <[u8; 4]>::try_from(bytes.as_slice()).ok().map(|bytes| Ipv4Addr::from(bytes).into()),
+            _ => <[u8; 16]>::try_from(bytes.as_slice()).ok().map(|bytes| Ipv6Addr::from(bytes).into()),
+        },
         _ => None,
     });
     let controlled = message.attributes.iter().any(|a| matches!(a, NeighbourAttribute::Controller(_)));
     match (message.header.family, destination) {
-        (AddressFamily::Inet, Some(address)) if message.header.state == NeighbourState::Permanent => {
+        (AddressFamily::Inet | AddressFamily::Inet6, Some(address))
+            if message.header.state == NeighbourState::Permanent =>
+        {
             Some(Neighbour::Address(address, mac))
         }
         (AddressFamily::Bridge, Some(to)) => Some(Neighbour::Tunnel(mac, to)),

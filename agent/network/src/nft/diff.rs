@@ -1,10 +1,10 @@
 //! From the table that is to the table that should be, as one transaction.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::expr::ANONYMOUS_MAP;
-use super::table::{Chain, Family, Field, Hook, Kind, MapTo, Set, Table, Value};
+use super::table::{Chain, Family, Field, Hook, Ip, Kind, MapTo, Set, Table, Value, octets};
 use crate::nlattr::Attrs;
 
 /// Netfilter's subsystem number of nf_tables.
@@ -295,14 +295,15 @@ fn element(out: &mut Attrs, key: &[u8], value: &Value) {
 }
 
 /// Declares the nameless map of a rule that picks one of several addresses; the rule names it by the returned id.
-fn new_choice(batch: &mut Batch, table: &Table, addresses: &[Ipv4Addr]) -> u32 {
+fn new_choice(batch: &mut Batch, table: &Table, addresses: &[IpAddr]) -> u32 {
     batch.maps += 1;
     let id = batch.maps;
     let count = u32::try_from(addresses.len()).expect("backends are counted in 32 bits");
     let mut attrs = Attrs::new();
     attrs.text(1, &table.name).text(2, ANONYMOUS_MAP).u32(3, SET_ANONYMOUS_MAP);
-    // Key: an integer of host order; value: an IPv4 address.
-    attrs.u32(4, 4).u32(5, 4).u32(6, 7).u32(7, 4);
+    // Key: an integer of host order; value: an address. All are of one family.
+    let value = addresses.first().map_or(Ip::V4, |address| Ip::of(*address)).field();
+    attrs.u32(4, 4).u32(5, 4).u32(6, value.datatype()).u32(7, width(&[value]));
     attrs.nest(9, |description| {
         description.u32(1, count);
     });
@@ -313,7 +314,7 @@ fn new_choice(batch: &mut Batch, table: &Table, addresses: &[Ipv4Addr]) -> u32 {
         attrs.text(1, &table.name).text(2, ANONYMOUS_MAP).u32(4, id).nest(3, |all| {
             for (offset, address) in chunk.iter().enumerate() {
                 let number = u32::try_from(part * ELEMENTS_PER_MESSAGE + offset).expect("counted above");
-                element(all, &number.to_ne_bytes(), &Value::Bytes(address.octets().to_vec()));
+                element(all, &number.to_ne_bytes(), &Value::Bytes(octets(*address)));
             }
         });
         batch.message(Message::NewElement, table.family, true, &attrs);
@@ -323,7 +324,7 @@ fn new_choice(batch: &mut Batch, table: &Table, addresses: &[Ipv4Addr]) -> u32 {
 
 fn new_rule(batch: &mut Batch, table: &Table, chain: &str, rule: &super::rule::Rule) {
     let mut expressions = Attrs::new();
-    for expr in &rule.0 {
+    for expr in rule.exprs() {
         expr.encode(&mut expressions, &mut |addresses| new_choice(batch, table, addresses));
     }
     let mut attrs = Attrs::new();

@@ -1,5 +1,8 @@
 //! Expressions of nf_tables rules and how they are written on the wire (include/uapi/linux/netfilter/nf_tables.h).
 
+use std::net::IpAddr;
+
+use super::table::{Ip, octets};
 use crate::nlattr::Attrs;
 
 /// A 32-bit register, 0 to 15. Wider values take the following registers too.
@@ -110,13 +113,13 @@ pub enum Expr {
     /// Takes the verdict that a map holds, or ends the rule when there is none.
     VerdictMap { set: String, sreg: Reg },
     /// Picks one of `addresses` by chance, all alike. The map that holds them lives and dies with the rule.
-    Pick { addresses: Vec<std::net::Ipv4Addr>, dreg: Reg },
+    Pick { addresses: Vec<IpAddr>, dreg: Reg },
     /// Loads a constant.
     Immediate { dreg: Reg, data: Vec<u8> },
     /// Ends the rule with a verdict.
     Verdict(Verdict),
     /// Changes the destination to the address and, if given, the port in registers.
-    Dnat { addr: Reg, port: Option<Reg> },
+    Dnat { ip: Ip, addr: Reg, port: Option<Reg> },
     /// Changes the source to an address of the outgoing link.
     Masquerade,
     /// What kind of address it is for this host (`RTN_LOCAL` is 2), of the source or else the destination.
@@ -124,7 +127,7 @@ pub enum Expr {
     /// Index of the link that the source would be reached by, if it is the incoming one; else 0.
     ReversePath { dreg: Reg },
     /// Answers that nobody listens: RST or ICMP port unreachable.
-    Reject { tcp_reset: bool },
+    Reject { ip: Ip, tcp_reset: bool },
     /// Loads the largest TCP segment that both directions' routes carry.
     RouteMss { dreg: Reg },
     /// Turns a 16-bit number of host order into network order.
@@ -157,7 +160,7 @@ fn expr(out: &mut Attrs, name: &str, fill: impl FnOnce(&mut Attrs)) {
 impl Expr {
     /// Writes the expression. `anonymous` names the map of a [`Expr::Pick`]: its id in the transaction.
     #[expect(clippy::too_many_lines, reason = "one table: each expression and its attributes")]
-    pub(super) fn encode(&self, out: &mut Attrs, anonymous: &mut impl FnMut(&[std::net::Ipv4Addr]) -> u32) {
+    pub(super) fn encode(&self, out: &mut Attrs, anonymous: &mut impl FnMut(&[IpAddr]) -> u32) {
         match self {
             Self::Payload { base, offset, len, dreg } => expr(out, "payload", |a| {
                 reg(a, 1, *dreg);
@@ -215,7 +218,7 @@ impl Expr {
                 a.u32(3, REG_VERDICT);
             }),
             Self::Pick { addresses, dreg } => match addresses.as_slice() {
-                [only] => Self::Immediate { dreg: *dreg, data: only.octets().to_vec() }.encode(out, anonymous),
+                [only] => Self::Immediate { dreg: *dreg, data: octets(*only) }.encode(out, anonymous),
                 several => {
                     let id = anonymous(several);
                     let count = u32::try_from(several.len()).expect("backends are counted in 32 bits");
@@ -239,8 +242,8 @@ impl Expr {
                 a.u32(1, REG_VERDICT);
                 verdict.encode(a, 2);
             }),
-            Self::Dnat { addr, port } => expr(out, "nat", |a| {
-                a.u32(1, 1).u32(2, 2);
+            Self::Dnat { ip, addr, port } => expr(out, "nat", |a| {
+                a.u32(1, 1).u32(2, ip.family() as u32);
                 reg(a, 3, *addr);
                 if let Some(port) = port {
                     reg(a, 5, *port);
@@ -255,9 +258,8 @@ impl Expr {
                 reg(a, 1, *dreg);
                 a.u32(2, 1).u32(3, 1 | 8);
             }),
-            Self::Reject { tcp_reset } => expr(out, "reject", |a| {
-                // ICMP code 3: port unreachable (RFC 792).
-                a.u32(1, u32::from(*tcp_reset)).u8(2, if *tcp_reset { 0 } else { 3 });
+            Self::Reject { ip, tcp_reset } => expr(out, "reject", |a| {
+                a.u32(1, u32::from(*tcp_reset)).u8(2, if *tcp_reset { 0 } else { ip.port_unreachable() });
             }),
             Self::RouteMss { dreg } => expr(out, "rt", |a| {
                 reg(a, 1, *dreg);

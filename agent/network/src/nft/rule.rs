@@ -1,14 +1,18 @@
 //! Rules, built from conditions and one effect, read from left to right.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::expr::{Base, Ct, Expr, Meta, Verdict};
+use super::table::{Ip, octets};
 
-/// A rule: conditions, then what is done.
+/// A rule: conditions, then what is done. What it says of addresses is of one version of IP.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Rule(pub Vec<Expr>);
+pub struct Rule {
+    exprs: Vec<Expr>,
+    ip: Ip,
+}
 
 /// Bits of a connection's state as nf_tables shows it.
 const STATE_ESTABLISHED_RELATED: u32 = 0x6;
@@ -17,8 +21,6 @@ const STATUS_DNAT: u32 = 0x20;
 /// Address of this host (`RTN_LOCAL`).
 const LOCAL: u32 = 2;
 
-/// ICMP's protocol number (IANA).
-pub const ICMP: u8 = 1;
 /// TCP's protocol number (IANA).
 pub const TCP: u8 = 6;
 /// UDP's protocol number (IANA).
@@ -33,14 +35,43 @@ pub fn link_name(name: &str) -> Vec<u8> {
     bytes
 }
 
+/// What names a bridge's port in keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortKey {
+    /// Its index.
+    Index,
+    /// Its name.
+    Name,
+}
+
+impl PortKey {
+    /// The property to load, and the register behind it.
+    fn load(self) -> (Meta, u32) {
+        match self {
+            Self::Index => (Meta::Iif, 1),
+            Self::Name => (Meta::IifName, 4),
+        }
+    }
+}
+
 impl Rule {
-    /// A rule without conditions.
+    /// A rule without conditions, for IPv4 where it matters.
     pub fn new() -> Self {
         Self::default()
     }
 
+    /// A rule without conditions, for that version of IP.
+    pub fn of(ip: Ip) -> Self {
+        Self { ip, ..Self::default() }
+    }
+
+    /// Its steps, from left to right.
+    pub fn exprs(&self) -> &[Expr] {
+        &self.exprs
+    }
+
     fn with(mut self, exprs: impl IntoIterator<Item = Expr>) -> Self {
-        self.0.extend(exprs);
+        self.exprs.extend(exprs);
         self
     }
 
@@ -110,77 +141,124 @@ impl Rule {
         ])
     }
 
-    fn address(self, offset: u32, net: Ipv4Net) -> Self {
-        let rule = self.with([Expr::Payload { base: Base::Network, offset, len: 4, dreg: 0 }]);
-        let rule = if net.prefix_len() == 32 {
+    fn address(self, offset: u32, net: IpNet) -> Self {
+        let width = self.ip.width();
+        let rule = self.with([Expr::Payload { base: Base::Network, offset, len: width, dreg: 0 }]);
+        let rule = if net.prefix_len() == net.max_prefix_len() {
             rule
         } else {
-            rule.with([Expr::Bitwise { reg: 0, mask: net.netmask().octets().to_vec(), xor: vec![0; 4] }])
+            let xor = octets(net.netmask()).iter().map(|_| 0).collect();
+            rule.with([Expr::Bitwise { reg: 0, mask: octets(net.netmask()), xor }])
         };
-        rule.with([Expr::Cmp { sreg: 0, equal: true, data: net.network().octets().to_vec() }])
+        rule.with([Expr::Cmp { sreg: 0, equal: true, data: octets(net.network()) }])
     }
 
-    /// Source address.
-    pub fn source(self, net: Ipv4Net) -> Self {
-        self.address(12, net)
+    /// Source address. The subnet is of the rule's version of IP.
+    pub fn source(self, net: impl Into<IpNet>) -> Self {
+        let offset = self.ip.source_offset();
+        self.address(offset, net.into())
     }
 
-    /// Destination address.
-    pub fn destination(self, net: Ipv4Net) -> Self {
-        self.address(16, net)
+    /// Destination address. The subnet is of the rule's version of IP.
+    pub fn destination(self, net: impl Into<IpNet>) -> Self {
+        let offset = self.ip.destination_offset();
+        self.address(offset, net.into())
     }
 
     /// The source address is in the set.
     pub fn source_in(self, set: &str) -> Self {
-        self.load_address(12, 0).in_set(set, false)
+        self.load_source(0).in_set(set, false)
     }
 
     /// The source address is not in the set.
     pub fn source_not_in(self, set: &str) -> Self {
-        self.load_address(12, 0).in_set(set, true)
+        self.load_source(0).in_set(set, true)
     }
 
     /// The destination address is in the set.
     pub fn destination_in(self, set: &str) -> Self {
-        self.load_address(16, 0).in_set(set, false)
+        self.load_destination(0).in_set(set, false)
     }
 
     /// The pair of source and destination address is in the set.
     pub fn source_and_destination_in(self, set: &str) -> Self {
-        self.load_address(12, 0).load_address(16, 1).in_set(set, false)
+        let second = self.ip.registers();
+        self.load_source(0).load_destination(second).in_set(set, false)
     }
 
-    fn load_address(self, offset: u32, dreg: u32) -> Self {
-        self.with([Expr::Payload { base: Base::Network, offset, len: 4, dreg }])
+    fn load_source(self, dreg: u32) -> Self {
+        let (offset, len) = (self.ip.source_offset(), self.ip.width());
+        self.with([Expr::Payload { base: Base::Network, offset, len, dreg }])
+    }
+
+    fn load_destination(self, dreg: u32) -> Self {
+        let (offset, len) = (self.ip.destination_offset(), self.ip.width());
+        self.with([Expr::Payload { base: Base::Network, offset, len, dreg }])
     }
 
     fn in_set(self, set: &str, invert: bool) -> Self {
         self.with([Expr::InSet { set: set.into(), sreg: 0, invert }])
     }
 
-    /// Incoming link's index, Ethernet source and the sender's IPv4 address at `offset` of the network header are a
-    /// triple of the set; only frames of the given EtherType.
-    pub fn sender_in(self, ether_type: u16, offset: u32, set: &str) -> Self {
+    fn payload(self, base: Base, offset: u32, data: &[u8], equal: bool) -> Self {
+        let len = u32::try_from(data.len()).expect("a few bytes");
+        self.with([Expr::Payload { base, offset, len, dreg: 0 }, Expr::Cmp { sreg: 0, equal, data: data.to_vec() }])
+    }
+
+    /// Only frames of the EtherType.
+    pub fn ether_type(self, number: u16) -> Self {
+        self.payload(Base::Link, 12, &number.to_be_bytes(), true)
+    }
+
+    /// Only frames to a group of stations: the lowest bit of the first byte of the destination (IEEE 802 section 8.2.2).
+    pub fn for_group(self) -> Self {
         self.with([
-            Expr::Payload { base: Base::Link, offset: 12, len: 2, dreg: 0 },
-            Expr::Cmp { sreg: 0, equal: true, data: ether_type.to_be_bytes().to_vec() },
-            Expr::Meta { key: Meta::Iif, dreg: 0 },
-            Expr::Payload { base: Base::Link, offset: 6, len: 6, dreg: 1 },
-            Expr::Payload { base: Base::Network, offset, len: 4, dreg: 3 },
+            Expr::Payload { base: Base::Link, offset: 0, len: 1, dreg: 0 },
+            Expr::Bitwise { reg: 0, mask: vec![1], xor: vec![0] },
+            Expr::Cmp { sreg: 0, equal: false, data: vec![0] },
+        ])
+    }
+
+    /// Only frames that are not to all stations.
+    pub fn not_broadcast(self) -> Self {
+        self.payload(Base::Link, 0, &[0xff; 6], false)
+    }
+
+    /// Bytes of the network header.
+    pub fn network_bytes(self, offset: u32, data: &[u8]) -> Self {
+        self.payload(Base::Network, offset, data, true)
+    }
+
+    /// Bytes of what follows the network header.
+    pub fn transport_bytes(self, offset: u32, data: &[u8]) -> Self {
+        self.payload(Base::Transport, offset, data, true)
+    }
+
+    /// The type of the ICMPv6 message is in the set.
+    pub fn icmp6_type_in(self, set: &str) -> Self {
+        self.protocol(Ip::V6.icmp())
+            .with([Expr::Payload { base: Base::Transport, offset: 0, len: 1, dreg: 0 }])
+            .in_set(set, false)
+    }
+
+    /// Incoming port, Ethernet source and the address at `offset` of `base` are a triple of the set.
+    pub fn sender_in(self, port: PortKey, base: Base, offset: u32, set: &str) -> Self {
+        let len = self.ip.width();
+        let (key, ether) = port.load();
+        let address = ether + 2;
+        self.with([
+            Expr::Meta { key, dreg: 0 },
+            Expr::Payload { base: Base::Link, offset: 6, len: 6, dreg: ether },
+            Expr::Payload { base, offset, len, dreg: address },
         ])
         .in_set(set, false)
     }
 
-    /// As [`Self::sender_in`], with the incoming link's name instead of its index.
-    pub fn port_sender_in(self, ether_type: u16, offset: u32, set: &str) -> Self {
-        self.with([
-            Expr::Payload { base: Base::Link, offset: 12, len: 2, dreg: 0 },
-            Expr::Cmp { sreg: 0, equal: true, data: ether_type.to_be_bytes().to_vec() },
-            Expr::Meta { key: Meta::IifName, dreg: 0 },
-            Expr::Payload { base: Base::Link, offset: 6, len: 6, dreg: 4 },
-            Expr::Payload { base: Base::Network, offset, len: 4, dreg: 6 },
-        ])
-        .in_set(set, false)
+    /// Incoming port and the Ethernet address at `offset` of what follows the network header are a pair of the set.
+    pub fn told_ether_in(self, port: PortKey, offset: u32, set: &str) -> Self {
+        let (key, ether) = port.load();
+        self.with([Expr::Meta { key, dreg: 0 }, Expr::Payload { base: Base::Transport, offset, len: 6, dreg: ether }])
+            .in_set(set, false)
     }
 
     /// The destination is an address of this host.
@@ -294,12 +372,13 @@ impl Rule {
 
     /// Takes the verdict that the map holds for the destination address.
     pub fn verdict_by_destination(self, map: &str) -> Self {
-        self.load_address(16, 0).with([Expr::VerdictMap { set: map.into(), sreg: 0 }])
+        self.load_destination(0).with([Expr::VerdictMap { set: map.into(), sreg: 0 }])
     }
 
     fn load_service(self, with_address: bool) -> Self {
         let rule = self.with([Expr::Meta { key: Meta::L4Proto, dreg: 0 }]);
-        let (rule, port) = if with_address { (rule.load_address(16, 1), 2) } else { (rule, 1) };
+        let after = 1 + rule.ip.registers();
+        let (rule, port) = if with_address { (rule.load_destination(1), after) } else { (rule, 1) };
         rule.with([Expr::Payload { base: Base::Transport, offset: 2, len: 2, dreg: port }])
     }
 
@@ -310,24 +389,30 @@ impl Rule {
 
     /// Changes the destination to the address and port that the map holds for protocol and port.
     pub fn dnat_by_service(self, map: &str) -> Self {
-        self.load_service(false)
-            .with([Expr::Map { set: map.into(), sreg: 0, dreg: 0 }, Expr::Dnat { addr: 0, port: Some(1) }])
+        self.load_service(false).dnat_by_map(map)
     }
 
     /// Changes the destination to the address and port that the map holds for protocol, address and port.
     pub fn dnat_by_address_and_service(self, map: &str) -> Self {
-        self.load_service(true)
-            .with([Expr::Map { set: map.into(), sreg: 0, dreg: 0 }, Expr::Dnat { addr: 0, port: Some(1) }])
+        self.load_service(true).dnat_by_map(map)
+    }
+
+    fn dnat_by_map(self, map: &str) -> Self {
+        let ip = self.ip;
+        let to = Expr::Dnat { ip, addr: 0, port: Some(ip.registers()) };
+        self.with([Expr::Map { set: map.into(), sreg: 0, dreg: 0 }, to])
     }
 
     /// Changes the destination to one of `addresses`, which must not be empty, and to `port` if given.
-    pub fn balance(self, addresses: Vec<Ipv4Addr>, port: Option<u16>) -> Self {
+    /// All are of the rule's version of IP.
+    pub fn balance(self, addresses: Vec<IpAddr>, port: Option<u16>) -> Self {
+        let ip = self.ip;
         let rule = self.with([Expr::Pick { addresses, dreg: 0 }]);
         match port {
-            None => rule.with([Expr::Dnat { addr: 0, port: None }]),
+            None => rule.with([Expr::Dnat { ip, addr: 0, port: None }]),
             Some(port) => rule.with([
-                Expr::Immediate { dreg: 1, data: port.to_be_bytes().to_vec() },
-                Expr::Dnat { addr: 0, port: Some(1) },
+                Expr::Immediate { dreg: ip.registers(), data: port.to_be_bytes().to_vec() },
+                Expr::Dnat { ip, addr: 0, port: Some(ip.registers()) },
             ]),
         }
     }
@@ -338,7 +423,7 @@ impl Rule {
     /// The map of the first one goes with it: a packet that is between the rule and its map when the kernel changes over
     /// (nf_tables_commit) finds the rule of before and a map that holds nothing any more. It then comes to the second
     /// rule, which has no map. Without that it would go on to the node itself, which refuses it.
-    pub fn lead_to(self, addresses: &[Ipv4Addr], port: Option<u16>) -> Vec<Self> {
+    pub fn lead_to(self, addresses: &[IpAddr], port: Option<u16>) -> Vec<Self> {
         let mut rules = vec![self.clone().balance(addresses.to_vec(), port)];
         if let [first, _, ..] = addresses {
             rules.push(self.balance(vec![*first], port));
@@ -353,7 +438,8 @@ impl Rule {
 
     /// Answers that nobody listens.
     pub fn reject(self, tcp_reset: bool) -> Self {
-        self.with([Expr::Reject { tcp_reset }])
+        let ip = self.ip;
+        self.with([Expr::Reject { ip, tcp_reset }])
     }
 
     /// Lets the packet pass.

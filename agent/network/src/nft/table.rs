@@ -1,7 +1,9 @@
 //! A table as it should be: a value that can be compared, so that the difference can be sent.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 
 use super::expr::Verdict;
 use super::rule::Rule;
@@ -15,6 +17,104 @@ pub enum Family {
     Netdev = 5,
     /// Frames in a bridge.
     Bridge = 7,
+    /// IPv6.
+    Ipv6 = 10,
+}
+
+/// Version of IP that rules speak of: how long its addresses are and where they lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Ip {
+    /// IPv4.
+    #[default]
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Ip {
+    /// That of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// That of a subnet.
+    pub fn of_net(net: &IpNet) -> Self {
+        Self::of(net.addr())
+    }
+
+    /// Family of tables that see its packets alone.
+    pub fn family(self) -> Family {
+        match self {
+            Self::V4 => Family::Ipv4,
+            Self::V6 => Family::Ipv6,
+        }
+    }
+
+    /// An address in keys and values.
+    pub fn field(self) -> Field {
+        match self {
+            Self::V4 => Field::Address,
+            Self::V6 => Field::Address6,
+        }
+    }
+
+    /// Bytes of an address.
+    pub fn width(self) -> u32 {
+        match self {
+            Self::V4 => 4,
+            Self::V6 => 16,
+        }
+    }
+
+    /// 32-bit registers that an address takes.
+    pub fn registers(self) -> u32 {
+        self.width() / 4
+    }
+
+    /// EtherType (IEEE 802 numbers, IANA).
+    pub fn ether_type(self) -> u16 {
+        match self {
+            Self::V4 => 0x0800,
+            Self::V6 => 0x86dd,
+        }
+    }
+
+    /// Offset of the source address in the header (RFC 791 section 3.1, RFC 8200 section 3).
+    pub fn source_offset(self) -> u32 {
+        match self {
+            Self::V4 => 12,
+            Self::V6 => 8,
+        }
+    }
+
+    /// Offset of the destination address in the header.
+    pub fn destination_offset(self) -> u32 {
+        self.source_offset() + self.width()
+    }
+
+    /// Number of its ICMP (IANA).
+    pub fn icmp(self) -> u8 {
+        match self {
+            Self::V4 => 1,
+            Self::V6 => 58,
+        }
+    }
+
+    /// Code of "port unreachable" (RFC 792, RFC 4443 section 3.1).
+    pub fn port_unreachable(self) -> u8 {
+        match self {
+            Self::V4 => 3,
+            Self::V6 => 4,
+        }
+    }
+}
+
+/// Bytes of an address.
+pub fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
 }
 
 /// Where a base chain is called.
@@ -69,6 +169,10 @@ pub struct Chain {
 pub enum Field {
     /// IPv4 address.
     Address,
+    /// IPv6 address.
+    Address6,
+    /// Type of an ICMPv6 message.
+    Icmp6Type,
     /// Ethernet address.
     Ether,
     /// Layer 4 protocol number.
@@ -91,8 +195,8 @@ impl Field {
         match self {
             Self::Address | Self::Mark | Self::Link => 4,
             Self::Ether => 6,
-            Self::Name => 16,
-            Self::Protocol => 1,
+            Self::Name | Self::Address6 => 16,
+            Self::Protocol | Self::Icmp6Type => 1,
             Self::Port | Self::Zone => 2,
         }
     }
@@ -101,6 +205,8 @@ impl Field {
     pub(super) fn datatype(self) -> u32 {
         match self {
             Self::Address => 7,
+            Self::Address6 => 8,
+            Self::Icmp6Type => 29,
             Self::Ether => 9,
             Self::Protocol => 12,
             Self::Port => 13,
@@ -213,6 +319,6 @@ pub fn service_key(protocol: u8, port: u16) -> Vec<u8> {
 }
 
 /// An address and port, as values have them.
-pub fn address_and_port(address: Ipv4Addr, port: u16) -> Vec<u8> {
-    concat(&[&address.octets(), &port.to_be_bytes()])
+pub fn address_and_port(address: IpAddr, port: u16) -> Vec<u8> {
+    concat(&[&octets(address), &port.to_be_bytes()])
 }

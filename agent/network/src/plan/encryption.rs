@@ -9,23 +9,24 @@
 //! speaks on that link.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use skep_proto::model::view::{NetworkView, OverlayNetwork, Peer};
 
 use super::node::NodeFacts;
 use crate::config::{
-    Config, ENCRYPTED_PORT, NodeAddresses, Place, VXLAN_OVERHEAD, WIREGUARD_OVERHEAD, first_v4, node_addresses,
-    wireguard_range,
+    Config, ENCRYPTED_PORT, IPV6_HEADER_MORE, NodeAddresses, Place, Underlay, VXLAN_OVERHEAD, WIREGUARD_OVERHEAD,
+    node_addresses, wireguard_range,
 };
-use crate::nft::rule::{ICMP, Rule, UDP};
+use crate::nft::rule::{Rule, UDP};
+use crate::nft::table::Ip;
 use crate::tunnel::{Key, Tunnel, TunnelPeer};
 
 /// How the VXLAN of a network gets to other nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Path {
     /// Source address of its packets.
-    pub local: Ipv4Addr,
+    pub local: IpAddr,
     /// UDP port, ours and the peers'.
     pub port: u16,
     /// MTU of the network, in bytes.
@@ -47,13 +48,14 @@ pub fn tunnel_mtu(underlay: u32) -> u32 {
 /// The path of everything that is encrypted, the routing mesh included.
 pub fn encrypted_path(addresses: &NodeAddresses, underlay_mtu: u32) -> Path {
     let mtu = tunnel_mtu(underlay_mtu).saturating_sub(VXLAN_OVERHEAD);
-    Path { local: addresses.wireguard, port: ENCRYPTED_PORT, mtu }
+    Path { local: IpAddr::V4(addresses.wireguard), port: ENCRYPTED_PORT, mtu }
 }
 
 /// The path of a network that is not encrypted. `usual` is the port of those that name none.
-pub fn plain_path(network: &OverlayNetwork, underlay: Ipv4Addr, usual: u16, underlay_mtu: u32) -> Path {
+pub fn plain_path(network: &OverlayNetwork, underlay: IpAddr, usual: u16, underlay_mtu: u32) -> Path {
     let port = plain_port(network, usual);
-    Path { local: underlay, port, mtu: underlay_mtu.saturating_sub(VXLAN_OVERHEAD) }
+    let overhead = if underlay.is_ipv4() { VXLAN_OVERHEAD } else { VXLAN_OVERHEAD + IPV6_HEADER_MORE };
+    Path { local: underlay, port, mtu: underlay_mtu.saturating_sub(overhead) }
 }
 
 fn plain_port(network: &OverlayNetwork, usual: u16) -> u16 {
@@ -67,14 +69,17 @@ pub fn plain_ports(view: &NetworkView, usual: u16) -> BTreeSet<u16> {
     plain.map(|network| plain_port(network, usual)).collect()
 }
 
-/// Where another node's end of a path is; `None` while it has none.
-pub fn remote_end(peer: &Peer, encrypted: bool, infra: ipnet::IpNet) -> Option<Ipv4Addr> {
-    match encrypted {
-        true => {
-            peer.wireguard.as_ref()?;
-            node_addresses(infra, peer.index).map(|addresses| addresses.wireguard)
-        }
-        false => first_v4(&peer.data_path),
+/// Where another node's end of the path `own` is; `None` while it has none. A VXLAN link speaks one version of IP: a node
+/// that has the other one alone is not reached by it.
+pub fn remote_end(peer: &Peer, own: &Path, infra: ipnet::IpNet) -> Option<IpAddr> {
+    if own.is_encrypted() {
+        peer.wireguard.as_ref()?;
+        return node_addresses(infra, peer.index).map(|addresses| IpAddr::V4(addresses.wireguard));
+    }
+    let there = Underlay::of(&peer.data_path);
+    match own.local {
+        IpAddr::V4(_) => there.v4.map(IpAddr::V4),
+        IpAddr::V6(_) => there.v6.map(IpAddr::V6),
     }
 }
 
@@ -94,21 +99,21 @@ pub fn tunnel(
     let mut taken = BTreeSet::from([key]);
     let mut peers = Vec::new();
     for peer in by_index.into_values().filter(|peer| Some(peer.node) != place.node && peer.index != index) {
-        let (Some(own), Some(address), Some(at)) =
-            (&peer.wireguard, remote_end(peer, true, config.infra), first_v4(&peer.data_path))
-        else {
+        let there = node_addresses(config.infra, peer.index).map(|addresses| addresses.wireguard);
+        let at = place.underlay().reaches(&Underlay::of(&peer.data_path));
+        let (Some(own), Some(address), Some(at)) = (&peer.wireguard, there, at) else {
             continue;
         };
         if own.port == 0 || !taken.insert(own.key) {
             continue;
         }
         let next = own.next.filter(|next| taken.insert(*next));
-        let endpoint = SocketAddr::new(IpAddr::V4(at), own.port);
+        let endpoint = SocketAddr::new(at, own.port);
         peers.push(TunnelPeer { key: own.key, next, endpoint, address });
     }
     Some(Tunnel {
         link: config.names().wireguard(),
-        listen: SocketAddr::new(IpAddr::V4(place.underlay()?), config.wireguard_port),
+        listen: SocketAddr::new(place.underlay().preferred()?, config.wireguard_port),
         mtu: tunnel_mtu(underlay_mtu),
         address: addresses.wireguard,
         range: wireguard_range(config.infra)?,
@@ -128,38 +133,42 @@ pub fn key_in_use(peer: &TunnelPeer, handshake: impl Fn(&Key) -> Option<u64>) ->
 }
 
 /// What may come in, before anything else looks at it.
-pub fn incoming(facts: &NodeFacts) -> Vec<Rule> {
+pub fn incoming(ip: Ip, facts: &NodeFacts) -> Vec<Rule> {
     let link = facts.names.wireguard();
     let mut rules = vec![
-        Rule::new().destination_is_local().iif_not(&link).destination_port(UDP, ENCRYPTED_PORT).drop(),
+        Rule::of(ip).destination_is_local().iif_not(&link).destination_port(UDP, ENCRYPTED_PORT).drop(),
         // Nodes speak VXLAN on it, and tell each other of packets that are too large. It opens nothing else of the host.
-        Rule::new().iif(&link).destination_port(UDP, ENCRYPTED_PORT).accept(),
-        Rule::new().iif(&link).protocol(ICMP).accept(),
-        Rule::new().iif(&link).drop(),
+        Rule::of(ip).iif(&link).destination_port(UDP, ENCRYPTED_PORT).accept(),
+        Rule::of(ip).iif(&link).protocol(ip.icmp()).accept(),
+        Rule::of(ip).iif(&link).drop(),
     ];
     for port in &facts.vxlan_ports {
         // Before the VXLAN links exist: only nodes of the cluster may send to their port.
-        rules.push(Rule::new().destination_is_local().destination_port(UDP, *port).source_not_in("nodes").drop());
+        rules.push(Rule::of(ip).destination_is_local().destination_port(UDP, *port).source_not_in("nodes").drop());
     }
     rules
 }
 
 /// What may leave the node itself: while the link is away, the way to its addresses would be another one.
-pub fn outgoing(facts: &NodeFacts) -> Vec<Rule> {
+pub fn outgoing(ip: Ip, facts: &NodeFacts) -> Vec<Rule> {
     let link = facts.names.wireguard();
-    facts.tunnels.iter().map(|range| Rule::new().destination(*range).oif_not(&link).oif_not("lo").drop()).collect()
+    let ranges = facts.tunnels.iter().filter(|_| ip == Ip::V4);
+    ranges.map(|range| Rule::of(ip).destination(*range).oif_not(&link).oif_not("lo").drop()).collect()
 }
 
 /// What may pass through the node: nothing of this. Who could send here would be taken for the node by the others.
-pub fn forwarded(facts: &NodeFacts) -> Vec<Rule> {
+pub fn forwarded(ip: Ip, facts: &NodeFacts) -> Vec<Rule> {
     let link = facts.names.wireguard();
-    let mut rules = vec![Rule::new().iif(&link).drop(), Rule::new().oif(&link).drop()];
-    rules.extend(facts.tunnels.iter().map(|range| Rule::new().destination(*range).drop()));
+    let mut rules = vec![Rule::of(ip).iif(&link).drop(), Rule::of(ip).oif(&link).drop()];
+    let ranges = facts.tunnels.iter().filter(|_| ip == Ip::V4);
+    rules.extend(ranges.map(|range| Rule::of(ip).destination(*range).drop()));
     rules
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use skep_proto::model::NodeId;
     use skep_proto::model::node::WireGuard;
 
@@ -249,7 +258,7 @@ mod tests {
             mtu: None,
             port: 0,
         };
-        let plain = |network: &OverlayNetwork| plain_path(network, Ipv4Addr::LOCALHOST, 4789, 1500);
+        let plain = |network: &OverlayNetwork| plain_path(network, Ipv4Addr::LOCALHOST.into(), 4789, 1500);
         assert_eq!((plain(&network).port, plain(&network).mtu), (4789, 1450));
         network.port = 5000;
         assert_eq!(plain(&network).port, 5000);

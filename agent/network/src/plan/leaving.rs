@@ -1,19 +1,20 @@
 //! Addresses that tasks leave, whose connections would otherwise hang until their time-out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
-use ipnet::IpNet;
 use skep_proto::model::view::{EndpointView, NetworkView};
 use skep_proto::model::{NetworkId, TaskId};
+
+use crate::config::twin;
 
 /// Addresses of tasks.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Places {
     /// On overlays: sandboxes have connections to them.
-    pub overlay: BTreeSet<(NetworkId, Ipv4Addr)>,
+    pub overlay: BTreeSet<(NetworkId, IpAddr)>,
     /// On task links and local bridges: only nodes have.
-    pub node: BTreeSet<Ipv4Addr>,
+    pub node: BTreeSet<IpAddr>,
 }
 
 impl Places {
@@ -45,12 +46,12 @@ impl Places {
     }
 
     /// Those on overlays of these networks.
-    pub fn on(&self, networks: &BTreeSet<NetworkId>) -> BTreeSet<Ipv4Addr> {
+    pub fn on(&self, networks: &BTreeSet<NetworkId>) -> BTreeSet<IpAddr> {
         self.overlay.iter().filter(|(network, _)| networks.contains(network)).map(|(_, address)| *address).collect()
     }
 
     /// All addresses.
-    pub fn all(&self) -> BTreeSet<Ipv4Addr> {
+    pub fn all(&self) -> BTreeSet<IpAddr> {
         self.overlay.iter().map(|(_, address)| *address).chain(self.node.iter().copied()).collect()
     }
 }
@@ -58,7 +59,7 @@ impl Places {
 /// Where tasks that get new connections are.
 pub fn serving(view: &NetworkView) -> Places {
     let there = || view.endpoints.values().filter(|endpoint| endpoint.serving);
-    Places { overlay: there().flat_map(overlay).collect(), node: there().filter_map(mesh).collect() }
+    Places { overlay: there().flat_map(overlay).collect(), node: there().flat_map(mesh).collect() }
 }
 
 /// Where tasks got new connections in `before` and get none in `after`.
@@ -72,7 +73,7 @@ pub fn vanished(before: &NetworkView, after: &NetworkView) -> Places {
         view.endpoints.values().flat_map(|e| overlay(e).map(|place| (place, e.task))).collect()
     };
     let mesh_of = |view: &NetworkView| -> BTreeMap<_, TaskId> {
-        view.endpoints.values().filter_map(|e| Some((mesh(e)?, e.task))).collect()
+        view.endpoints.values().flat_map(|e| mesh(e).map(|place| (place, e.task))).collect()
     };
     Places { overlay: gone(overlay_of(before), &overlay_of(after)), node: gone(mesh_of(before), &mesh_of(after)) }
 }
@@ -81,16 +82,15 @@ fn gone<K: Ord>(before: BTreeMap<K, TaskId>, after: &BTreeMap<K, TaskId>) -> BTr
     before.into_iter().filter(|(place, task)| after.get(place) != Some(task)).map(|(place, _)| place).collect()
 }
 
-fn overlay(endpoint: &EndpointView) -> impl Iterator<Item = (NetworkId, Ipv4Addr)> + '_ {
-    endpoint.addresses.iter().filter_map(|attachment| match attachment.address {
-        IpNet::V4(net) => Some((attachment.network, net.addr())),
-        IpNet::V6(_) => None,
-    })
+fn overlay(endpoint: &EndpointView) -> impl Iterator<Item = (NetworkId, IpAddr)> + '_ {
+    endpoint.addresses.iter().map(|attachment| (attachment.network, attachment.address.addr()))
 }
 
-fn mesh(endpoint: &EndpointView) -> Option<Ipv4Addr> {
-    match endpoint.mesh {
-        Some(IpAddr::V4(mesh)) => Some(mesh),
+/// On the task link, with the twin.
+fn mesh(endpoint: &EndpointView) -> impl Iterator<Item = IpAddr> + use<> {
+    let twin = match endpoint.mesh {
+        Some(IpAddr::V4(mesh)) => Some(IpAddr::V6(twin(mesh))),
         Some(IpAddr::V6(_)) | None => None,
-    }
+    };
+    endpoint.mesh.into_iter().chain(twin)
 }

@@ -8,6 +8,7 @@ pub mod leaving;
 pub mod names;
 pub mod node;
 pub mod overlay;
+pub mod senders;
 pub mod vip;
 
 #[cfg(test)]

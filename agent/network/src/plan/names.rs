@@ -1,9 +1,8 @@
 //! Names: what each network's zone answers.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::IpNet;
 use skep_proto::model::NetworkId;
 use skep_proto::model::service::EndpointMode;
 use skep_proto::model::view::NetworkView;
@@ -17,8 +16,8 @@ pub struct LocalName {
     pub zone: ZoneKey,
     /// Its names there.
     pub names: Vec<String>,
-    /// Its address there.
-    pub address: Ipv4Addr,
+    /// Its addresses there.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// The zones of all networks. `bridges` are the names of local bridges with names (all but the default one).
@@ -33,7 +32,9 @@ pub fn zones(view: &NetworkView, bridges: &[String], local: &[LocalName]) -> BTr
     for entry in local {
         if let Some(zone) = zones.get_mut(&entry.zone) {
             for name in &entry.names {
-                zone.add(name, entry.address);
+                for address in &entry.addresses {
+                    zone.add(name, *address);
+                }
             }
         }
     }
@@ -42,17 +43,17 @@ pub fn zones(view: &NetworkView, bridges: &[String], local: &[LocalName]) -> BTr
 
 fn overlay_zone(view: &NetworkView, network: NetworkId, name: &str) -> Zone {
     let mut zone = Zone::new(name);
-    let mut backends: BTreeMap<_, Vec<Ipv4Addr>> = BTreeMap::new();
+    let mut backends: BTreeMap<_, Vec<IpAddr>> = BTreeMap::new();
     // Services with a task here, whether it serves or not.
     let mut present = BTreeSet::new();
     for endpoint in view.endpoints.values() {
         for attachment in endpoint.addresses.iter().filter(|a| a.network == network) {
-            let IpNet::V4(net) = attachment.address else { continue };
+            let address = attachment.address.addr();
             // A draining task keeps its own name: it is reachable, it only gets nothing new by the service's.
-            zone.add(&endpoint.name, net.addr());
+            zone.add(&endpoint.name, address);
             present.extend(endpoint.service);
             for name in &attachment.names {
-                zone.add(name, net.addr());
+                zone.add(name, address);
             }
             if !endpoint.serving {
                 continue;
@@ -60,24 +61,17 @@ fn overlay_zone(view: &NetworkView, network: NetworkId, name: &str) -> Zone {
             // Aliases of a service lead where its name does.
             let service = endpoint.service.and_then(|id| view.services.get(&id)?.aliases.get(&network));
             for alias in attachment.aliases.iter().filter(|alias| !service.is_some_and(|all| all.contains(alias))) {
-                zone.add(alias, net.addr());
+                zone.add(alias, address);
             }
             if let Some(service) = endpoint.service {
-                backends.entry(service).or_default().push(net.addr());
+                backends.entry(service).or_default().push(address);
             }
         }
     }
     for service in view.services.values() {
         let tasks = backends.remove(&service.id).unwrap_or_default();
-        let vips: Vec<Ipv4Addr> = service
-            .virtual_ips
-            .iter()
-            .filter(|vip| vip.network == network)
-            .filter_map(|vip| match vip.address {
-                IpNet::V4(net) => Some(net.addr()),
-                IpNet::V6(_) => None,
-            })
-            .collect();
+        let vips = service.virtual_ips.iter().filter(|vip| vip.network == network);
+        let vips: Vec<IpAddr> = vips.map(|vip| vip.address.addr()).collect();
         let answers = match service.mode {
             EndpointMode::Vip if !vips.is_empty() => &vips,
             EndpointMode::Vip | EndpointMode::DnsRoundRobin => &tasks,

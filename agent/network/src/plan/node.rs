@@ -10,23 +10,26 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use skep_proto::model::NodeId;
 use skep_proto::model::service::{Protocol, PublishMode};
 use skep_proto::model::view::NetworkView;
 
 use super::encryption;
-use super::overlay::{ARP_SENDER, IPV4_SENDER};
+use super::senders::{self, Groups, Sender};
 use crate::config::{
-    BRIDGE_GROUP, LinkNames, MESH_MARK, MESH_MASK, PORT_GROUP, PUBLISHED_MARK, TASK_GROUP, first_v4, node_addresses,
+    BRIDGE_GROUP, LinkNames, MESH_MARK, MESH_MASK, PORT_GROUP, PUBLISHED_MARK, TASK_GROUP, Underlay, node_addresses,
+    twin,
 };
 use crate::mac::Mac;
 use crate::netlink::Neighbour;
 use crate::nft::expr::Verdict;
-use crate::nft::rule::{Rule, SCTP, TCP, UDP, link_name};
-use crate::nft::table::{Family, Field, Hook, Kind, MapTo, Set, Table, Value, address_and_port, concat, service_key};
+use crate::nft::rule::{PortKey, Rule, SCTP, TCP, UDP, link_name};
+use crate::nft::table::{
+    Family, Field, Hook, Ip, Kind, MapTo, Set, Table, Value, address_and_port, concat, octets, service_key,
+};
 
 /// Priorities of nft's names `raw`, `mangle`, `dstnat`, `filter`, `srcnat`.
 const RAW: i32 = -300;
@@ -48,18 +51,38 @@ pub struct NodeFacts {
     pub tunnels: Option<Ipv4Net>,
     /// Whether the mesh link is there.
     pub mesh: bool,
-    /// The other nodes by central index, with their address on the underlay.
-    pub peers: BTreeMap<u16, Ipv4Addr>,
+    /// Whether the node speaks IPv6 for its sandboxes.
+    pub ipv6: bool,
+    /// The other nodes by central index, with their addresses on the underlay.
+    pub peers: BTreeMap<u16, Underlay>,
     /// Local bridges.
     pub bridges: Vec<BridgeFacts>,
-    /// Sandboxes' ports on local bridges, by link, with the address behind each.
-    pub ports: BTreeMap<String, Ipv4Addr>,
+    /// Sandboxes' ports on local bridges, by link, with what is behind each.
+    pub ports: BTreeMap<String, Sender>,
     /// Addresses of this node's sandboxes on their task links.
     pub tasks: BTreeSet<Ipv4Addr>,
-    /// Ports of this node alone.
-    pub host_ports: BTreeMap<(Protocol, Option<Ipv4Addr>, u16), (Ipv4Addr, u16)>,
+    /// Ports of this node alone: on which of its addresses, or on all, and where they lead.
+    pub host_ports: BTreeMap<(Protocol, Option<IpAddr>, u16), (Ends, u16)>,
     /// Ports of the cluster: port of the task and addresses of tasks.
     pub ingress: BTreeMap<(Protocol, u16), (u16, Vec<Ipv4Addr>)>,
+}
+
+/// A sandbox as published ports lead to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Ends {
+    /// For connections over IPv4.
+    pub v4: Option<Ipv4Addr>,
+    /// For connections over IPv6.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl Ends {
+    fn of(&self, ip: Ip) -> Option<IpAddr> {
+        match ip {
+            Ip::V4 => self.v4.map(IpAddr::V4),
+            Ip::V6 => self.v6.map(IpAddr::V6),
+        }
+    }
 }
 
 /// A local bridge.
@@ -69,14 +92,34 @@ pub struct BridgeFacts {
     pub link: String,
     /// Its subnet.
     pub subnet: Ipv4Net,
+    /// Its subnet of IPv6, if it has one.
+    pub subnet6: Option<Ipv6Net>,
     /// No way out.
     pub internal: bool,
 }
 
+impl BridgeFacts {
+    fn subnet(&self, ip: Ip) -> Option<IpNet> {
+        match ip {
+            Ip::V4 => Some(IpNet::V4(self.subnet)),
+            Ip::V6 => self.subnet6.map(IpNet::V6),
+        }
+    }
+}
+
+/// An address of the infrastructure, in that version of IP.
+fn in_ip(ip: Ip, address: Ipv4Addr) -> IpAddr {
+    match ip {
+        Ip::V4 => IpAddr::V4(address),
+        Ip::V6 => IpAddr::V6(twin(address)),
+    }
+}
+
 /// The other nodes as the mesh and the VXLAN filter need them.
-pub fn peers(view: &NetworkView, node: Option<NodeId>) -> BTreeMap<u16, Ipv4Addr> {
+pub fn peers(view: &NetworkView, node: Option<NodeId>) -> BTreeMap<u16, Underlay> {
     let others = view.peers.values().filter(|peer| Some(peer.node) != node);
-    others.filter_map(|peer| Some((peer.index, first_v4(&peer.data_path)?))).collect()
+    let others = others.map(|peer| (peer.index, Underlay::of(&peer.data_path)));
+    others.filter(|(_, underlay)| underlay.preferred().is_some()).collect()
 }
 
 /// Published ports of the routing mesh with the tasks behind them. Ports without a task are not there: the node
@@ -102,13 +145,15 @@ pub fn ingress(view: &NetworkView) -> BTreeMap<(Protocol, u16), (u16, Vec<Ipv4Ad
     all
 }
 
-/// Entries of the mesh link: where the other nodes are.
-pub fn mesh_entries(peers: &BTreeMap<u16, Ipv4Addr>, infra: ipnet::IpNet) -> BTreeSet<Neighbour> {
+/// Entries of the mesh link: where the other nodes are. With `ipv6` they are there by their twin addresses too.
+pub fn mesh_entries(peers: &BTreeMap<u16, Underlay>, infra: IpNet, ipv6: bool) -> BTreeSet<Neighbour> {
     let mut entries = BTreeSet::new();
     for index in peers.keys() {
         if let Some(addresses) = node_addresses(infra, *index) {
             let mac = Mac::of_node(*index);
-            entries.extend([Neighbour::Tunnel(mac, addresses.wireguard), Neighbour::Address(addresses.mesh, mac)]);
+            let end = IpAddr::V4(addresses.wireguard);
+            entries.extend([Neighbour::Tunnel(mac, end), Neighbour::Address(IpAddr::V4(addresses.mesh), mac)]);
+            entries.extend(ipv6.then(|| Neighbour::Address(IpAddr::V6(twin(addresses.mesh)), mac)));
         }
     }
     entries
@@ -143,7 +188,10 @@ fn zone(index: u16) -> [u8; 2] {
 
 /// All our tables in the node's namespace.
 pub fn node_tables(facts: &NodeFacts) -> Vec<Table> {
-    let mut tables = vec![ipv4_table(facts), bridge_table(facts)];
+    let mut tables = vec![ip_table(Ip::V4, facts), bridge_table(facts)];
+    if facts.ipv6 {
+        tables.push(ip_table(Ip::V6, facts));
+    }
     if facts.mesh {
         tables.push(mesh_table(facts));
     }
@@ -153,17 +201,10 @@ pub fn node_tables(facts: &NodeFacts) -> Vec<Table> {
 /// The filter of local bridges: a sandbox may send only as what is attached to its port. Bridges of others pass.
 fn bridge_table(facts: &NodeFacts) -> Table {
     let mut table = Table::new(Family::Bridge, facts.names.table());
-    let mut senders = Set::of([Field::Name, Field::Ether, Field::Address]);
-    for (link, address) in &facts.ports {
-        senders.add(concat(&[&link_name(link), &Mac::of(*address).0, &address.octets()]));
-    }
-    table.sets.insert("senders".into(), senders);
-    let rules = vec![
-        Rule::new().iif_group_not(PORT_GROUP).accept(),
-        Rule::new().port_sender_in(IPV4_SENDER.0, IPV4_SENDER.1, "senders").accept(),
-        Rule::new().port_sender_in(ARP_SENDER.0, ARP_SENDER.1, "senders").accept(),
-        Rule::new().drop(),
-    ];
+    let ports: Vec<_> = facts.ports.iter().map(|(link, sender)| (link_name(link), *sender)).collect();
+    senders::add_sets(&mut table, PortKey::Name, &ports);
+    let mut rules = vec![Rule::new().iif_group_not(PORT_GROUP).accept()];
+    rules.extend(senders::rules(PortKey::Name, &ports, Groups::Pass));
     table.base("senders-only", Kind::Filter, Hook::Prerouting, RAW, rules);
     table
 }
@@ -181,36 +222,37 @@ fn mesh_table(facts: &NodeFacts) -> Table {
     table
 }
 
-fn ipv4_table(facts: &NodeFacts) -> Table {
-    let mut table = Table::new(Family::Ipv4, facts.names.table());
-    add_sets(&mut table, facts);
+/// The table of one version of IP. Both are alike: what differs are addresses.
+fn ip_table(ip: Ip, facts: &NodeFacts) -> Table {
+    let mut table = Table::new(ip.family(), facts.names.table());
+    add_sets(&mut table, ip, facts);
     let mesh = facts.names.mesh();
-    let loopback = Ipv4Net::new(Ipv4Addr::new(127, 0, 0, 0), 8).expect("8 is a prefix length");
+    let loopback = loopback(ip);
 
-    let mut raw = encryption::incoming(facts);
+    let mut raw = encryption::incoming(ip, facts);
     raw.extend([
         // The links below have route_localnet, which must not open loopback to others.
-        Rule::new().iif_not("lo").destination(loopback).drop(),
-        Rule::new().iif_group(TASK_GROUP).spoofed().drop(),
-        Rule::new().iif_group(BRIDGE_GROUP).spoofed().drop(),
-        Rule::new().iif(&mesh).zone_by_ether_source("node-zones"),
+        Rule::of(ip).iif_not("lo").destination(loopback).drop(),
+        Rule::of(ip).iif_group(TASK_GROUP).spoofed().drop(),
+        Rule::of(ip).iif_group(BRIDGE_GROUP).spoofed().drop(),
+        Rule::of(ip).iif(&mesh).zone_by_ether_source("node-zones"),
     ]);
     table.base("raw", Kind::Filter, Hook::Prerouting, RAW, raw);
-    table.base("sealed", Kind::Filter, Hook::Output, FILTER, encryption::outgoing(facts));
+    table.base("sealed", Kind::Filter, Hook::Output, FILTER, encryption::outgoing(ip, facts));
     table.base(
         "mangle",
         Kind::Filter,
         Hook::Prerouting,
         MANGLE,
         vec![
-            Rule::new().iif(&mesh).original().ct_mark_by_ether_source("node-marks"),
-            Rule::new().iif_not(&mesh).reply().ct_mark(MESH_MARK, MESH_MASK).mark_by_ct_mark(),
+            Rule::of(ip).iif(&mesh).original().ct_mark_by_ether_source("node-marks"),
+            Rule::of(ip).iif_not(&mesh).reply().ct_mark(MESH_MARK, MESH_MASK).mark_by_ct_mark(),
         ],
     );
     let published = vec![
-        Rule::new().destination_is_local().dnat_by_address_and_service("host-ports-bound"),
-        Rule::new().destination_is_local().dnat_by_service("host-ports"),
-        Rule::new().destination_is_local().verdict_by_service("ingress-ports"),
+        Rule::of(ip).destination_is_local().dnat_by_address_and_service("host-ports-bound"),
+        Rule::of(ip).destination_is_local().dnat_by_service("host-ports"),
+        Rule::of(ip).destination_is_local().verdict_by_service("ingress-ports"),
     ];
     table.base("published", Kind::Nat, Hook::Prerouting, DSTNAT, published.clone());
     table.base("published-local", Kind::Nat, Hook::Output, DSTNAT, published);
@@ -219,16 +261,25 @@ fn ipv4_table(facts: &NodeFacts) -> Table {
         Kind::Filter,
         Hook::Forward,
         MANGLE,
-        vec![Rule::new().oif(&mesh).tcp_flags(SYN).clamp_mss()],
+        vec![Rule::of(ip).oif(&mesh).tcp_flags(SYN).clamp_mss()],
     );
-    table.base("forward", Kind::Filter, Hook::Forward, FILTER, forward_rules(facts, &mesh));
-    table.base("source", Kind::Nat, Hook::Postrouting, SRCNAT, source_rules(facts, &mesh, loopback));
+    table.base("forward", Kind::Filter, Hook::Forward, FILTER, forward_rules(ip, facts, &mesh));
+    table.base("source", Kind::Nat, Hook::Postrouting, SRCNAT, source_rules(ip, facts, &mesh, loopback));
     for ((protocol, port), (target, addresses)) in &facts.ingress {
-        let mut rules = vec![Rule::new().or_ct_mark(PUBLISHED_MARK)];
-        rules.extend(Rule::new().lead_to(addresses, Some(*target)));
+        let addresses: Vec<IpAddr> = addresses.iter().map(|address| in_ip(ip, *address)).collect();
+        let mut rules = vec![Rule::of(ip).or_ct_mark(PUBLISHED_MARK)];
+        rules.extend(Rule::of(ip).lead_to(&addresses, Some(*target)));
         table.chain(ingress_chain(*protocol, *port), rules);
     }
     table
+}
+
+/// Addresses of programs that speak to their own host.
+fn loopback(ip: Ip) -> IpNet {
+    match ip {
+        Ip::V4 => Ipv4Net::new(Ipv4Addr::new(127, 0, 0, 0), 8).expect("8 is a prefix length").into(),
+        Ip::V6 => Ipv6Net::from(Ipv6Addr::LOCALHOST).into(),
+    }
 }
 
 fn ingress_chain(protocol: Protocol, port: u16) -> String {
@@ -236,85 +287,96 @@ fn ingress_chain(protocol: Protocol, port: u16) -> String {
 }
 
 /// Who may pass through the node. Rules of others are asked as well; ours only speak about our own links.
-fn forward_rules(facts: &NodeFacts, mesh: &str) -> Vec<Rule> {
-    let mut rules = encryption::forwarded(facts);
+fn forward_rules(ip: Ip, facts: &NodeFacts, mesh: &str) -> Vec<Rule> {
+    let mut rules = encryption::forwarded(ip, facts);
     for port in &facts.vxlan_ports {
-        let vxlan = || Rule::new().destination_in("nodes").destination_port(UDP, *port);
+        let vxlan = || Rule::of(ip).destination_in("nodes").destination_port(UDP, *port);
         // A container could speak VXLAN to another node, which would take it for this node's.
         rules.extend([vxlan().iif_group(TASK_GROUP).drop(), vxlan().iif_group(BRIDGE_GROUP).drop()]);
     }
-    rules.extend([Rule::new().established().accept()]);
+    rules.extend([Rule::of(ip).established().accept()]);
     // Before what lets published ports through: they are no way out either.
     for bridge in facts.bridges.iter().filter(|bridge| bridge.internal) {
-        rules.push(Rule::new().iif(&bridge.link).oif(&bridge.link).accept());
-        rules.push(Rule::new().iif(&bridge.link).drop());
-        rules.push(Rule::new().oif(&bridge.link).drop());
+        rules.push(Rule::of(ip).iif(&bridge.link).oif(&bridge.link).accept());
+        rules.push(Rule::of(ip).iif(&bridge.link).drop());
+        rules.push(Rule::of(ip).oif(&bridge.link).drop());
     }
     rules.extend([
         // Published ports are the only way between sandboxes of different networks.
-        Rule::new().oif_group(TASK_GROUP).was_dnat().accept(),
-        Rule::new().oif_group(TASK_GROUP).iif(mesh).accept(),
-        Rule::new().oif_group(TASK_GROUP).drop(),
-        Rule::new().oif(mesh).was_dnat().accept(),
-        Rule::new().oif(mesh).drop(),
+        Rule::of(ip).oif_group(TASK_GROUP).was_dnat().accept(),
+        Rule::of(ip).oif_group(TASK_GROUP).iif(mesh).accept(),
+        Rule::of(ip).oif_group(TASK_GROUP).drop(),
+        Rule::of(ip).oif(mesh).was_dnat().accept(),
+        Rule::of(ip).oif(mesh).drop(),
     ]);
     for bridge in facts.bridges.iter().filter(|bridge| !bridge.internal) {
-        rules.push(Rule::new().iif(&bridge.link).oif(&bridge.link).accept());
+        rules.push(Rule::of(ip).iif(&bridge.link).oif(&bridge.link).accept());
     }
-    rules.push(Rule::new().oif_group(BRIDGE_GROUP).was_dnat().accept());
-    rules.push(Rule::new().oif_group(BRIDGE_GROUP).drop());
+    rules.push(Rule::of(ip).oif_group(BRIDGE_GROUP).was_dnat().accept());
+    rules.push(Rule::of(ip).oif_group(BRIDGE_GROUP).drop());
     rules
 }
 
 /// When the source must become the node's. Clients keep theirs wherever the answer finds back.
-fn source_rules(facts: &NodeFacts, mesh: &str, loopback: Ipv4Net) -> Vec<Rule> {
+fn source_rules(ip: Ip, facts: &NodeFacts, mesh: &str, loopback: IpNet) -> Vec<Rule> {
     let mut rules = vec![
-        Rule::new().was_dnat().source(loopback).masquerade(),
+        Rule::of(ip).was_dnat().source(loopback).masquerade(),
         // A task that came back to itself: it would not accept its own address from outside.
-        Rule::new().was_dnat().source_and_destination_in("selves").masquerade(),
+        Rule::of(ip).was_dnat().source_and_destination_in("selves").masquerade(),
         // Nodes as clients: the task's node would see its own address come in.
-        Rule::new().oif(mesh).ct_mark(PUBLISHED_MARK, PUBLISHED_MARK).source_is_local().masquerade(),
-        Rule::new().oif(mesh).ct_mark(PUBLISHED_MARK, PUBLISHED_MARK).source_in("nodes").masquerade(),
+        Rule::of(ip).oif(mesh).ct_mark(PUBLISHED_MARK, PUBLISHED_MARK).source_is_local().masquerade(),
+        Rule::of(ip).oif(mesh).ct_mark(PUBLISHED_MARK, PUBLISHED_MARK).source_in("nodes").masquerade(),
         // Bridge addresses mean nothing on another node.
-        Rule::new().oif(mesh).iif_group(BRIDGE_GROUP).masquerade(),
-        Rule::new().iif_group(TASK_GROUP).oif_not(mesh).oif_group_not(TASK_GROUP).masquerade(),
+        Rule::of(ip).oif(mesh).iif_group(BRIDGE_GROUP).masquerade(),
+        Rule::of(ip).iif_group(TASK_GROUP).oif_not(mesh).oif_group_not(TASK_GROUP).masquerade(),
     ];
     for bridge in &facts.bridges {
         // Through a published port back to the same bridge: the answer would take the short way and not be known. Not
         // by incoming link: where bridged frames are filtered too (br_netfilter), there is none after routing.
-        rules.push(Rule::new().source(bridge.subnet).oif(&bridge.link).was_dnat().masquerade());
+        let Some(subnet) = bridge.subnet(ip) else { continue };
+        rules.push(Rule::of(ip).source(subnet).oif(&bridge.link).was_dnat().masquerade());
         if !bridge.internal {
-            rules.push(
-                Rule::new().iif(&bridge.link).source(bridge.subnet).oif_not(&bridge.link).oif_not(mesh).masquerade(),
-            );
+            rules.push(Rule::of(ip).iif(&bridge.link).source(subnet).oif_not(&bridge.link).oif_not(mesh).masquerade());
         }
     }
     rules
 }
 
-fn add_sets(table: &mut Table, facts: &NodeFacts) {
-    let mut nodes = Set::of([Field::Address]);
+fn add_sets(table: &mut Table, ip: Ip, facts: &NodeFacts) {
+    let mut nodes = Set::of([ip.field()]);
     let mut marks = Set::map([Field::Ether], MapTo::Fields(vec![Field::Mark]));
     let mut zones = Set::map([Field::Ether], MapTo::Fields(vec![Field::Zone]));
-    for (index, address) in &facts.peers {
+    for (index, underlay) in &facts.peers {
         let mac = Mac::of_node(*index).0.to_vec();
-        nodes.add(address.octets().to_vec());
+        let address = match ip {
+            Ip::V4 => underlay.v4.map(IpAddr::V4),
+            Ip::V6 => underlay.v6.map(IpAddr::V6),
+        };
+        if let Some(address) = address {
+            nodes.add(octets(address));
+        }
         marks.put(mac.clone(), Value::Bytes(mark(*index).to_vec()));
         zones.put(mac, Value::Bytes(zone(*index).to_vec()));
     }
-    let mut selves = Set::of([Field::Address, Field::Address]);
+    let mut selves = Set::of([ip.field(), ip.field()]);
     for address in &facts.tasks {
-        selves.add(concat(&[&address.octets(), &address.octets()]));
+        let address = octets(in_ip(ip, *address));
+        selves.add(concat(&[&address, &address]));
     }
-    let to = || MapTo::Fields(vec![Field::Address, Field::Port]);
+    let to = || MapTo::Fields(vec![ip.field(), Field::Port]);
     let mut ports = Set::map([Field::Protocol, Field::Port], to());
-    let mut bound = Set::map([Field::Protocol, Field::Address, Field::Port], to());
-    for ((protocol, bind, port), (address, target)) in &facts.host_ports {
+    let mut bound = Set::map([Field::Protocol, ip.field(), Field::Port], to());
+    for ((protocol, bind, port), (ends, target)) in &facts.host_ports {
+        let Some(address) = ends.of(ip) else { continue };
         let number = protocol_number(*protocol);
-        let value = Value::Bytes(address_and_port(*address, *target));
+        let value = Value::Bytes(address_and_port(address, *target));
         match bind {
-            None => ports.put(service_key(number, *port), value),
-            Some(bind) => bound.put(concat(&[&[number], &bind.octets(), &port.to_be_bytes()]), value),
+            // The unspecified address stands for all of its own version, none for all of both.
+            Some(bind) if Ip::of(*bind) != ip => (),
+            Some(bind) if !bind.is_unspecified() => {
+                bound.put(concat(&[&[number], &octets(*bind), &port.to_be_bytes()]), value);
+            }
+            Some(_) | None => ports.put(service_key(number, *port), value),
         }
     }
     let mut ingress = Set::map([Field::Protocol, Field::Port], MapTo::Verdict);

@@ -10,7 +10,8 @@ use super::leaving::{self, Places};
 use super::names::{LocalName, zones};
 use super::vip::Behind;
 use super::{node, overlay, vip};
-use crate::dns::zone::ZoneKey;
+use crate::config::twin;
+use crate::dns::zone::{Known, ZoneKey};
 use crate::mac::Mac;
 use crate::netlink::Neighbour;
 
@@ -22,6 +23,19 @@ const THERE: NodeId = NodeId(2);
 
 fn ip(text: &str) -> Ipv4Addr {
     text.parse().unwrap()
+}
+
+fn any(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// An address of a task link, and its twin.
+fn twins(text: &str) -> BTreeSet<IpAddr> {
+    [any(text), IpAddr::V6(twin(ip(text)))].into()
+}
+
+fn v4(addresses: &[Ipv4Addr]) -> Option<Known<'_>> {
+    Some(Known { v4: addresses, v6: &[] })
 }
 
 fn endpoint(task: u128, node: NodeId, address: &str) -> EndpointView {
@@ -83,8 +97,8 @@ fn world() -> NetworkView {
 }
 
 /// The other end of a network that is not encrypted.
-fn plain(peer: &Peer) -> Option<Ipv4Addr> {
-    crate::config::first_v4(&peer.data_path)
+fn plain(peer: &Peer) -> Option<IpAddr> {
+    peer.data_path.first().copied()
 }
 
 fn drain(view: &mut NetworkView, task: u128) {
@@ -97,11 +111,14 @@ fn only_addresses_on_other_nodes_are_sent_into_the_tunnel_and_draining_ones_stay
     drain(&mut view, 2);
     let mac = Mac::of(ip("10.0.1.20"));
     let wanted =
-        [Neighbour::Tunnel(mac, ip("192.0.2.2")), Neighbour::Port(mac), Neighbour::Address(ip("10.0.1.20"), mac)];
-    assert_eq!(overlay::remote_entries(&view, NET, Some(HERE), &BTreeSet::new(), plain), BTreeSet::from(wanted));
-    let local = BTreeSet::from([ip("10.0.1.20")]);
-    assert_eq!(overlay::remote_entries(&view, NET, Some(HERE), &local, plain), BTreeSet::new());
-    assert_eq!(overlay::remote_entries(&view, NetworkId(9), Some(HERE), &BTreeSet::new(), plain), BTreeSet::new());
+        [Neighbour::Tunnel(mac, any("192.0.2.2")), Neighbour::Port(mac), Neighbour::Address(any("10.0.1.20"), mac)];
+    assert_eq!(overlay::remote_entries(&view, NET, Some(HERE), &BTreeSet::new(), true, plain), BTreeSet::from(wanted));
+    let local = BTreeSet::from([any("10.0.1.20")]);
+    assert_eq!(overlay::remote_entries(&view, NET, Some(HERE), &local, true, plain), BTreeSet::new());
+    assert_eq!(
+        overlay::remote_entries(&view, NetworkId(9), Some(HERE), &BTreeSet::new(), true, plain),
+        BTreeSet::new()
+    );
 }
 
 #[test]
@@ -110,7 +127,7 @@ fn an_address_vanishes_when_its_task_goes_or_another_one_has_it() {
     assert_eq!(leaving::vanished(&before, &before), Places::default());
     let mut draining = before.clone();
     drain(&mut draining, 2);
-    let place = Places { overlay: [(NET, ip("10.0.1.20"))].into(), node: [ip("100.64.64.2")].into() };
+    let place = Places { overlay: [(NET, any("10.0.1.20"))].into(), node: twins("100.64.64.2") };
     assert_eq!(leaving::vanished(&before, &draining), Places::default());
     assert_eq!(leaving::drained(&before, &draining), place);
     let mut after = before.clone();
@@ -122,7 +139,7 @@ fn an_address_vanishes_when_its_task_goes_or_another_one_has_it() {
     assert_eq!(leaving::vanished(&before, &after), place);
     // The heir serves there.
     let rest = place.without(&leaving::serving(&after));
-    assert_eq!(rest, Places { overlay: BTreeSet::new(), node: [ip("100.64.64.2")].into() });
+    assert_eq!(rest, Places { overlay: BTreeSet::new(), node: twins("100.64.64.2") });
     assert_eq!(leaving::drained(&before, &after), rest);
 }
 
@@ -142,17 +159,17 @@ fn the_mesh_leads_to_serving_tasks_by_ports_in_ingress_mode() {
 fn a_virtual_address_leads_to_serving_tasks_and_stays_known_without_any() {
     let mut view = world();
     let networks = BTreeSet::from([NET]);
-    let both = vec![ip("10.0.1.10"), ip("10.0.1.20")];
+    let both = vec![any("10.0.1.10"), any("10.0.1.20")];
     assert_eq!(
         vip::services(&view, &networks),
-        BTreeMap::from([(ip("10.0.1.200"), Behind { tasks: both, redirects: vec![LED] })])
+        BTreeMap::from([(any("10.0.1.200"), Behind { tasks: both, redirects: vec![LED] })])
     );
     assert_eq!(vip::services(&view, &BTreeSet::new()), BTreeMap::new());
     drain(&mut view, 1);
     drain(&mut view, 2);
     assert_eq!(
         vip::services(&view, &networks),
-        BTreeMap::from([(ip("10.0.1.200"), Behind { tasks: Vec::new(), redirects: vec![LED] })])
+        BTreeMap::from([(any("10.0.1.200"), Behind { tasks: Vec::new(), redirects: vec![LED] })])
     );
 }
 
@@ -160,8 +177,9 @@ fn a_virtual_address_leads_to_serving_tasks_and_stays_known_without_any() {
 fn an_alias_of_a_service_leads_where_its_name_does_and_an_empty_service_is_known() {
     let mut view = world();
     view.services.get_mut(&WEB).unwrap().aliases.insert(NET, vec!["alias".into()]);
-    let resolve =
-        |view: &NetworkView, name: &str| zones(view, &[], &[])[&ZoneKey::Overlay(NET)].resolve(name).map(<[_]>::to_vec);
+    let resolve = |view: &NetworkView, name: &str| {
+        zones(view, &[], &[])[&ZoneKey::Overlay(NET)].resolve(name).map(|known| known.v4.to_vec())
+    };
     assert_eq!(resolve(&view, "alias"), Some(vec![ip("10.0.1.200")]));
     assert_eq!(resolve(&view, "tasks.alias"), Some(vec![ip("10.0.1.10"), ip("10.0.1.20")]));
     view.endpoints.clear();
@@ -178,23 +196,23 @@ fn a_service_resolves_to_its_virtual_address_and_a_task_by_its_own_name_while_it
     drain(&mut view, 2);
     let all = zones(&view, &[], &[]);
     let zone = &all[&ZoneKey::Overlay(NET)];
-    assert_eq!(zone.resolve("web"), Some(&[ip("10.0.1.200")][..]));
-    assert_eq!(zone.resolve("tasks.web.back"), Some(&[ip("10.0.1.10")][..]));
-    assert_eq!(zone.resolve("alias"), Some(&[ip("10.0.1.10")][..]));
-    assert_eq!(zone.resolve("web.2"), Some(&[ip("10.0.1.20")][..]));
+    assert_eq!(zone.resolve("web"), v4(&[ip("10.0.1.200")]));
+    assert_eq!(zone.resolve("tasks.web.back"), v4(&[ip("10.0.1.10")]));
+    assert_eq!(zone.resolve("alias"), v4(&[ip("10.0.1.10")]));
+    assert_eq!(zone.resolve("web.2"), v4(&[ip("10.0.1.20")]));
     // Whether it is serving or not.
-    assert_eq!(zone.resolve("web-0").unwrap(), [ip("10.0.1.10"), ip("10.0.1.20")]);
+    assert_eq!(zone.resolve("web-0").unwrap().v4, [ip("10.0.1.10"), ip("10.0.1.20")]);
     view.services.get_mut(&WEB).unwrap().mode = EndpointMode::DnsRoundRobin;
     view.services.get_mut(&WEB).unwrap().virtual_ips.clear();
     let all = zones(&view, &[], &[]);
-    assert_eq!(all[&ZoneKey::Overlay(NET)].resolve("web"), Some(&[ip("10.0.1.10")][..]));
+    assert_eq!(all[&ZoneKey::Overlay(NET)].resolve("web"), v4(&[ip("10.0.1.10")]));
 }
 
 #[test]
 fn names_of_local_sandboxes_are_known_on_their_bridge_alone() {
     let zone = ZoneKey::Bridge("mine".into());
-    let local = LocalName { zone: zone.clone(), names: vec!["db".into()], address: ip("172.18.0.2") };
+    let local = LocalName { zone: zone.clone(), names: vec!["db".into()], addresses: vec![any("172.18.0.2")] };
     let all = zones(&NetworkView::default(), &["mine".into(), "other".into()], &[local]);
-    assert_eq!(all[&zone].resolve("db"), Some(&[ip("172.18.0.2")][..]));
+    assert_eq!(all[&zone].resolve("db"), v4(&[ip("172.18.0.2")]));
     assert_eq!(all[&ZoneKey::Bridge("other".into())].resolve("db"), None);
 }

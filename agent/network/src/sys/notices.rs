@@ -8,8 +8,8 @@ use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv,
 
 use super::netns::Netns;
 
-/// Groups of rtnetlink (include/uapi/linux/rtnetlink.h): links, neighbours, IPv4 addresses, routes and rules.
-const ROUTE_GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x40 | 0x80;
+/// Groups of rtnetlink (include/uapi/linux/rtnetlink.h): links, neighbours, addresses, routes and rules of both families.
+const ROUTE_GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x4_0000;
 /// The group of nf_tables (`NFNLGRP_NFTABLES` is 7).
 const NFTABLES_GROUP: u32 = 1 << 6;
 

@@ -29,7 +29,7 @@ fn forwarder(port: u16) -> Forwarder {
 }
 
 const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-const ANSWER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const ANSWER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
 #[tokio::test]
 async fn forged_replies_are_passed_over_and_the_true_one_has_the_clients_id() {
@@ -50,7 +50,7 @@ async fn forged_replies_are_passed_over_and_the_true_one_has_the_clients_id() {
     let (request, packet) = question();
     let (reply, ()) = tokio::join!(forwarder.ask(&request, &packet, &[SERVER], Transport::Udp), serve);
     assert_eq!(&reply[..2], &[0, 7]);
-    assert_eq!(addresses(&reply), [Some(IpAddr::V4(ANSWER))]);
+    assert_eq!(addresses(&reply), [Some(ANSWER)]);
 }
 
 #[tokio::test]
@@ -58,7 +58,7 @@ async fn a_cut_reply_is_fetched_by_tcp_and_cut_again_only_for_clients_that_canno
     let tcp = TcpListener::bind((SERVER, 0)).await.unwrap();
     let port = tcp.local_addr().unwrap().port();
     let udp = UdpSocket::bind((SERVER, port)).await.unwrap();
-    let all: Vec<Ipv4Addr> = (0..100).map(|i| Ipv4Addr::new(192, 0, 2, i)).collect();
+    let all: Vec<IpAddr> = (0..100).map(|i| IpAddr::from([192, 0, 2, i])).collect();
     let serve = async {
         for _ in 0..2 {
             let mut buffer = [0; 512];
@@ -98,7 +98,7 @@ async fn a_dead_or_failing_server_is_followed_by_the_next_and_none_at_all_is_a_f
     // Nothing listens at the first one: the kernel says so at once.
     let servers = [IpAddr::from([127, 0, 0, 2]), IpAddr::from([127, 0, 0, 3]), SERVER];
     let (reply, ()) = tokio::join!(forwarder.ask(&request, &packet, &servers, Transport::Udp), serve);
-    assert_eq!(addresses(&reply), [Some(IpAddr::V4(ANSWER))]);
+    assert_eq!(addresses(&reply), [Some(ANSWER)]);
     let none = forwarder.ask(&request, &packet, &servers[..1], Transport::Udp).await;
     assert_eq!(Message::from_vec(&none).unwrap().metadata.response_code, ResponseCode::ServFail);
 }
