@@ -18,6 +18,7 @@ mod refusal;
 mod secrets;
 mod services;
 mod tasks;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use skep_api::ports::control::{
     ServiceUpdate, TaskFilter, TaskView,
 };
 use skep_api::ports::events::{EventFeed, EventLog};
+use skep_api::ports::usage::NetworkUsage;
 use skep_proto::model::session::TaskVitals;
 use skep_proto::model::{
     Cluster, ClusterSpec, Config, ConfigId, ConfigSpec, Network, NetworkId, NetworkSpec, NodeId, NodeSpec, Secret,
@@ -241,6 +243,9 @@ impl ControlPlane for Control {
     }
     async fn network(&self, reference: &Reference) -> Result<Arc<Network>, ControlError> {
         self.get_network(reference).await
+    }
+    async fn network_usage(&self, reference: &Reference) -> Result<NetworkUsage, ControlError> {
+        self.usage_of_network(reference).await
     }
     async fn create_network(&self, spec: NetworkSpec) -> Result<NetworkId, ControlError> {
         self.make_network(spec).await

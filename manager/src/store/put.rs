@@ -10,7 +10,6 @@ use skep_proto::model::{
 };
 
 use super::apply::Context;
-use super::derived::address_key;
 use super::digest::{self, Domain};
 use super::entry::{Kind, Refusal};
 use super::refs::{NetworkRef, Reference};
@@ -191,9 +190,7 @@ impl State {
             self.release_service(old);
         }
         for (network, address) in virtual_ips {
-            if let Some(key) = address_key(network, address) {
-                self.derived.addresses.insert(key);
-            }
+            self.derived.addresses.insert(network, address);
             if !old.as_ref().is_some_and(|old| old.endpoint.virtual_ips.iter().any(|v| v.address.addr() == address)) {
                 self.move_cursor(network, address);
             }
@@ -283,9 +280,8 @@ impl State {
             self.derived.ingress_ports.remove(&port);
         }
         for vip in &old.endpoint.virtual_ips {
-            let network = self.networks.reference(vip.network);
-            if let Some(key) = network.and_then(|n| address_key(n, vip.address.addr())) {
-                self.derived.addresses.remove(&key);
+            if let Some(network) = self.networks.reference(vip.network) {
+                self.derived.addresses.remove(network, vip.address.addr());
             }
         }
     }
@@ -465,9 +461,7 @@ impl State {
         if let Some(vni) = network.vni {
             self.derived.vnis.remove(&vni);
         }
-        if let Some(cursor) = self.cursors.remove(&reference.handle()) {
-            self.digest ^= digest::of(Domain::Cursor, reference.handle(), cursor);
-        }
+        self.forget_cursors(reference);
         Ok(remove_plain(&mut self.networks, id, &mut self.digest))
     }
 
