@@ -14,6 +14,7 @@ use super::pool::Pool;
 use crate::config::{Config, NodeAddresses, Place, Underlay, node_addresses, wireguard_range};
 use crate::error::NetworkError;
 use crate::names::SandboxDns;
+use crate::plan::change::Backends;
 use crate::plan::names::LocalName;
 use crate::plan::node::{BridgeFacts, Ends, NodeFacts};
 use crate::spec::{
@@ -111,6 +112,8 @@ pub struct State {
     pub place: Place,
     /// What the managers want, as of the last time they were heard.
     pub view: Arc<NetworkView>,
+    /// Tasks of its services.
+    pub backends: Backends,
     /// What was kept of it.
     pub remembered: Remembered,
     /// Sandboxes that are, or are being made.
