@@ -1,7 +1,7 @@
 //! The node's own namespace: the mesh link, local bridges, tables.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -15,7 +15,7 @@ use crate::error::{NetworkError, Step};
 use crate::mac::Mac;
 use crate::netlink::{MarkRule, Neighbour, Requests, Rtnl, Via, Vxlan};
 use crate::nft::Tables;
-use crate::nft::table::Ip;
+use crate::nft::table::{Family, Ip};
 use crate::plan::encryption::Path;
 use crate::plan::node::{NodeFacts, mesh_entries, node_tables};
 use crate::sys::netns::Netns;
@@ -65,6 +65,11 @@ struct Mesh {
 }
 
 impl Node {
+    /// That of an earlier process. Where the host has no IPv6 any more, its table of it goes.
+    pub fn taking_over(config: &Config) -> Self {
+        Self { tables: Tables::taking_over(Family::Ipv6, &config.names().table()), ..Self::default() }
+    }
+
     /// Brings the mesh link and the tables to `facts`. `own` is there once the node has an index.
     ///
     /// # Errors
@@ -196,12 +201,23 @@ impl Mesh {
             sysctl::write(netns, &sysctl::with_ipv6(&config.names().mesh())).step("set up IPv6 of the mesh link")?;
             requests
                 .add_address(link, twin(addresses.mesh), 128)
-                .replace_route(twin_net(range), Via::Link(link), MAIN_TABLE)
                 .replace_neighbour(link, Neighbour::Address(next_hop, Mac::NEXT_HOP))
-                .replace_route(Ipv6Net::default(), Via::Gateway(next_hop, link), MESH_TABLE)
                 .add_mark_rule(Ip::V6, REPLIES);
+            let wanted = [
+                (IpNet::V6(twin_net(range)), Via::Link(link), MAIN_TABLE),
+                (IpNet::V6(Ipv6Net::default()), Via::Gateway(next_hop, link), MESH_TABLE),
+            ];
+            // Those of IPv6 alone are looked at first: the kernel tells of one that is replaced by itself as of a change.
+            let there = rtnl.routes().step("read routes")?;
+            for (to, via, table) in wanted.into_iter().filter(|route| !there.contains(route)) {
+                requests.replace_route(to, via, table);
+            }
         }
-        rtnl.send(&requests).step("set up the mesh link")
+        rtnl.send(&requests).step("set up the mesh link")?;
+        if own.carries_ipv6() {
+            lead_to_loopback(rtnl, link, None, twin(addresses.mesh));
+        }
+        Ok(())
     }
 
     fn recover(config: &Config, netns: &Netns, rtnl: &mut Rtnl, own: Own, link: u32) -> Result<Self, NetworkError> {
@@ -209,7 +225,11 @@ impl Mesh {
         let found = rtnl.neighbours(link).step("read neighbours")?;
         let entries =
             found.into_iter().filter(|entry| !matches!(entry, Neighbour::Address(_, mac) if *mac == Mac::NEXT_HOP));
-        Ok(Self { link, entries: entries.collect(), routes: BTreeMap::new(), ipv6: own.carries_ipv6() })
+        let routes = rtnl.routes().step("read routes")?.into_iter().filter_map(|(to, via, table)| match via {
+            Via::Gateway(gateway, by) if by == link && table == MAIN_TABLE => Some((to, gateway)),
+            _ => None,
+        });
+        Ok(Self { link, entries: entries.collect(), routes: routes.collect(), ipv6: own.carries_ipv6() })
     }
 
     fn sync(&mut self, config: &Config, rtnl: &mut Rtnl, peers: &BTreeMap<u16, Underlay>) -> Result<(), NetworkError> {
@@ -238,6 +258,14 @@ impl Mesh {
     }
 }
 
+/// Brings replies to programs that spoke to `::1` back, from a link that they come by. A kernel without traffic control does
+/// not have that, and published ports are then not open on `::1`: no reason to make no link.
+pub fn lead_to_loopback(rtnl: &mut Rtnl, index: u32, from: Option<Ipv6Addr>, to: Ipv6Addr) {
+    if let Err(error) = rtnl.send(Requests::new().lead_to_loopback(index, from, to)) {
+        tracing::warn!(%error, "published ports are not open on ::1: cls_u32, act_mirred or sch_ingress is missing");
+    }
+}
+
 /// Index of a link that must be there.
 ///
 /// # Errors
@@ -262,11 +290,17 @@ pub fn underlay_mtu(local: Option<IpAddr>, rtnl: &mut Rtnl) -> Result<u32, Netwo
     Ok(links.into_iter().find(|link| link.index == index).map_or(ETHERNET_MTU, |link| link.mtu.min(9000)))
 }
 
-/// Makes the link of a local bridge, if it is not there. `mtu` is in bytes.
+/// Makes the link of a local bridge, if it is not there. `mtu` is in bytes; `attached` is who has an IPv6 address on it.
 ///
 /// # Errors
 /// [`NetworkError::Kernel`].
-pub fn ensure_bridge(config: &Config, netns: &Netns, bridge: &Bridge, mtu: u32) -> Result<(), NetworkError> {
+pub fn ensure_bridge(
+    config: &Config,
+    netns: &Netns,
+    bridge: &Bridge,
+    mtu: u32,
+    attached: &[Neighbour],
+) -> Result<(), NetworkError> {
     let name = config.names().bridge(bridge.number);
     let mut rtnl = Rtnl::open(netns).step("open rtnetlink")?;
     let there = rtnl.link(&name).step("read a link")?;
@@ -287,6 +321,10 @@ pub fn ensure_bridge(config: &Config, netns: &Netns, bridge: &Bridge, mtu: u32) 
     requests.add_address(link, bridge.gateway(), bridge.subnet.prefix_len());
     if let Some(ipv6) = ipv6 {
         requests.add_address(link, ipv6.gateway, ipv6.subnet.prefix_len());
+        // The link has no address of its own making, and without one the kernel asks nobody where to forward a packet.
+        for neighbour in attached {
+            requests.replace_neighbour(link, *neighbour);
+        }
     }
     if there.is_some_and(|there| !there.up) {
         requests.set_up(link);

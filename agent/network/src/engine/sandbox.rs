@@ -9,17 +9,19 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::link::InfoBridgePort;
 
 use super::Inner;
-use super::node::{MAIN_TABLE, index_of};
+use super::links::task_link;
+use super::node::{MAIN_TABLE, index_of, lead_to_loopback};
 use super::state::{Record, netns_path};
 use super::switch::{Attachment, Switch};
 use super::sysctl;
-use crate::config::{PORT_GROUP, TASK_GROUP};
+use crate::config::{LOOPBACK_TWIN, PORT_GROUP, TASK_GROUP};
 use crate::error::{NetworkError, Step};
 use crate::mac::Mac;
 use crate::names::DnsPorts;
 use crate::netlink::{Neighbour, Requests, Rtnl, Veth, VethPeer, Via};
 use crate::nft::Tables;
-use crate::nft::table::Table;
+use crate::nft::table::{Family, Table};
+use crate::plan::overlay::TABLE;
 use crate::plan::senders::Sender;
 use crate::plan::vip::{Changed, sandbox_parts, sandbox_tables, services};
 use crate::spec::{LinkKind, SandboxLink};
@@ -51,7 +53,9 @@ impl Live {
     /// A sandbox in an open namespace, whose rules are not known.
     pub fn new(netns: Netns, dns: DnsPorts, names_confirmed: bool) -> Self {
         let (sizes, notices) = (Vec::new(), Notices::default());
-        Self { netns, tables: Tables::default(), dns, names_confirmed, notices, sizes }
+        // There is one of IPv6 only with a virtual address of it.
+        let tables = if names_confirmed { Tables::default() } else { Tables::taking_over(Family::Ipv6, TABLE) };
+        Self { netns, tables, dns, names_confirmed, notices, sizes }
     }
 
     /// Brings its rules to what the managers want.
@@ -127,6 +131,12 @@ pub fn add_links(inner: &Inner, netns: &Netns, record: &Record, links: &[Sandbox
     for link in links {
         make_link(inner, &mut node, netns, record, link)?;
     }
+    set_up_inside(netns, links)?;
+    use_way_out(netns, record)
+}
+
+/// The sandbox's ends of its links: addresses and gateways.
+fn set_up_inside(netns: &Netns, links: &[SandboxLink]) -> Result<(), NetworkError> {
     let mut inside = Rtnl::open(netns).step("open rtnetlink")?;
     let mut requests = Requests::new();
     for link in links {
@@ -138,13 +148,12 @@ pub fn add_links(inner: &Inner, netns: &Netns, record: &Record, links: &[Sandbox
         }
         requests.set_up(index);
         if link.kind == LinkKind::Task {
-            for gateway in gateways(link) {
+            for gateway in link.gateways() {
                 requests.replace_neighbour(index, Neighbour::Address(gateway, Mac::GATEWAY));
             }
         }
     }
-    inside.send(&requests).step("set up the links of a sandbox")?;
-    use_way_out(netns, record)
+    inside.send(&requests).step("set up the links of a sandbox")
 }
 
 /// Has the default route of a sandbox lead by its way out, if it has one.
@@ -163,9 +172,23 @@ pub fn use_way_out(netns: &Netns, record: &Record) -> Result<(), NetworkError> {
     inside.send(&requests).step("set the way out of a sandbox")
 }
 
-/// Gateways of a link, of both families.
-fn gateways(link: &SandboxLink) -> impl Iterator<Item = IpAddr> + use<> {
-    link.gateway.map(IpAddr::V4).into_iter().chain(link.gateway6.map(IpAddr::V6))
+/// Gives the task link of a sandbox of an earlier release the twins of its addresses. True when it was one.
+///
+/// # Errors
+/// [`NetworkError::Kernel`].
+pub fn complete_task_link(inner: &Inner, netns: &Netns, record: &mut Record) -> Result<bool, NetworkError> {
+    let ipv6 = inner.state().ipv6;
+    let link = record.links.iter_mut().find(|link| link.kind == LinkKind::Task && link.address6.is_none() && ipv6);
+    let Some((link, gateway)) = link.and_then(|link| link.gateway.map(|gateway| (link, gateway))) else {
+        return Ok(false);
+    };
+    *link = task_link(link.name.clone(), link.address.addr(), gateway, true);
+    let link = link.clone();
+    let mut node = Rtnl::open(&inner.netns).step("open rtnetlink")?;
+    set_up_task_link(inner, &mut node, &inner.config.names().task_link(record.slot), &link)?;
+    set_up_inside(netns, std::slice::from_ref(&link))?;
+    use_way_out(netns, record)?;
+    Ok(true)
 }
 
 fn make_link(
@@ -185,17 +208,27 @@ fn make_link(
         }
         LinkKind::Bridge(bridge) => {
             let bridge = inner.bridge(bridge)?;
+            // The bridge's own address: what is led to the loopback link as it arrives here was meant for this host.
+            let mac = Some(Mac::of(bridge.gateway()));
             let bridge = index_of(node, &names.bridge(bridge.number))?;
             let name = names.bridge_port(record.slot, link.number());
             let mtu = inner.mtu();
-            let veth = Veth { name: &name, mac: None, mtu, bridge: Some(bridge), group: PORT_GROUP, peer: peer(mtu) };
+            let veth = Veth { name: &name, mac, mtu, bridge: Some(bridge), group: PORT_GROUP, peer: peer(mtu) };
             node.send(Requests::new().delete_link(&name).add_veth(&veth)).step("make a link to a bridge")?;
             let quiet = [(format!("ipv6/conf/{name}/disable_ipv6"), "1")];
             sysctl::write(&inner.netns, &quiet).step("set up a link to a bridge")?;
             // A sandbox that asks for its own published port gets the frame back where it came from.
             let port = index_of(node, &name)?;
-            node.send(Requests::new().set_port(port, vec![InfoBridgePort::HairpinMode(true)]))
-                .step("set up a link to a bridge")
+            let mut requests = Requests::new();
+            requests.set_port(port, vec![InfoBridgePort::HairpinMode(true)]);
+            if let Some(neighbour) = link.neighbour6() {
+                requests.replace_neighbour(bridge, neighbour);
+            }
+            node.send(&requests).step("set up a link to a bridge")?;
+            if let Some(address) = link.address6 {
+                lead_to_loopback(node, port, Some(address.addr()), LOOPBACK_TWIN);
+            }
+            Ok(())
         }
         LinkKind::Task => {
             let name = names.task_link(record.slot);
@@ -209,7 +242,10 @@ fn make_link(
 }
 
 /// The node's end: the gateway's address on every task link, and a route to the one address behind it.
-fn set_up_task_link(inner: &Inner, node: &mut Rtnl, name: &str, link: &SandboxLink) -> Result<(), NetworkError> {
+///
+/// # Errors
+/// [`NetworkError::Kernel`].
+pub fn set_up_task_link(inner: &Inner, node: &mut Rtnl, name: &str, link: &SandboxLink) -> Result<(), NetworkError> {
     // 127.0.0.1:PORT of the node leads here as well; who may send from here is checked by our own rules.
     let mut parameters = sysctl::of_link(name, &[("route_localnet", "1"), ("rp_filter", "0")]);
     match link.address6 {
@@ -219,14 +255,18 @@ fn set_up_task_link(inner: &Inner, node: &mut Rtnl, name: &str, link: &SandboxLi
     sysctl::write(&inner.netns, &parameters).step("set up a task link")?;
     let index = index_of(node, name)?;
     let mut requests = Requests::new();
-    for gateway in gateways(link) {
+    for gateway in link.gateways() {
         requests.add_address(index, gateway, if gateway.is_ipv4() { 32 } else { 128 });
     }
     for address in link.addresses() {
         requests.replace_neighbour(index, Neighbour::Address(address, link.mac));
         requests.replace_route(IpNet::from(address), Via::Link(index), MAIN_TABLE);
     }
-    node.send(&requests).step("set up a task link")
+    node.send(&requests).step("set up a task link")?;
+    if let Some(address) = link.address6 {
+        lead_to_loopback(node, index, Some(address.addr()), LOOPBACK_TWIN);
+    }
+    Ok(())
 }
 
 /// Removes links and namespace. Goes on after an error and returns the first one.
@@ -262,6 +302,14 @@ fn take_links(inner: &Inner, record: &Record, links: &[SandboxLink], with_netns:
         let mut requests = Requests::new();
         for link in &of_node {
             requests.delete_link(link);
+        }
+        for link in links {
+            if let (LinkKind::Bridge(bridge), Some(neighbour)) = (&link.kind, link.neighbour6())
+                && let Ok(bridge) = inner.bridge(bridge)
+                && let Some(bridge) = node.link(&names.bridge(bridge.number)).step("read a link")?
+            {
+                requests.delete_neighbour(bridge.index, neighbour);
+            }
         }
         if with_netns {
             wait_until_gone(&mut node, &of_node)?;

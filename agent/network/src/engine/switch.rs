@@ -237,7 +237,8 @@ impl Switch {
     /// # Errors
     /// [`NetworkError::Kernel`].
     pub fn speak_from(&mut self, local: IpAddr) -> Result<(), NetworkError> {
-        if self.path.is_encrypted() || self.path.local == local {
+        // A link of one version of IP speaks no other: it is made again with its path.
+        if self.path.is_encrypted() || self.path.local == local || self.path.local.is_ipv4() != local.is_ipv4() {
             return Ok(());
         }
         let mut inside = Rtnl::open(&self.netns).step("open rtnetlink")?;

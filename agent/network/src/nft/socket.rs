@@ -24,6 +24,12 @@ pub struct Tables {
 }
 
 impl Tables {
+    /// Those of an earlier process: where they are not wanted, the first change deletes them.
+    pub fn taking_over(family: Family, name: &str) -> Self {
+        let table = Table::new(family, name);
+        Self { loaded: [((family, name.to_owned()), table)].into(), ..Self::default() }
+    }
+
     /// Brings our tables to `wanted`, in one transaction; tables of ours that it lacks are deleted.
     ///
     /// # Errors
