@@ -77,6 +77,9 @@ pub const MESH_RULE: u32 = 5100;
 /// The routing mesh and task links over IPv6: each of their IPv4 addresses has a twin here, of the same last four bytes. A
 /// fixed unique local prefix (RFC 4193): as with 100.64.0.0/10, nothing of it is ever routed outside of nodes.
 pub const TWINS: Ipv6Addr = Ipv6Addr::new(0xfd73, 0x6b65, 0x7000, 0, 0, 0, 0, 0);
+/// Stands for `::1` on the way to a container of the node, as the source of what a program of the node sends to it by `::1`:
+/// the twin of 127.0.0.1. No host has it as an address. On the mesh it is the node's address there.
+pub const LOOPBACK_TWIN: Ipv6Addr = Ipv6Addr::new(0xfd73, 0x6b65, 0x7000, 0, 0, 0, 0x7f00, 1);
 /// Smallest MTU of a link that carries IPv6, in bytes (RFC 8200 section 5).
 pub const IPV6_MIN_MTU: u32 = 1280;
 /// Bytes by which a header of IPv6 is longer than one of IPv4.

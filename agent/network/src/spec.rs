@@ -11,6 +11,7 @@ use skep_proto::model::service::{PortConfig, Protocol};
 use skep_proto::model::{NetworkId, TaskId};
 
 use crate::mac::Mac;
+use crate::netlink::Neighbour;
 use crate::plan::senders::Sender;
 
 /// Name of the default bridge, as Docker calls it.
@@ -266,6 +267,11 @@ impl SandboxLink {
     /// Its addresses.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
         std::iter::once(IpAddr::V4(self.address.addr())).chain(self.address6.map(|net| IpAddr::V6(net.addr())))
+    }
+
+    /// Its IPv6 address with its Ethernet address.
+    pub(crate) fn neighbour6(&self) -> Option<Neighbour> {
+        self.address6.map(|net| Neighbour::Address(IpAddr::V6(net.addr()), self.mac))
     }
 
     /// What may send by it.

@@ -153,7 +153,8 @@ impl Inner {
         let mtu = node::underlay_mtu(underlay, &mut Rtnl::open(&self.netns).step("open rtnetlink")?)?;
         self.mtu.store(mtu, Ordering::Relaxed);
         for bridge in bridges {
-            node::ensure_bridge(&self.config, &self.netns, &bridge, mtu)?;
+            let attached = self.state().neighbours_on(&bridge.name);
+            node::ensure_bridge(&self.config, &self.netns, &bridge, mtu, &attached)?;
         }
         let own = match index {
             Some(index) => Some(Own { index, path: self.mesh_path(index, mtu)?, ipv6 }),

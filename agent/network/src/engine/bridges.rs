@@ -65,7 +65,7 @@ impl Inner {
             None => Ok(()),
         };
         let made = forwarded
-            .and_then(|()| node::ensure_bridge(&self.config, &self.netns, &bridge, self.mtu()))
+            .and_then(|()| node::ensure_bridge(&self.config, &self.netns, &bridge, self.mtu(), &[]))
             .and_then(|()| self.write_bridges())
             .and_then(|()| self.load_node_rules());
         match made {

@@ -1,7 +1,7 @@
 //! The node's own namespace: the mesh link, local bridges, tables.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -201,7 +201,11 @@ impl Mesh {
                 .replace_route(Ipv6Net::default(), Via::Gateway(next_hop, link), MESH_TABLE)
                 .add_mark_rule(Ip::V6, REPLIES);
         }
-        rtnl.send(&requests).step("set up the mesh link")
+        rtnl.send(&requests).step("set up the mesh link")?;
+        if own.carries_ipv6() {
+            lead_to_loopback(rtnl, link, None, twin(addresses.mesh));
+        }
+        Ok(())
     }
 
     fn recover(config: &Config, netns: &Netns, rtnl: &mut Rtnl, own: Own, link: u32) -> Result<Self, NetworkError> {
@@ -238,6 +242,14 @@ impl Mesh {
     }
 }
 
+/// Brings replies to programs that spoke to `::1` back, from a link that they come by. A kernel without traffic control does
+/// not have that, and published ports are then not open on `::1`: no reason to make no link.
+pub fn lead_to_loopback(rtnl: &mut Rtnl, index: u32, from: Option<Ipv6Addr>, to: Ipv6Addr) {
+    if let Err(error) = rtnl.send(Requests::new().lead_to_loopback(index, from, to)) {
+        tracing::warn!(%error, "published ports are not open on ::1: cls_u32, act_mirred or sch_ingress is missing");
+    }
+}
+
 /// Index of a link that must be there.
 ///
 /// # Errors
@@ -262,11 +274,17 @@ pub fn underlay_mtu(local: Option<IpAddr>, rtnl: &mut Rtnl) -> Result<u32, Netwo
     Ok(links.into_iter().find(|link| link.index == index).map_or(ETHERNET_MTU, |link| link.mtu.min(9000)))
 }
 
-/// Makes the link of a local bridge, if it is not there. `mtu` is in bytes.
+/// Makes the link of a local bridge, if it is not there. `mtu` is in bytes; `attached` is who has an IPv6 address on it.
 ///
 /// # Errors
 /// [`NetworkError::Kernel`].
-pub fn ensure_bridge(config: &Config, netns: &Netns, bridge: &Bridge, mtu: u32) -> Result<(), NetworkError> {
+pub fn ensure_bridge(
+    config: &Config,
+    netns: &Netns,
+    bridge: &Bridge,
+    mtu: u32,
+    attached: &[Neighbour],
+) -> Result<(), NetworkError> {
     let name = config.names().bridge(bridge.number);
     let mut rtnl = Rtnl::open(netns).step("open rtnetlink")?;
     let there = rtnl.link(&name).step("read a link")?;
@@ -287,6 +305,10 @@ pub fn ensure_bridge(config: &Config, netns: &Netns, bridge: &Bridge, mtu: u32) 
     requests.add_address(link, bridge.gateway(), bridge.subnet.prefix_len());
     if let Some(ipv6) = ipv6 {
         requests.add_address(link, ipv6.gateway, ipv6.subnet.prefix_len());
+        // The link has no address of its own making, and without one the kernel asks nobody where to forward a packet.
+        for neighbour in attached {
+            requests.replace_neighbour(link, *neighbour);
+        }
     }
     if there.is_some_and(|there| !there.up) {
         requests.set_up(link);

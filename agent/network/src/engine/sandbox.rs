@@ -9,11 +9,11 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::link::InfoBridgePort;
 
 use super::Inner;
-use super::node::{MAIN_TABLE, index_of};
+use super::node::{MAIN_TABLE, index_of, lead_to_loopback};
 use super::state::{Record, netns_path};
 use super::switch::{Attachment, Switch};
 use super::sysctl;
-use crate::config::{PORT_GROUP, TASK_GROUP};
+use crate::config::{LOOPBACK_TWIN, PORT_GROUP, TASK_GROUP};
 use crate::error::{NetworkError, Step};
 use crate::mac::Mac;
 use crate::names::DnsPorts;
@@ -159,17 +159,27 @@ fn make_link(
         }
         LinkKind::Bridge(bridge) => {
             let bridge = inner.bridge(bridge)?;
+            // The bridge's own address: what is led to the loopback link as it arrives here was meant for this host.
+            let mac = Some(Mac::of(bridge.gateway()));
             let bridge = index_of(node, &names.bridge(bridge.number))?;
             let name = names.bridge_port(record.slot, link.number());
             let mtu = inner.mtu();
-            let veth = Veth { name: &name, mac: None, mtu, bridge: Some(bridge), group: PORT_GROUP, peer: peer(mtu) };
+            let veth = Veth { name: &name, mac, mtu, bridge: Some(bridge), group: PORT_GROUP, peer: peer(mtu) };
             node.send(Requests::new().delete_link(&name).add_veth(&veth)).step("make a link to a bridge")?;
             let quiet = [(format!("ipv6/conf/{name}/disable_ipv6"), "1")];
             sysctl::write(&inner.netns, &quiet).step("set up a link to a bridge")?;
             // A sandbox that asks for its own published port gets the frame back where it came from.
             let port = index_of(node, &name)?;
-            node.send(Requests::new().set_port(port, vec![InfoBridgePort::HairpinMode(true)]))
-                .step("set up a link to a bridge")
+            let mut requests = Requests::new();
+            requests.set_port(port, vec![InfoBridgePort::HairpinMode(true)]);
+            if let Some(neighbour) = link.neighbour6() {
+                requests.replace_neighbour(bridge, neighbour);
+            }
+            node.send(&requests).step("set up a link to a bridge")?;
+            if let Some(address) = link.address6 {
+                lead_to_loopback(node, port, Some(address.addr()), LOOPBACK_TWIN);
+            }
+            Ok(())
         }
         LinkKind::Task => {
             let name = names.task_link(record.slot);
@@ -200,7 +210,11 @@ fn set_up_task_link(inner: &Inner, node: &mut Rtnl, name: &str, link: &SandboxLi
         requests.replace_neighbour(index, Neighbour::Address(address, link.mac));
         requests.replace_route(IpNet::from(address), Via::Link(index), MAIN_TABLE);
     }
-    node.send(&requests).step("set up a task link")
+    node.send(&requests).step("set up a task link")?;
+    if let Some(address) = link.address6 {
+        lead_to_loopback(node, index, Some(address.addr()), LOOPBACK_TWIN);
+    }
+    Ok(())
 }
 
 /// Removes links and namespace. Goes on after an error and returns the first one.
@@ -236,6 +250,14 @@ fn take_links(inner: &Inner, record: &Record, links: &[SandboxLink], with_netns:
         let mut requests = Requests::new();
         for link in &of_node {
             requests.delete_link(link);
+        }
+        for link in links {
+            if let (LinkKind::Bridge(bridge), Some(neighbour)) = (&link.kind, link.neighbour6())
+                && let Ok(bridge) = inner.bridge(bridge)
+                && let Some(bridge) = node.link(&names.bridge(bridge.number)).step("read a link")?
+            {
+                requests.delete_neighbour(bridge.index, neighbour);
+            }
         }
         if with_netns {
             wait_until_gone(&mut node, &of_node)?;

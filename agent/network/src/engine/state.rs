@@ -14,6 +14,7 @@ use super::pool::Pool;
 use crate::config::{Config, NodeAddresses, Place, Underlay, node_addresses, wireguard_range};
 use crate::error::NetworkError;
 use crate::names::SandboxDns;
+use crate::netlink::Neighbour;
 use crate::plan::names::LocalName;
 use crate::plan::node::{BridgeFacts, Ends, NodeFacts};
 use crate::spec::{
@@ -315,6 +316,13 @@ impl State {
             host_ports,
             ingress: self.remembered.ingress.clone(),
         }
+    }
+
+    /// Sandboxes with an IPv6 address on a bridge.
+    pub fn neighbours_on(&self, bridge: &str) -> Vec<Neighbour> {
+        let links = self.records.values().flat_map(|record| &record.links);
+        let there = links.filter(|link| matches!(&link.kind, LinkKind::Bridge(name) if name == bridge));
+        there.filter_map(SandboxLink::neighbour6).collect()
     }
 
     /// Names of this node's sandboxes that were asked for with them.

@@ -2,6 +2,7 @@
 //!
 //! Requests are typed by `netlink-packet-route` and sent in lists: one system call for a whole sandbox.
 
+mod loopback;
 mod requests;
 mod socket;
 

@@ -167,7 +167,7 @@ impl Requests {
         Self::default()
     }
 
-    fn push(&mut self, message: RouteNetlinkMessage, flags: u16, done: &'static [i32]) -> &mut Self {
+    pub(super) fn push(&mut self, message: RouteNetlinkMessage, flags: u16, done: &'static [i32]) -> &mut Self {
         self.list.push(Request { message, flags, done });
         self
     }

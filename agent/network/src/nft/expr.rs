@@ -120,6 +120,8 @@ pub enum Expr {
     Verdict(Verdict),
     /// Changes the destination to the address and, if given, the port in registers.
     Dnat { ip: Ip, addr: Reg, port: Option<Reg> },
+    /// Changes the source to the address in a register.
+    Snat { ip: Ip, addr: Reg },
     /// Changes the source to an address of the outgoing link.
     Masquerade,
     /// What kind of address it is for this host (`RTN_LOCAL` is 2), of the source or else the destination.
@@ -248,6 +250,10 @@ impl Expr {
                 if let Some(port) = port {
                     reg(a, 5, *port);
                 }
+            }),
+            Self::Snat { ip, addr } => expr(out, "nat", |a| {
+                a.u32(1, 0).u32(2, ip.family() as u32);
+                reg(a, 3, *addr);
             }),
             Self::Masquerade => expr(out, "masq", |_| ()),
             Self::AddressType { of_source, dreg } => expr(out, "fib", |a| {

@@ -436,6 +436,12 @@ impl Rule {
         self.with([Expr::Masquerade])
     }
 
+    /// The source becomes that address, of the rule's version of IP.
+    pub fn source_becomes(self, address: IpAddr) -> Self {
+        let ip = self.ip;
+        self.with([Expr::Immediate { dreg: 0, data: octets(address) }, Expr::Snat { ip, addr: 0 }])
+    }
+
     /// Answers that nobody listens.
     pub fn reject(self, tcp_reset: bool) -> Self {
         let ip = self.ip;

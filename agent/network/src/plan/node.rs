@@ -20,8 +20,8 @@ use skep_proto::model::view::NetworkView;
 use super::encryption;
 use super::senders::{self, Groups, Sender};
 use crate::config::{
-    BRIDGE_GROUP, LinkNames, MESH_MARK, MESH_MASK, PORT_GROUP, PUBLISHED_MARK, TASK_GROUP, Underlay, node_addresses,
-    twin,
+    BRIDGE_GROUP, LOOPBACK_TWIN, LinkNames, MESH_MARK, MESH_MASK, PORT_GROUP, PUBLISHED_MARK, TASK_GROUP, Underlay,
+    node_addresses, twin,
 };
 use crate::mac::Mac;
 use crate::netlink::Neighbour;
@@ -264,6 +264,11 @@ fn ip_table(ip: Ip, facts: &NodeFacts) -> Table {
         vec![Rule::of(ip).oif(&mesh).tcp_flags(SYN).clamp_mss()],
     );
     table.base("forward", Kind::Filter, Hook::Forward, FILTER, forward_rules(ip, facts, &mesh));
+    if ip == Ip::V6 {
+        // What came for the stand-in of `::1` and answers nothing. After the destinations of replies were changed back.
+        let rules = vec![Rule::of(ip).destination(IpNet::from(IpAddr::V6(LOOPBACK_TWIN))).drop()];
+        table.base("loopback", Kind::Filter, Hook::Prerouting, FILTER, rules);
+    }
     table.base("source", Kind::Nat, Hook::Postrouting, SRCNAT, source_rules(ip, facts, &mesh, loopback));
     for ((protocol, port), (target, addresses)) in &facts.ingress {
         let addresses: Vec<IpAddr> = addresses.iter().map(|address| in_ip(ip, *address)).collect();
@@ -319,8 +324,12 @@ fn forward_rules(ip: Ip, facts: &NodeFacts, mesh: &str) -> Vec<Rule> {
 
 /// When the source must become the node's. Clients keep theirs wherever the answer finds back.
 fn source_rules(ip: Ip, facts: &NodeFacts, mesh: &str, loopback: IpNet) -> Vec<Rule> {
-    let mut rules = vec![
-        Rule::of(ip).was_dnat().source(loopback).masquerade(),
+    let of_loopback = || Rule::of(ip).was_dnat().source(loopback);
+    // What brings the answers back is in `netlink/loopback.rs`.
+    let stand_in = (ip == Ip::V6).then(|| of_loopback().oif_not(mesh).source_becomes(LOOPBACK_TWIN.into()));
+    let mut rules: Vec<Rule> = stand_in.into_iter().collect();
+    rules.extend([
+        of_loopback().masquerade(),
         // A task that came back to itself: it would not accept its own address from outside.
         Rule::of(ip).was_dnat().source_and_destination_in("selves").masquerade(),
         // Nodes as clients: the task's node would see its own address come in.
@@ -329,7 +338,7 @@ fn source_rules(ip: Ip, facts: &NodeFacts, mesh: &str, loopback: IpNet) -> Vec<R
         // Bridge addresses mean nothing on another node.
         Rule::of(ip).oif(mesh).iif_group(BRIDGE_GROUP).masquerade(),
         Rule::of(ip).iif_group(TASK_GROUP).oif_not(mesh).oif_group_not(TASK_GROUP).masquerade(),
-    ];
+    ]);
     for bridge in &facts.bridges {
         // Through a published port back to the same bridge: the answer would take the short way and not be known. Not
         // by incoming link: where bridged frames are filtered too (br_netfilter), there is none after routing.

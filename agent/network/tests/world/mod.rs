@@ -6,7 +6,7 @@ pub mod wire;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -26,6 +26,8 @@ static WORLDS: AtomicU32 = AtomicU32::new(0);
 
 /// Address of the client outside.
 pub const CLIENT: &str = "10.99.0.9";
+/// Its IPv6 address.
+pub const CLIENT6: &str = "2001:db8:99::9";
 
 /// Nodes and a client on one wire.
 pub struct World {
@@ -42,6 +44,11 @@ pub struct Node {
     pub names: Arc<FakeNames>,
     pub address: Ipv4Addr,
     pub id: NodeId,
+}
+
+/// IPv6 address of the node of that number on the wire.
+pub fn node6(number: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, 0x99, 0, 0, 0, 0, 0x10 + number)
 }
 
 /// Starts the network layer of a node.
@@ -74,7 +81,8 @@ impl World {
         let hub = format!("{tag}-hub");
         run(&format!(
             "ip netns add {hub} && ip -n {hub} link set lo up && ip -n {hub} link add wire type bridge && \
-             ip -n {hub} addr add {CLIENT}/24 dev wire && ip -n {hub} link set wire up"
+             ip -n {hub} addr add {CLIENT}/24 dev wire && ip -n {hub} link set wire up && \
+             ip -n {hub} addr add {CLIENT6}/64 dev wire nodad"
         ));
         let mut world = Self { tag, folder, nodes: Vec::new(), view: NetworkView::default() };
         for number in 1..=count {
@@ -83,7 +91,9 @@ impl World {
                 "ip netns add {ns} && ip -n {ns} link set lo up && \
                  ip -n {hub} link add n{number} type veth peer name uplink netns {ns} && \
                  ip -n {hub} link set n{number} master wire up && ip -n {ns} addr add {address}/24 dev uplink && \
-                 ip -n {ns} link set uplink up && ip -n {ns} route add default via {CLIENT}"
+                 ip -n {ns} link set uplink up && ip -n {ns} route add default via {CLIENT} && \
+                 ip -n {ns} addr add {}/64 dev uplink nodad && ip -n {ns} route add default via {CLIENT6}",
+                node6(number)
             ));
             let id = NodeId(u128::from(number));
             let config = Config {
@@ -99,9 +109,10 @@ impl World {
             let netns = PathBuf::from(format!("/run/netns/{ns}"));
             let names = Arc::new(within(&netns, || FakeNames::with_tunnels().unwrap()).join().unwrap());
             let data_path = vec![IpAddr::V4(address)];
-            let network = start(&netns, &config, Place { node: Some(id), data_path: data_path.clone() }, &names);
+            let network = start(&netns, &config, Place { node: Some(id), data_path }, &names);
             let wireguard = Some(network.wireguard().unwrap());
-            world.view.peers.insert(id, Peer { node: id, index: number, data_path, wireguard });
+            let told = vec![IpAddr::V4(address), IpAddr::V6(node6(number))];
+            world.view.peers.insert(id, Peer { node: id, index: number, data_path: told, wireguard });
             world.nodes.push(Node { netns, config, network, names, address, id });
         }
         world
@@ -179,6 +190,22 @@ impl World {
         id
     }
 
+    /// Adds a network `10.0.NUMBER.0/24` and `fd00:NUMBER::/64`.
+    pub fn dual_network(&mut self, number: u8) -> NetworkId {
+        let id = self.network(number);
+        let gateway: std::net::Ipv6Addr = format!("fd00:{number}::1").parse().unwrap();
+        let subnet = format!("fd00:{number}::/64").parse().unwrap();
+        let second = Subnet { subnet, range: None, gateway: IpAddr::V6(gateway) };
+        self.view.networks.get_mut(&id).unwrap().subnets.push(second);
+        id
+    }
+
+    /// Gives a service another virtual address.
+    pub fn add_vip(&mut self, service: ServiceId, network: NetworkId, vip: &str) {
+        let vip = VirtualIp { network, address: vip.parse().unwrap() };
+        self.view.services.get_mut(&service).unwrap().virtual_ips.push(vip);
+    }
+
     /// Adds a service with a virtual address on a network and published ports.
     pub fn service(
         &mut self,
@@ -217,10 +244,22 @@ impl World {
         network: NetworkId,
         address: &str,
     ) -> skep_network::Sandbox {
+        self.task_at(number, node, service, network, &[address]).await
+    }
+
+    /// As [`World::task`], with an address of each family.
+    pub async fn task_at(
+        &mut self,
+        number: u128,
+        node: usize,
+        service: Option<ServiceId>,
+        network: NetworkId,
+        addresses: &[&str],
+    ) -> skep_network::Sandbox {
         let id = TaskId(number);
         let mut spec = SandboxSpec::new(SandboxId::of_task(id));
-        let address: ipnet::IpNet = address.parse().unwrap();
-        spec.overlays.push(OverlayAttachment { network, address, names: Vec::new(), address6: None });
+        let addresses: Vec<ipnet::IpNet> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        spec.overlays.push(OverlayAttachment::new(network, &addresses, Vec::new()).unwrap());
         spec.task = Some(id);
         let made = self.nodes[node].network.create_sandbox(spec).await;
         let sandbox = made.unwrap_or_else(|error| panic!("{}", chain(&error)));
@@ -229,7 +268,10 @@ impl World {
             service,
             node: self.nodes[node].id,
             name: format!("task{number}"),
-            addresses: vec![EndpointAddress { network, address, aliases: Vec::new(), names: Vec::new() }],
+            addresses: addresses
+                .into_iter()
+                .map(|address| EndpointAddress { network, address, aliases: Vec::new(), names: Vec::new() })
+                .collect(),
             mesh: sandbox.mesh,
             serving: true,
         };
@@ -271,24 +313,29 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 /// A TCP server that tells each client `NAME ADDRESS`, the address being the client's as the server sees it.
 pub fn serve_tcp(netns: &Path, port: u16, name: &str) {
     let name = name.to_owned();
-    let listener = within(netns, move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()).join().unwrap();
+    let listener = within(netns, move || TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap()).join().unwrap();
     thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let peer = stream.peer_addr().unwrap();
-            let _ = stream.write_all(format!("{name} {}", peer.ip()).as_bytes());
+            let _ = stream.write_all(format!("{name} {}", peer.ip().to_canonical()).as_bytes());
         }
     });
 }
 
 /// A TCP connection from a given port of a client.
-pub fn hold_tcp(netns: &Path, from: u16, to: Ipv4Addr, port: u16) -> std::io::Result<TcpStream> {
-    use rustix::net::{AddressFamily, SocketAddrV4, SocketType, bind, connect, socket, sockopt};
+pub fn hold_tcp(netns: &Path, from: u16, to: impl Into<IpAddr>, port: u16) -> std::io::Result<TcpStream> {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket, sockopt};
+    let to = to.into();
     within(netns, move || {
-        let fd = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+        let (family, any) = match to {
+            IpAddr::V4(_) => (AddressFamily::INET, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            IpAddr::V6(_) => (AddressFamily::INET6, IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+        };
+        let fd = socket(family, SocketType::STREAM, None)?;
         sockopt::set_socket_reuseaddr(&fd, true)?;
         sockopt::set_socket_timeout(&fd, sockopt::Timeout::Send, Some(PATIENCE))?;
-        bind(&fd, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, from))?;
-        connect(&fd, &SocketAddrV4::new(to, port))?;
+        bind(&fd, &SocketAddr::new(any, from))?;
+        connect(&fd, &SocketAddr::new(to, port))?;
         Ok(TcpStream::from(fd))
     })
     .join()
@@ -306,11 +353,11 @@ pub fn read(mut stream: TcpStream) -> std::io::Result<String> {
 /// The same for UDP.
 pub fn serve_udp(netns: &Path, port: u16, name: &str) {
     let name = name.to_owned();
-    let socket = within(netns, move || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap()).join().unwrap();
+    let socket = within(netns, move || UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap()).join().unwrap();
     thread::spawn(move || {
         let mut buffer = [0; 64];
         while let Ok((_, from)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(format!("{name} {}", from.ip()).as_bytes(), from);
+            let _ = socket.send_to(format!("{name} {}", from.ip().to_canonical()).as_bytes(), from);
         }
     });
 }
@@ -335,7 +382,8 @@ pub fn ask_tcp(netns: &Path, to: &str) -> std::io::Result<String> {
 pub fn ask_udp(netns: &Path, to: &str) -> std::io::Result<String> {
     let to: SocketAddr = to.parse().unwrap();
     within(netns, move || {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        let any = if to.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+        let socket = UdpSocket::bind((any, 0))?;
         socket.connect(to)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.send(b"?")?;
@@ -350,7 +398,10 @@ pub fn ask_udp(netns: &Path, to: &str) -> std::io::Result<String> {
 /// Whether one ping is answered.
 pub fn pings(netns: &Path, to: &str) -> bool {
     let net = format!("--net={}", netns.display());
-    let output = Command::new("nsenter").args([&net, "busybox", "ping", "-c1", "-W2", to]).output().unwrap();
+    let output = Command::new("nsenter")
+        .args([net.as_str(), "busybox", if to.contains(':') { "ping6" } else { "ping" }, "-c1", "-W2", to])
+        .output()
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     let no_route = String::from_utf8_lossy(&output.stderr).contains("Network is unreachable");
     assert!(text.contains("1 packets transmitted") || no_route, "no ping was tried: {output:?}");
