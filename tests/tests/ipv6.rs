@@ -71,6 +71,8 @@ fn tasks_and_containers_have_addresses_of_both_families_and_reach_each_other_by_
     containers_have_what_they_asked_for(&lab);
     who_is_on_a_network_is_told(&lab, &tasks);
     traffic(&lab, vip, &tasks);
+    a_restart_changes_nothing(&lab, vip);
+    a_service_joins_a_network_of_two_families(&lab);
 
     lab.docker("m1", &["service", "rm", "web"]).unwrap();
     for (node, name) in [("m1", "near"), ("w1", "far")] {
@@ -209,6 +211,44 @@ fn traffic(lab: &Lab, vip: IpAddr, tasks: &[IpAddr]) {
         Ok(())
     });
     published(lab);
+}
+
+fn a_restart_changes_nothing(lab: &Lab, vip: IpAddr) {
+    let places = ["dual", "asked"].map(|network| endpoint(lab, "m1", "near", network)["GlobalIPv6Address"].clone());
+    lab.lab(&["kill", "m1"]).unwrap();
+    lab.lab(&["start", "m1"]).unwrap();
+    eventually("the daemon is back", || lab.docker("m1", &["ps"]).map(drop));
+    let after = ["dual", "asked"].map(|network| endpoint(lab, "m1", "near", network)["GlobalIPv6Address"].clone());
+    assert_eq!(places, after);
+    eventually("the service answers by IPv6", || {
+        lab.docker("m1", &["exec", "near", "wget", "-qO-", &format!("http://[{vip}]/")]).map(drop)
+    });
+    let run = ["run", "--rm", "--network", "asked", "--ip6", "fd77::43", BUSYBOX, "true"];
+    eventually("its addresses are its own still", || {
+        let error = lab.docker("m1", &run).map_or_else(|error| error.to_string(), |_| "it was given again".into());
+        ensure!(error.contains("Address already in use"), "{error}");
+        Ok(())
+    });
+}
+
+fn a_service_joins_a_network_of_two_families(lab: &Lab) {
+    lab.docker("m1", &["service", "create", "-d", "--name", "late", "--network", "plain", WHOAMI]).unwrap();
+    lab.wait_for_running("m1", "late", 1);
+    lab.docker("m1", &["service", "update", "-d", "--network-add", "dual", "late"]).unwrap();
+    let vips =
+        || json(lab, "m1", &["service", "inspect", "late"])["Endpoint"]["VirtualIPs"].as_array().map_or(0, Vec::len);
+    eventually("it has virtual addresses of both families", || {
+        ensure!(vips() == 3, "{}", vips());
+        Ok(())
+    });
+    eventually("it answers by name, by either family", || {
+        for name in ["late", "tasks.late"] {
+            let said = lab.docker("m1", &["exec", "near", "nslookup", name, "127.0.0.11"])?;
+            ensure!(said.contains("Address: 10.") && said.contains("Address: fd"), "{said}");
+        }
+        Ok(())
+    });
+    lab.docker("m1", &["service", "rm", "late"]).unwrap();
 }
 
 /// Asks a port of a node by IPv6 from outside of the cluster; the answer names who asked.

@@ -118,6 +118,10 @@ fn services_and_tasks_get_one_address_of_each_family_where_there_are_both() {
         all.extend(&task.attachments[0].addresses);
     }
     assert_eq!((all.len(), all.iter().collect::<BTreeSet<_>>().len()), (3 + 9 + 6, 3 + 9 + 6));
+    // A task on one network needs no rare part for its two addresses.
+    let state = world.view();
+    let handle = |t: &skep_proto::model::Task| state.reference(t.id).unwrap().handle();
+    assert!(world.running(round_robin).iter().all(|t| state.extra(handle(t)).is_none()));
     // What was given stays when something else changes.
     world.update_service(id, |s| s.spec.annotations.labels = [("a".to_owned(), "b".to_owned())].into());
     world.settle();
