@@ -246,8 +246,8 @@ fn a_network_that_is_gone_leaves_nothing_of_itself_to_the_next() {
 /// What a release before IPv6 wrote: a snapshot, and the log that led to it.
 #[test]
 fn the_log_and_the_snapshot_of_a_release_without_ipv6_are_read() {
-    let snapshot = include_bytes!("testdata/before-ipv6.snapshot");
-    let log = include_bytes!("testdata/before-ipv6.log");
+    let snapshot = include_bytes!("testdata/before-ipv6-snapshot.bin");
+    let log = include_bytes!("testdata/before-ipv6-log.bin");
     let (mut replica, store) = crate::store::Replica::new();
     crate::raft::machine::Machine::restore(&mut replica, &mut snapshot.as_slice()).unwrap();
     let state = store.view();
