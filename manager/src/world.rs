@@ -104,11 +104,16 @@ impl World {
     }
 
     pub fn add_network(&mut self, name: &str) -> NetworkId {
-        let spec = NetworkSpec {
+        self.make_network(name, |_| {})
+    }
+
+    pub fn make_network(&mut self, name: &str, change: impl FnOnce(&mut NetworkSpec)) -> NetworkId {
+        let mut spec = NetworkSpec {
             annotations: Annotations { name: name.into(), ..Annotations::default() },
             driver: Driver { name: "overlay".into(), ..Driver::default() },
             ..NetworkSpec::default()
         };
+        change(&mut spec);
         let id = NetworkId(self.next_id());
         let network =
             Network { id, meta: Meta::default(), spec, vni: None, subnets: Vec::new(), pending_delete: false };
@@ -146,6 +151,12 @@ impl World {
         let mut service = (**self.view().services().get(id).unwrap()).clone();
         change(&mut service);
         self.apply(Change::update(&service));
+    }
+
+    pub fn update_cluster(&mut self, change: impl FnOnce(&mut Cluster)) {
+        let mut cluster = (**self.view().cluster().unwrap()).clone();
+        change(&mut cluster);
+        self.apply(Change::update(&cluster));
     }
 
     pub fn update_node(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {

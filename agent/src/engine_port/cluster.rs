@@ -3,7 +3,7 @@
 //! What a lost message or an absent manager leaves behind is mended by telling the managers, from time to time, which
 //! places this node's containers have.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -52,8 +52,19 @@ pub struct Wish {
     pub name: String,
     /// Further names.
     pub aliases: Vec<String>,
-    /// The address asked for; `None` for any.
+    /// The IPv4 address asked for; `None` for any.
     pub address: Option<Ipv4Addr>,
+    /// The IPv6 address asked for; `None` for any.
+    pub address6: Option<Ipv6Addr>,
+}
+
+impl Wish {
+    /// Asks for the first address of each family.
+    fn at(self, addresses: &[IpAddr]) -> Self {
+        let v4 = |address: &IpAddr| if let IpAddr::V4(v4) = address { Some(*v4) } else { None };
+        let v6 = |address: &IpAddr| if let IpAddr::V6(v6) = address { Some(*v6) } else { None };
+        Self { address: addresses.iter().find_map(v4), address6: addresses.iter().find_map(v6), ..self }
+    }
 }
 
 /// Why the managers gave nothing.
@@ -183,9 +194,9 @@ impl NodeEngine {
             for link in &sandbox.links {
                 let LinkTo::Cluster { id, name } = &link.to else { continue };
                 let endpoint = named(&container.config, *id, name);
-                let address = link.addresses.iter().find_map(|net| v4(net.addr()));
+                let addresses: Vec<IpAddr> = link.addresses.iter().map(IpNet::addr).collect();
                 let known = wish(&container.config, &container.process.hostname, &endpoint, *id);
-                places.push(Wish { address, ..known });
+                places.push(known.at(&addresses));
                 self.attached().insert(container.config.id);
             }
         }
@@ -226,13 +237,6 @@ pub(super) fn is_meant(endpoint: &NetworkEndpoint, id: NetworkId, name: &str) ->
     endpoint.network == name || by_id()
 }
 
-fn v4(address: IpAddr) -> Option<Ipv4Addr> {
-    match address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
-    }
-}
-
 pub(super) fn wish(config: &ContainerConfig, hostname: &str, endpoint: &NetworkEndpoint, network: NetworkId) -> Wish {
     let further = names(config, hostname).into_iter().filter(|name| *name != config.name);
     Wish {
@@ -240,8 +244,10 @@ pub(super) fn wish(config: &ContainerConfig, hostname: &str, endpoint: &NetworkE
         container: config.id,
         name: config.name.clone(),
         aliases: further.chain(endpoint.aliases.iter().cloned()).collect(),
-        address: endpoint.addresses.iter().find_map(|address| v4(*address)),
+        address: None,
+        address6: None,
     }
+    .at(&endpoint.addresses)
 }
 
 /// A node in no cluster.

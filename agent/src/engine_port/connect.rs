@@ -1,12 +1,14 @@
 //! How a container is connected, and how that is shown. Pure.
 
 use std::collections::HashSet;
+use std::net::{IpAddr, Ipv6Addr};
 
 use skep_api::ports::EngineError;
 use skep_engine::containers::StartWith;
 use skep_proto::model::ContainerId;
+use skep_proto::model::addressing;
 use skep_proto::model::engine::{
-    Container, ContainerConfig, ContainerStatus, EndpointState, LocalNetwork, NetworkEndpoint, NetworkMode,
+    Container, ContainerConfig, ContainerStatus, EndpointState, LocalNetwork, NetworkEndpoint, NetworkMode, PortBinding,
 };
 
 use super::cluster::Place;
@@ -118,10 +120,22 @@ fn join_all(
                 return Err(EngineError::Invalid(text.to_owned()));
             }
             BRIDGE => request.bridges.push(BridgeJoin { bridge: BRIDGE.to_owned(), ..BridgeJoin::default() }),
-            name => request.bridges.push(BridgeJoin { bridge: name.to_owned(), addresses, names }),
+            name => {
+                check_asked(&addresses, network)?;
+                request.bridges.push(BridgeJoin { bridge: name.to_owned(), addresses, names });
+            }
         }
     }
     Ok(request)
+}
+
+/// Addresses asked for lie in the network's subnets.
+fn check_asked(addresses: &[IpAddr], network: &LocalNetwork) -> Result<(), EngineError> {
+    for address in addresses.iter().filter(|_| !network.subnets.is_empty()) {
+        let known = addressing::subnet_of(*address, &network.subnets);
+        known.map_err(|text| EngineError::Invalid(format!("invalid endpoint settings:\n{text}")))?;
+    }
+    Ok(())
 }
 
 /// Names by which others on its networks reach the container.
@@ -168,12 +182,23 @@ pub(super) fn show(mut container: Container, sandboxes: &[Sandbox], networks: &[
     }
     let id = sandbox_id(&container.config);
     let sandbox = sandboxes.iter().find(|s| s.id == id).filter(|_| is_live(container.state.status));
-    container.ports = sandbox.map(|s| s.ports.clone()).unwrap_or_default();
+    container.ports = sandbox.map(open_ports).unwrap_or_default();
     container.networks = match sandbox {
         Some(sandbox) => endpoints(&container.config, sandbox, networks),
         None => wanted(&container.config, networks),
     };
     container
+}
+
+/// The ports of a sandbox. One on every address is shown for each family that leads into it, as Docker does.
+fn open_ports(sandbox: &Sandbox) -> Vec<PortBinding> {
+    let has_ipv6 = sandbox.links.iter().any(|link| link.addresses.iter().any(|net| net.addr().is_ipv6()));
+    let of_both = |port: &PortBinding| {
+        let second = has_ipv6 && port.host_ip.is_none();
+        let v6 = PortBinding { host_ip: Some(Ipv6Addr::UNSPECIFIED.into()), ..port.clone() };
+        [port.clone()].into_iter().chain(second.then_some(v6))
+    };
+    sandbox.ports.iter().flat_map(of_both).collect()
 }
 
 /// The container's places on its networks.

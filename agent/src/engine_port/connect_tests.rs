@@ -172,3 +172,48 @@ fn a_container_of_a_task_is_shown_in_the_tasks_sandbox() {
     let seen: Vec<_> = shown.networks.iter().map(|n| (n.network.as_str(), n.cluster_network)).collect();
     assert_eq!(seen, [("app", Some(NetworkId(8)))]);
 }
+
+#[test]
+fn an_address_asked_for_lies_in_a_subnet_of_its_network() {
+    let mut networks = networks();
+    let subnet = |net: &str, gateway: &str| skep_proto::model::network::Subnet {
+        subnet: net.parse().unwrap(),
+        range: None,
+        gateway: gateway.parse().unwrap(),
+    };
+    networks[3].subnets = vec![subnet("172.18.0.0/16", "172.18.0.1"), subnet("fd01::/64", "fd01::1")];
+    let ask = |addresses: &[&str]| {
+        let addresses: Vec<IpAddr> = addresses.iter().map(|a| a.parse().unwrap()).collect();
+        let endpoint = NetworkEndpoint { network: "back".into(), addresses, ..NetworkEndpoint::default() };
+        plan(&config(NetworkMode::Networks(vec![endpoint])), "box", &networks, &[]).map_err(|e| e.to_string())
+    };
+    let Ok(Plan::Sandbox(request)) = ask(&["172.18.0.9", "fd01::9"]) else { panic!("no sandbox") };
+    assert_eq!(request.bridges[0].addresses.len(), 2);
+    let error = ask(&["172.18.0.9", "fd02::9"]).unwrap_err();
+    assert_eq!(error, "invalid endpoint settings:\nno configured subnet or ip-range contain the IP address fd02::9");
+}
+
+#[test]
+fn a_port_on_every_address_is_shown_for_each_family_that_leads_to_the_container() {
+    let shown = |addresses: &[&str], host_ip: Option<&str>| {
+        let bound = PortBinding { host_ip: host_ip.map(|ip| ip.parse().unwrap()), ..port(Some(8080)) };
+        let sandbox = Sandbox {
+            id: "ab".repeat(32),
+            links: vec![Link {
+                to: LinkTo::Bridge("back".into()),
+                addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+                gateways: Vec::new(),
+                mac: [0; 6],
+            }],
+            ports: vec![bound],
+            ..Sandbox::default()
+        };
+        let shown = show(container(config(on(&["back"])), ContainerStatus::Running), &[sandbox], &networks());
+        shown.ports.iter().map(|p| p.host_ip.map(|ip| ip.to_string())).collect::<Vec<_>>()
+    };
+    let v6 = || Some("::".to_owned());
+    assert_eq!(shown(&["172.18.0.2/16"], None), [None]);
+    assert_eq!(shown(&["172.18.0.2/16", "fd01::2/64"], None), [None, v6()]);
+    assert_eq!(shown(&["172.18.0.2/16", "fd01::2/64"], Some("::")), [v6()]);
+    assert_eq!(shown(&["172.18.0.2/16", "fd01::2/64"], Some("0.0.0.0")), [Some("0.0.0.0".to_owned())]);
+}

@@ -44,6 +44,9 @@ struct Kept {
     labels: Labels,
     options: Labels,
     created_at: Timestamp,
+    /// Not in what older daemons wrote.
+    #[serde(default)]
+    ipv6: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -101,6 +104,7 @@ impl Networks {
                     id: kept.id.clone(),
                     name: kept.name.clone(),
                     driver: kept.driver.clone(),
+                    ipv6: kept.ipv6,
                     subnets,
                     internal: kept.internal,
                     labels: kept.labels.clone(),
@@ -132,6 +136,7 @@ fn predefined(now: Timestamp) -> Vec<Kept> {
             labels: Labels::default(),
             options: Labels::default(),
             created_at: now,
+            ipv6: false,
         })
         .into()
 }
@@ -166,8 +171,12 @@ impl NodeEngine {
         if self.inner.networks.list(&[]).iter().any(|n| n.name == network.name) {
             return Err(EngineError::Conflict(format!("network with name {} already exists", network.name)));
         }
-        let request =
-            BridgeRequest { name: network.name.clone(), subnets: network.subnets.clone(), internal: network.internal };
+        let request = BridgeRequest {
+            name: network.name.clone(),
+            subnets: network.subnets.clone(),
+            internal: network.internal,
+            ipv6: network.ipv6,
+        };
         let bridge = self.inner.sandboxes.ensure_bridge(request).await.map_err(errors::sandbox)?;
         let kept = Kept {
             id: draw_id(),
@@ -178,6 +187,7 @@ impl NodeEngine {
             labels: network.labels,
             options: network.options,
             created_at: (self.inner.clock)(),
+            ipv6: network.ipv6,
         };
         let id = kept.id.clone();
         if let Err(error) = self.inner.networks.update(|all| all.push(kept)) {
@@ -220,8 +230,12 @@ impl NodeEngine {
             if network.driver != "bridge" || network.name == connect::BRIDGE {
                 continue;
             }
-            let request =
-                BridgeRequest { name: network.name.clone(), subnets: network.subnets, internal: network.internal };
+            let request = BridgeRequest {
+                name: network.name.clone(),
+                subnets: network.subnets,
+                internal: network.internal,
+                ipv6: network.ipv6,
+            };
             if let Err(error) = self.inner.sandboxes.ensure_bridge(request).await {
                 tracing::error!(network = %network.name, error = %crate::chain(&error), "making a bridge again");
             }
@@ -241,6 +255,17 @@ mod tests {
         assert_eq!(Networks::open(path, Timestamp(2)).unwrap().list(&[]), first);
         let shown: Vec<_> = first.iter().map(|n| (n.name.as_str(), n.driver.as_str(), n.id.len())).collect();
         assert_eq!(shown, [("bridge", "bridge", 64), ("host", "host", 64), ("none", "null", 64)]);
+    }
+
+    #[test]
+    fn a_record_of_a_release_without_ipv6_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("local.json");
+        let old = r#"{"format":1,"networks":[{"id":"ab","name":"back","driver":"bridge","internal":false,
+            "subnets":[{"subnet":"172.18.0.0/16","range":null,"gateway":"172.18.0.1"}],"labels":{},"options":{},"created_at":7}]}"#;
+        std::fs::write(&path, old).unwrap();
+        let read = Networks::open(path, Timestamp(1)).unwrap().list(&[]);
+        assert_eq!(read.iter().map(|n| (n.name.as_str(), n.ipv6)).collect::<Vec<_>>(), [("back", false)]);
     }
 
     #[test]

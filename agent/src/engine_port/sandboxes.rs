@@ -97,10 +97,12 @@ pub enum LinkTo {
 pub struct BridgeRequest {
     /// Its name.
     pub name: String,
-    /// Subnets; empty to have one chosen.
+    /// Subnets asked for, one per family at most; the others are chosen.
     pub subnets: Vec<Subnet>,
     /// No way out.
     pub internal: bool,
+    /// IPv6 beside IPv4.
+    pub ipv6: bool,
 }
 
 /// A bridge as it is.
@@ -108,7 +110,7 @@ pub struct BridgeRequest {
 pub struct Bridge {
     /// Its name.
     pub name: String,
-    /// Its subnets, with the node's address as the gateway.
+    /// Its subnets, IPv4 first, with the node's address as the gateway.
     pub subnets: Vec<Subnet>,
 }
 

@@ -22,6 +22,9 @@ pub fn network_create(spec: &NetworkSpec) -> Value {
         put("Subnet", config.subnet.map(|s| s.to_string()));
         put("IPRange", config.range.map(|r| r.to_string()));
         put("Gateway", config.gateway.map(|g| g.to_string()));
+        if !config.reserved.is_empty() {
+            entry.insert("AuxiliaryAddresses".to_owned(), json!(config.reserved));
+        }
         Value::Object(entry)
     };
     json!({

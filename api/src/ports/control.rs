@@ -20,6 +20,7 @@ use skep_proto::model::{
 
 use super::BoxDuplex;
 use super::events::EventFeed;
+use super::usage::NetworkUsage;
 
 /// Life of the cluster on this node.
 #[async_trait]
@@ -205,6 +206,8 @@ pub trait ControlPlane: Send + Sync + 'static {
     async fn networks(&self, filter: &ObjectFilter) -> Result<Vec<Arc<Network>>, ControlError>;
     /// One network.
     async fn network(&self, reference: &Reference) -> Result<Arc<Network>, ControlError>;
+    /// Who uses a network.
+    async fn network_usage(&self, reference: &Reference) -> Result<NetworkUsage, ControlError>;
     /// Makes a network; returns when it has its subnets.
     async fn create_network(&self, spec: NetworkSpec) -> Result<NetworkId, ControlError>;
     /// Removes it, unless it is used.

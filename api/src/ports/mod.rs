@@ -4,6 +4,7 @@
 pub mod control;
 pub mod engine;
 pub mod events;
+pub mod usage;
 
 pub use control::{ControlError, ControlPlane, Swarm};
 pub use engine::{Engine, EngineError};

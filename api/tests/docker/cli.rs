@@ -341,3 +341,49 @@ async fn the_cli_handles_images_volumes_secrets_and_configs() {
     docker.ok(&["secret", "rm", "s1"]).await;
     assert!(docker.run(&["secret", "rm", "s1"]).await.stderr.contains("secret s1 not found"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cli_makes_networks_of_two_families_and_shows_who_is_on_them() {
+    let Some(docker) = two_nodes().await else { return };
+    docker
+        .ok(&[
+            "network",
+            "create",
+            "-d",
+            "overlay",
+            "--ipv6",
+            "--subnet",
+            "10.9.0.0/24",
+            "--subnet",
+            "fd01::/64",
+            "dual",
+        ])
+        .await;
+    assert_eq!(docker.ok(&["network", "inspect", "-f", "{{.EnableIPv6}}", "dual"]).await, "true\n");
+    let wrong = [
+        (vec!["--subnet", "fd01::/64"], "add --ipv6"),
+        (vec!["--ipv6", "--subnet", "fd01::/64", "--subnet", "fd02::/64"], "more than one IPv6 subnet"),
+        (vec!["--ipv6", "--subnet", "fd01::/64", "--gateway", "fd01::/64"], "invalid"),
+    ];
+    for (flags, text) in wrong {
+        let ran = docker.run(&[&["network", "create", "-d", "overlay"], &flags[..], &["bad"]].concat()).await;
+        assert!(ran.code != 0 && ran.stderr.contains(text), "{flags:?}: {}", ran.stderr);
+    }
+    let show = ["network", "inspect", "-v", "-f", "{{len .Peers}} {{len .Services}}", "dual"];
+    assert_eq!(docker.ok(&show).await, "0 0\n");
+    docker.ok(&["service", "create", "-d", "--name", "web", "--network", "dual", "-p", "8080:80", "bb:1"]).await;
+    assert!(!docker.ok(&["network", "inspect", "dual"]).await.contains("\"Services\""));
+    let verbose = docker.ok(&["network", "inspect", "-v", "-f", "{{json .Services.web}}", "dual"]).await;
+    for part in [
+        "\"VIP\":\"10.0.0.4\"",
+        "\"Ports\":[\"Target: 80, Publish: 8080\"]",
+        "\"EndpointIP\":\"10.0.0.9\"",
+        "\"Host IP\":\"10.1.0.1\"",
+        "\"Endpoint IPv6\":\"fd01::9\"",
+    ] {
+        assert!(verbose.contains(part), "{part} is not in {verbose}");
+    }
+    assert!(
+        docker.ok(&["network", "inspect", "-f", "{{range .Peers}}{{.Name}} {{end}}", "dual"]).await.contains("nodeA")
+    );
+}

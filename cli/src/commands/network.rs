@@ -1,6 +1,10 @@
 //! `skep network`.
 
+use std::net::IpAddr;
+
+use anyhow::Context;
 use clap::{Args, Subcommand};
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::{filter_pairs, filters, inspect_each, pairs, remove_each, text};
@@ -31,9 +35,18 @@ enum Action {
         /// No way out
         #[arg(long)]
         internal: bool,
-        /// Subnet, CIDR
+        /// IPv6 addresses beside IPv4 ones
         #[arg(long)]
-        subnet: Option<String>,
+        ipv6: bool,
+        /// Subnet, CIDR; one of each family
+        #[arg(long)]
+        subnet: Vec<String>,
+        /// Part of a subnet that addresses are given from, CIDR; one of each family
+        #[arg(long)]
+        ip_range: Vec<String>,
+        /// Address of the gateway; one of each family
+        #[arg(long)]
+        gateway: Vec<String>,
         /// Option of the driver, KEY=VALUE; may be repeated
         #[arg(short, long)]
         opt: Vec<String>,
@@ -75,6 +88,9 @@ enum Action {
         /// Address asked for
         #[arg(long)]
         ip: Option<std::net::Ipv4Addr>,
+        /// Address asked for, IPv6
+        #[arg(long)]
+        ip6: Option<std::net::Ipv6Addr>,
     },
     /// Have a container leave a network
     Disconnect {
@@ -98,10 +114,10 @@ enum Action {
 /// Runs the command.
 pub async fn run(command: NetworkCommand, client: &Client) -> anyhow::Result<()> {
     match command.action {
-        Action::Create { name, driver, attachable, internal, subnet, opt, label } => {
-            let ipam: Vec<Value> = subnet.iter().map(|s| json!({"Subnet": s})).collect();
+        Action::Create { name, driver, attachable, internal, ipv6, subnet, ip_range, gateway, opt, label } => {
+            let ipam = ipam(&subnet, &ip_range, &gateway)?;
             let request = json!({
-                "Name": name, "Driver": driver, "Attachable": attachable, "Internal": internal,
+                "Name": name, "Driver": driver, "Attachable": attachable, "Internal": internal, "EnableIPv6": ipv6,
                 "IPAM": {"Driver": "default", "Config": ipam}, "Options": pairs(&opt), "Labels": pairs(&label),
             });
             let created: Value = serde_json::from_slice(&client.post("/networks/create", &request).await?)?;
@@ -126,9 +142,11 @@ pub async fn run(command: NetworkCommand, client: &Client) -> anyhow::Result<()>
             }
             table.print_as(format.as_deref().map(Format::parse).transpose()?.as_ref())?;
         }
-        Action::Connect { network, container, alias, ip } => {
+        Action::Connect { network, container, alias, ip, ip6 } => {
             let address = ip.map(|ip| ip.to_string()).unwrap_or_default();
-            let endpoint = json!({"Aliases": alias, "IPAMConfig": {"IPv4Address": address}});
+            let address6 = ip6.map(|ip| ip.to_string()).unwrap_or_default();
+            let ipam = json!({"IPv4Address": address, "IPv6Address": address6});
+            let endpoint = json!({"Aliases": alias, "IPAMConfig": ipam});
             let request = json!({"Container": container, "EndpointConfig": endpoint});
             client.post(&format!("/networks/{network}/connect"), &request).await?;
         }
@@ -140,4 +158,43 @@ pub async fn run(command: NetworkCommand, client: &Client) -> anyhow::Result<()>
         Action::Rm { networks } => remove_each(client, "/networks", &networks).await?,
     }
     Ok(())
+}
+
+/// Ranges and gateways with the subnets that they lie in.
+fn ipam(subnets: &[String], ranges: &[String], gateways: &[String]) -> anyhow::Result<Vec<Value>> {
+    let mut parsed: Vec<(IpNet, Value)> = Vec::new();
+    for text in subnets {
+        let subnet = text.parse().with_context(|| format!("--subnet {text} is not a subnet such as 10.1.0.0/24"))?;
+        parsed.push((subnet, json!({"Subnet": text})));
+    }
+    for text in ranges {
+        let range: IpNet = text.parse().with_context(|| format!("--ip-range {text} is not a subnet"))?;
+        let owner = parsed.iter_mut().find(|(subnet, _)| subnet.contains(&range));
+        owner.with_context(|| format!("--ip-range {text} is in no --subnet"))?.1["IPRange"] = json!(text);
+    }
+    for text in gateways {
+        let gateway: IpAddr = text.parse().with_context(|| format!("--gateway {text} is not an address"))?;
+        let owner = parsed.iter_mut().find(|(subnet, _)| subnet.contains(&gateway));
+        owner.with_context(|| format!("--gateway {text} is in no --subnet"))?.1["Gateway"] = json!(text);
+    }
+    Ok(parsed.into_iter().map(|(_, config)| config).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_and_gateways_go_to_the_subnets_that_they_lie_in() {
+        let owned = |list: &[&str]| list.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>();
+        let (subnets, gateways) = (owned(&["10.1.0.0/24", "fd01::/64"]), owned(&["fd01::9", "10.1.0.9"]));
+        let made = ipam(&subnets, &owned(&["fd01::/80"]), &gateways).unwrap();
+        let wanted = [
+            json!({"Subnet": "10.1.0.0/24", "Gateway": "10.1.0.9"}),
+            json!({"Subnet": "fd01::/64", "IPRange": "fd01::/80", "Gateway": "fd01::9"}),
+        ];
+        assert_eq!(made, wanted);
+        assert!(ipam(&subnets, &[], &owned(&["fd02::1"])).is_err());
+        assert!(ipam(&owned(&["x"]), &[], &[]).is_err());
+    }
 }

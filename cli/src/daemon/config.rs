@@ -3,7 +3,7 @@
 //! Every problem is reported at once, and the process ends with `EX_USAGE`.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -276,10 +276,7 @@ impl Config {
         if settings.host.is_empty() {
             hosts.push(ApiAddress::Unix(run_dir.join("docker.sock")));
         }
-        let listen = settings
-            .listen_addr
-            .as_deref()
-            .map(|t| if has_port(t) { t.to_owned() } else { format!("{t}:{CLUSTER_PORT}") });
+        let listen = settings.listen_addr.as_deref().map(|t| if has_port(t) { t.to_owned() } else { with_port(t) });
         let default_listen = SocketAddr::from(([0, 0, 0, 0], CLUSTER_PORT));
         let listen = problems.parse("--listen-addr", listen.as_deref()).unwrap_or(default_listen);
         let advertise = problems.parse("--advertise-addr", settings.advertise_addr.as_deref());
@@ -353,6 +350,11 @@ fn has_port(text: &str) -> bool {
     text.parse::<SocketAddr>().is_ok()
 }
 
+/// With the port of clusters; an IPv6 address may stand in brackets.
+fn with_port(text: &str) -> String {
+    if text.parse::<Ipv6Addr>().is_ok() { format!("[{text}]:{CLUSTER_PORT}") } else { format!("{text}:{CLUSTER_PORT}") }
+}
+
 fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
@@ -384,6 +386,24 @@ mod tests {
         let config = Config::validate(flags.over(settings("node-name: b\nrun-dir: /r\n"))).unwrap();
         assert_eq!((config.node_name.as_str(), config.run_dir.to_str().unwrap()), ("a", "/r"));
         assert_eq!(config.hosts, [ApiAddress::Unix("/r/docker.sock".into())]);
+    }
+
+    #[test]
+    fn a_listen_address_has_the_port_of_clusters_when_it_names_none() {
+        let listen = |text: &str| {
+            let settings = Settings { listen_addr: Some(text.into()), ..Settings::default() };
+            Config::validate(settings).map(|config| config.listen.to_string()).ok()
+        };
+        for (given, wanted) in [
+            ("10.0.0.1", "10.0.0.1:2377"),
+            ("10.0.0.1:5000", "10.0.0.1:5000"),
+            ("::", "[::]:2377"),
+            ("[::]", "[::]:2377"),
+            ("[2001:db8::5]:5000", "[2001:db8::5]:5000"),
+        ] {
+            assert_eq!(listen(given).as_deref(), Some(wanted));
+        }
+        assert_eq!(listen("here"), None);
     }
 
     #[test]

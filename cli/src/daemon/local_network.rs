@@ -1,16 +1,16 @@
 //! Sandboxes and bridges of plain containers, as the engine asks for them.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use skep_agent::engine_port::sandboxes::{
     Bridge, BridgeRequest, Encryption, Examined, Link, LinkTo, Sandbox, SandboxError, SandboxRequest, Sandboxes,
 };
 use skep_network::{
-    Addressing, BridgeAttachment, BridgeSpec, HostPort, LinkKind, NetworkError, OverlayAttachment, Resolver, SandboxId,
-    SandboxLink, SandboxSpec,
+    Addressing, BridgeAttachment, BridgeSpec, BridgeSpec6, HostPort, LinkKind, NetworkError, OverlayAttachment,
+    Resolver, SandboxId, SandboxLink, SandboxSpec,
 };
 use skep_proto::model::doctor::Question;
 use skep_proto::model::engine::PortBinding;
@@ -55,21 +55,7 @@ impl Sandboxes for LocalNetwork {
         if let Some(known) = layer.bridges().into_iter().find(|b| b.name == request.name) {
             return Ok(bridge(&known));
         }
-        if let Some(second) = request.subnets.get(1) {
-            let text = format!("a second subnet of a bridge ({}) is not supported yet", second.subnet);
-            return Err(SandboxError::Invalid(text));
-        }
-        let asked = request.subnets.first();
-        let v6 = |net: IpNet| SandboxError::Invalid(format!("{net} is IPv6, which is not supported yet"));
-        let v4 = |net: IpNet| if let IpNet::V4(net) = net { Ok(net) } else { Err(v6(net)) };
-        let subnet = asked.map(|asked| v4(asked.subnet)).transpose()?;
-        let addressing = Addressing {
-            gateway: asked.map(|asked| v4(asked.gateway.into()).map(|net| net.addr())).transpose()?,
-            range: asked.and_then(|asked| asked.range).map(v4).transpose()?,
-        };
-        let spec =
-            BridgeSpec { name: request.name.clone(), subnet, addressing, internal: request.internal, ipv6: None };
-        layer.create_bridge(spec).await.map(|made| bridge(&made)).map_err(error)
+        layer.create_bridge(bridge_spec(&request)?).await.map(|made| bridge(&made)).map_err(error)
     }
 
     async fn remove_bridge(&self, name: &str) -> Result<(), SandboxError> {
@@ -169,17 +155,48 @@ fn link(made: &SandboxLink, view: &NetworkView) -> Link {
     }
 }
 
-fn bridge(made: &skep_network::Bridge) -> Bridge {
-    let subnet: Ipv4Net = made.subnet;
-    let gateway: Ipv4Addr = made.gateway();
-    Bridge {
-        name: made.name.clone(),
-        subnets: vec![Subnet {
-            subnet: IpNet::V4(subnet),
-            range: made.addressing.range.map(IpNet::V4),
-            gateway: IpAddr::V4(gateway),
-        }],
+/// A bridge as the network layer makes it: one subnet of each family at most.
+fn bridge_spec(request: &BridgeRequest) -> Result<BridgeSpec, SandboxError> {
+    let mut spec = BridgeSpec { name: request.name.clone(), internal: request.internal, ..BridgeSpec::default() };
+    spec.ipv6 = request.ipv6.then(BridgeSpec6::default);
+    for asked in &request.subnets {
+        let mixed = || SandboxError::Invalid(format!("the addresses of {} are not of one family", asked.subnet));
+        let second = || SandboxError::Invalid(format!("{} is a second subnet of its family", asked.subnet));
+        match (asked.subnet, asked.gateway) {
+            (IpNet::V4(subnet), IpAddr::V4(gateway)) => {
+                if spec.subnet.replace(subnet).is_some() {
+                    return Err(second());
+                }
+                let range = asked.range.map(|range| if let IpNet::V4(r) = range { Ok(r) } else { Err(mixed()) });
+                spec.addressing = Addressing { gateway: Some(gateway), range: range.transpose()? };
+            }
+            (IpNet::V6(subnet), IpAddr::V6(gateway)) => {
+                let no = || SandboxError::Invalid(format!("the subnet {subnet} needs IPv6 on the network"));
+                let ipv6 = spec.ipv6.as_mut().ok_or_else(no)?;
+                let range = asked.range.map(|range| if let IpNet::V6(r) = range { Ok(r) } else { Err(mixed()) });
+                let whole = BridgeSpec6 { subnet: Some(subnet), gateway: Some(gateway), range: range.transpose()? };
+                if std::mem::replace(ipv6, whole).subnet.is_some() {
+                    return Err(second());
+                }
+            }
+            (IpNet::V4(_), IpAddr::V6(_)) | (IpNet::V6(_), IpAddr::V4(_)) => return Err(mixed()),
+        }
     }
+    Ok(spec)
+}
+
+fn bridge(made: &skep_network::Bridge) -> Bridge {
+    let v4 = Subnet {
+        subnet: IpNet::V4(made.subnet),
+        range: made.addressing.range.map(IpNet::V4),
+        gateway: IpAddr::V4(made.gateway()),
+    };
+    let v6 = made.ipv6.map(|v6| Subnet {
+        subnet: IpNet::V6(v6.subnet),
+        range: v6.range.map(IpNet::V6),
+        gateway: IpAddr::V6(v6.gateway),
+    });
+    Bridge { name: made.name.clone(), subnets: [v4].into_iter().chain(v6).collect() }
 }
 
 fn error(error: NetworkError) -> SandboxError {
@@ -201,5 +218,37 @@ fn error(error: NetworkError) -> SandboxError {
         | NetworkError::Record { .. }
         | NetworkError::Names { .. }
         | NetworkError::Stopped => SandboxError::Failed { context: "making a sandbox".into(), source: Box::new(error) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(ipv6: bool, subnets: &[(&str, &str)]) -> BridgeRequest {
+        let one = |(subnet, gateway): &(&str, &str)| Subnet {
+            subnet: subnet.parse().unwrap(),
+            range: None,
+            gateway: gateway.parse().unwrap(),
+        };
+        BridgeRequest { name: "b".into(), subnets: subnets.iter().map(one).collect(), internal: false, ipv6 }
+    }
+
+    #[test]
+    fn a_bridge_has_a_subnet_of_each_family_or_has_it_chosen() {
+        let spec = bridge_spec(&request(true, &[("fd01::/64", "fd01::1"), ("10.1.0.0/24", "10.1.0.9")])).unwrap();
+        assert_eq!(spec.subnet.map(|s| s.to_string()).as_deref(), Some("10.1.0.0/24"));
+        assert_eq!(spec.addressing.gateway.map(|g| g.to_string()).as_deref(), Some("10.1.0.9"));
+        assert_eq!(spec.ipv6.and_then(|v6| v6.gateway).map(|g| g.to_string()).as_deref(), Some("fd01::1"));
+        let chosen = bridge_spec(&request(true, &[])).unwrap();
+        assert_eq!((chosen.subnet, chosen.ipv6), (None, Some(BridgeSpec6::default())));
+        assert_eq!(bridge_spec(&request(false, &[])).unwrap().ipv6, None);
+        let wrong = [
+            request(false, &[("fd01::/64", "fd01::1")]),
+            request(true, &[("fd01::/64", "fd01::1"), ("fd02::/64", "fd02::1")]),
+            request(true, &[("10.1.0.0/24", "10.1.0.1"), ("10.2.0.0/24", "10.2.0.1")]),
+            request(true, &[("fd01::/64", "10.1.0.1")]),
+        ];
+        wrong.iter().for_each(|request| assert!(bridge_spec(request).is_err(), "{request:?}"));
     }
 }

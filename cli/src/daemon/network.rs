@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use skep_agent::executor::node::sandbox::{Sandbox as TaskSandbox, SandboxError, SandboxRequest, Sandboxes};
 use skep_agent::network::{Network, NetworkError as ViewError};
 use skep_network::{
-    BridgeAttachment, Config as NetworkConfig, HostPort, Names, NetworkError, NodeNetwork, OverlayAttachment, Place,
-    Resolver, Sandbox, SandboxId, SandboxSpec,
+    BridgeAttachment, Config as NetworkConfig, HostPort, LinkKind, Names, NetworkError, NodeNetwork, OverlayAttachment,
+    Place, Resolver, Sandbox, SandboxId, SandboxLink, SandboxSpec,
 };
 use skep_proto::model::service::{PortConfig, PublishMode};
 use skep_proto::model::view::NetworkView;
@@ -141,6 +141,12 @@ fn specification(request: &SandboxRequest) -> SandboxSpec {
     }
 }
 
+/// Addresses of a link. The IPv6 one of a task link is for the routing mesh alone: nobody is told of it.
+fn addresses(link: &SandboxLink) -> impl Iterator<Item = IpAddr> {
+    let shown = link.address6.filter(|_| link.kind != LinkKind::Task);
+    [IpAddr::V4(link.address.addr())].into_iter().chain(shown.map(|net| IpAddr::V6(net.addr())))
+}
+
 fn task_sandbox(sandbox: Sandbox, asked: &[PortConfig]) -> TaskSandbox {
     let name_of = |port: &HostPort| {
         let same = |p: &&PortConfig| p.target == port.target && p.protocol == port.protocol;
@@ -155,7 +161,7 @@ fn task_sandbox(sandbox: Sandbox, asked: &[PortConfig]) -> TaskSandbox {
     };
     TaskSandbox {
         netns: sandbox.netns.clone(),
-        addresses: sandbox.links.iter().map(|link| IpAddr::V4(link.address.addr())).collect(),
+        addresses: sandbox.links.iter().flat_map(addresses).collect(),
         mesh: sandbox.mesh,
         host_ports: sandbox.host_ports.iter().map(taken).collect(),
         resolv_conf: sandbox.resolv_conf.clone(),

@@ -108,6 +108,7 @@ fn request(wish: &Wish) -> wire::AttachRequest {
         name: wish.name.clone(),
         aliases: wish.aliases.clone(),
         address: wish.address.map(|address| address.to_string()),
+        address6: wish.address6.map(|address| address.to_string()),
     }
 }
 

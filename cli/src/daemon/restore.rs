@@ -10,6 +10,7 @@ use skep_manager::anew::Backup;
 use skep_manager::{Config, ca};
 
 use super::node::now;
+use super::swarm::addresses;
 use super::swarm::saved::Saved;
 
 /// Where the manager is made.
@@ -42,7 +43,7 @@ pub async fn run(state: &[u8], target: Target) -> anyhow::Result<String> {
     let config = Config { node: identity.node, cluster: identity.cluster, raft_id, dir, advertise, unlock };
     let dropped = backup.write(&config, at).await?;
     Disk::new(root.join("ca")).save(&credentials)?;
-    let any = SocketAddr::from(([0, 0, 0, 0], advertise.port()));
+    let any = addresses::reached_by(SocketAddr::from(([0, 0, 0, 0], advertise.port())), advertise.ip());
     // Last: with it the root belongs to a node.
     Saved::new(any, advertise, advertise.ip(), Some(raft_id), vec![advertise]).save(&root)?;
     let names: Vec<String> = dropped.iter().map(|(node, name)| format!("{name} ({node})")).collect();

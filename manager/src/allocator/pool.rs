@@ -1,124 +1,76 @@
-//! Free subnets of pools and free addresses of subnets. Pure arithmetic.
+//! Free subnets of pools and free addresses of subnets, of both families. Pure arithmetic on 128-bit numbers: nothing
+//! here walks a subnet, only what stands in the way.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
+use skep_proto::model::addressing::{Family, overlap};
 use skep_proto::model::network::Subnet;
 
-/// The IPv4 subnet.
-pub(super) fn v4(subnet: &Subnet) -> Option<Ipv4Net> {
-    match subnet.subnet {
-        IpNet::V4(net) => Some(net),
-        IpNet::V6(_) => None,
+/// The number of an address.
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => u128::from(u32::from(v4)),
+        IpAddr::V6(v6) => u128::from(v6),
     }
 }
 
-/// The first subnet of `size` bits in one of the pools that overlaps none of those taken.
-pub(super) fn next_free(pools: &[IpNet], size: u8, taken: &[Ipv4Net]) -> Option<Ipv4Net> {
-    for pool in pools {
-        let IpNet::V4(pool) = pool else { continue };
-        let mut at = u64::from(u32::from(pool.network()));
-        let end = u64::from(u32::from(pool.broadcast()));
-        let step = 1u64 << (32 - u32::from(size.min(32)));
-        while at + step - 1 <= end {
-            let start = Ipv4Addr::from(u32::try_from(at).expect("the pool's end fits 32 bits"));
-            let net = Ipv4Net::new(start, size).ok()?;
-            let clash = taken.iter().find(|t| t.contains(&net.network()) || net.contains(&t.network()));
-            match clash {
-                None => return Some(net),
-                // Behind the one that is in the way, on a boundary of the size.
-                Some(other) => {
-                    let behind = u64::from(u32::from(other.broadcast())) + 1;
-                    at = behind.max(at + step).div_ceil(step) * step;
-                }
+/// The address of a number; `None` for one that the family does not have.
+fn address(family: Family, number: u128) -> Option<IpAddr> {
+    match family {
+        Family::V4 => Some(Ipv4Addr::from(u32::try_from(number).ok()?).into()),
+        Family::V6 => Some(Ipv6Addr::from(number).into()),
+    }
+}
+
+fn bits(family: Family) -> u8 {
+    match family {
+        Family::V4 => 32,
+        Family::V6 => 128,
+    }
+}
+
+/// The first subnet of a family with a prefix of `size` bits, in one of the pools, that overlaps none of those taken.
+pub(super) fn next_free(pools: &[IpNet], family: Family, size: u8, taken: &[IpNet]) -> Option<IpNet> {
+    let width = u32::from(bits(family).checked_sub(size)?);
+    let step = 1u128.checked_shl(width)?;
+    for pool in pools.iter().filter(|pool| Family::of(pool.addr()) == family) {
+        let (mut at, end) = (number(pool.network()), number(pool.broadcast()));
+        while at.checked_add(step - 1).is_some_and(|last| last <= end) {
+            let net = IpNet::new(address(family, at)?, size).ok()?;
+            let Some(other) = taken.iter().find(|taken| overlap(**taken, net)) else { return Some(net) };
+            // Behind the one that is in the way, on a boundary of the size.
+            let behind = number(other.broadcast()).checked_add(1).zip(at.checked_add(step));
+            match behind.and_then(|(behind, next)| behind.max(next).checked_next_multiple_of(step)) {
+                Some(next) => at = next,
+                None => break,
             }
         }
     }
     None
 }
 
-/// The first free address behind `cursor`, wrapping around once. Never the network's own, the broadcast or the gateway.
+/// The first free address behind `cursor`, wrapping around once. Never the subnet's own (of an IPv6 subnet: its routers',
+/// RFC 4291, section 2.6.1), an IPv4 broadcast, or the gateway. It asks `is_free` of no more addresses than are not free.
 pub(super) fn next_address(
     subnet: &Subnet,
-    cursor: Option<Ipv4Addr>,
-    is_free: impl Fn(Ipv4Addr) -> bool,
-) -> Option<Ipv4Addr> {
-    let net = v4(subnet)?;
-    let range = match subnet.range {
-        Some(IpNet::V4(range)) if net.contains(&range) => range,
-        Some(_) | None => net,
+    cursor: Option<IpAddr>,
+    is_free: impl Fn(IpAddr) -> bool,
+) -> Option<IpAddr> {
+    let net = subnet.subnet;
+    let family = Family::of(net.addr());
+    let range = subnet.range.filter(|range| net.contains(range)).unwrap_or(net);
+    let end = match family {
+        Family::V4 => number(net.broadcast()).saturating_sub(1),
+        Family::V6 => number(net.broadcast()),
     };
-    let first = u32::from(range.network()).max(u32::from(net.network()) + 1);
-    let last = u32::from(range.broadcast()).min(u32::from(net.broadcast()).saturating_sub(1));
-    let gateway = match subnet.gateway {
-        IpAddr::V4(gateway) => u32::from(gateway),
-        IpAddr::V6(_) => 0,
-    };
-    let start = cursor.map(u32::from).filter(|c| (first..last).contains(c)).map_or(first, |c| c + 1);
-    let candidates = (start..=last).chain(first..start);
-    candidates.filter(|n| *n != gateway).map(Ipv4Addr::from).find(|address| is_free(*address))
+    let first = number(range.network()).max(number(net.network()) + 1);
+    let last = number(range.broadcast()).min(end);
+    let cursor = cursor.filter(|cursor| Family::of(*cursor) == family).map(number);
+    let start = cursor.filter(|c| (first..last).contains(c)).map_or(first, |c| c + 1);
+    let candidates = (start..=last).chain(first..start).filter_map(|n| address(family, n));
+    candidates.filter(|candidate| *candidate != subnet.gateway).find(|candidate| is_free(*candidate))
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn nets(list: &[&str]) -> Vec<Ipv4Net> {
-        list.iter().map(|n| n.parse().unwrap()).collect()
-    }
-
-    #[test]
-    fn subnets_are_given_in_order_around_those_taken() {
-        let pools: [IpNet; 1] = ["10.0.0.0/8".parse().unwrap()];
-        let next = |taken: &[&str]| next_free(&pools, 24, &nets(taken)).map(|n| n.to_string());
-        assert_eq!(next(&[]).as_deref(), Some("10.0.0.0/24"));
-        assert_eq!(next(&["10.0.0.0/24", "10.0.1.0/25"]).as_deref(), Some("10.0.2.0/24"));
-        assert_eq!(next(&["10.0.0.0/16"]).as_deref(), Some("10.1.0.0/24"));
-        assert_eq!(next(&["10.0.0.0/8"]), None);
-    }
-
-    #[test]
-    fn nothing_is_lost_after_a_million_allocations() {
-        let net: Ipv4Net = "10.1.2.0/26".parse().unwrap();
-        let subnet = Subnet { subnet: net.into(), range: None, gateway: Ipv4Addr::new(10, 1, 2, 1).into() };
-        let at = |address: Ipv4Addr| usize::from(address.octets()[3]);
-        let (mut used, mut cursor, mut seed, mut given) = ([false; 64], None, 7u64, 0u32);
-        while given < 1_000_000 {
-            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            // As many come as go, whoever they are; when it is full, all go but a few.
-            used[usize::try_from(seed >> 58).unwrap()] = false;
-            match next_address(&subnet, cursor, |a| !used[at(a)]) {
-                Some(address) => {
-                    assert!(!std::mem::replace(&mut used[at(address)], true) && net.contains(&address), "{address}");
-                    (cursor, given) = (Some(address), given + 1);
-                }
-                None => used[8..].fill(false),
-            }
-        }
-        while let Some(address) = next_address(&subnet, cursor, |a| !used[at(a)]) {
-            used[at(address)] = true;
-        }
-        let used: Vec<usize> = (0..64).filter(|n| used[*n]).collect();
-        assert_eq!(used.len(), 61, "all but network, broadcast and gateway");
-    }
-
-    proptest! {
-        #[test]
-        fn every_address_is_given_once_before_any_is_given_again(prefix in 24u8..=29, start: u8) {
-            let net = Ipv4Net::new(Ipv4Addr::new(10, 1, 2, 0), prefix).unwrap();
-            let subnet = Subnet { subnet: net.into(), range: None, gateway: Ipv4Addr::new(10, 1, 2, 1).into() };
-            let mut used = BTreeSet::new();
-            let mut cursor = Some(Ipv4Addr::new(10, 1, 2, start));
-            while let Some(address) = next_address(&subnet, cursor, |a| !used.contains(&a)) {
-                prop_assert!(net.contains(&address) && address != net.network() && address != net.broadcast());
-                prop_assert!(used.insert(address));
-                cursor = Some(address);
-            }
-            prop_assert_eq!(used.len(), (1usize << (32 - prefix)) - 3);
-        }
-    }
-}
+mod tests;

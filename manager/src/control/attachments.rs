@@ -4,7 +4,7 @@
 //! it tells all of them from time to time, so that what a lost message left behind is mended.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -30,8 +30,10 @@ pub struct AttachRequest {
     pub network: String,
     /// Further names.
     pub aliases: Vec<String>,
-    /// The address asked for; `None` for any.
+    /// The IPv4 address asked for; `None` for any.
     pub address: Option<Ipv4Addr>,
+    /// The IPv6 address asked for; `None` for any.
+    pub address6: Option<Ipv6Addr>,
 }
 
 /// A container's place on a network.
@@ -109,7 +111,11 @@ impl Control {
             aliases: request.aliases.clone(),
             address: request.address,
         };
-        let change = Change::Attach { id: TaskId::random(&mut rand::rng()), node, attached };
+        let id = TaskId::random(&mut rand::rng());
+        let change = match request.address6 {
+            None => Change::Attach { id, node, attached },
+            Some(address6) => Change::AttachAt { id, node, attached, address6 },
+        };
         match self.parts.proposer.propose(Group::of(change)).await.map_err(from_proposal)? {
             Outcome::Applied { created, .. } => created.first().copied().ok_or(ControlError::Timeout),
             Outcome::Refused(refusal) => Err(refusal::to_control_error(refusal)),

@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use skep_api::ports::control::{ControlError, ObjectFilter};
-use skep_proto::model::network::IpamConfig;
-use skep_proto::model::{Meta, Network, NetworkId, NetworkSpec};
+use skep_proto::model::{Meta, Network, NetworkId, NetworkSpec, addressing};
 
 use super::{Control, PATIENCE, lookup, names};
 use crate::store::{Change, State};
@@ -28,6 +27,7 @@ impl Control {
 
     pub(super) async fn make_network(&self, spec: NetworkSpec) -> Result<NetworkId, ControlError> {
         check(&spec)?;
+        check_free(&*self.read().await?, &spec)?;
         let id = NetworkId::random(&mut rand::rng());
         let network =
             Network { id, meta: Meta::default(), spec, vni: None, subnets: Vec::new(), pending_delete: false };
@@ -87,9 +87,6 @@ fn check(spec: &NetworkSpec) -> Result<(), ControlError> {
     if !matches!(spec.driver.name.as_str(), "" | "overlay") {
         return Err(ControlError::Unsupported(format!("the network driver {} in swarm scope", spec.driver.name)));
     }
-    if spec.ipv6 || spec.ipam.iter().any(|c| c.subnet.is_some_and(|s| matches!(s, ipnet::IpNet::V6(_)))) {
-        return Err(ControlError::Unsupported("IPv6 on overlay networks".into()));
-    }
     if spec.ingress {
         return Err(ControlError::Unsupported("another ingress network".into()));
     }
@@ -99,30 +96,25 @@ fn check(spec: &NetworkSpec) -> Result<(), ControlError> {
     {
         return invalid(format!("the option encrypted={value} is neither true nor false"));
     }
-    if spec.ipam.len() > 1 {
-        return Err(ControlError::Unsupported("more than one subnet a network".into()));
-    }
-    match spec.ipam.iter().find_map(contradiction) {
+    match addressing::contradiction(spec.ipv6, &spec.ipam) {
         Some(text) => invalid(text),
         None => Ok(()),
     }
 }
 
-/// What contradicts itself in a subnet asked for.
-fn contradiction(config: &IpamConfig) -> Option<String> {
-    let Some(subnet) = config.subnet else {
-        let depends = config.range.is_some() || config.gateway.is_some() || !config.reserved.is_empty();
-        return depends.then(|| "an ip-range, gateway or auxiliary address needs a subnet".to_owned());
-    };
-    if subnet.prefix_len() > 29 {
-        return Some(format!("the subnet {subnet} is too small: /29 is the smallest"));
+/// Whether what a network asks for is another's: it would wait for it for ever. In Docker's words.
+fn check_free(state: &State, spec: &NetworkSpec) -> Result<(), ControlError> {
+    let asked: Vec<_> = spec.ipam.iter().filter_map(|config| config.subnet).collect();
+    for network in state.networks().values() {
+        let theirs = network.subnets.iter().map(|s| s.subnet);
+        let clash = theirs.flat_map(|a| asked.iter().map(move |b| (a, *b))).find(|(a, b)| addressing::overlap(*a, *b));
+        if let Some((subnet, own)) = clash {
+            return Err(ControlError::FailedPrecondition(format!(
+                "invalid pool request: Pool overlaps with other one on this address space: {own} overlaps {subnet} of \
+                 network {}",
+                network.spec.annotations.name
+            )));
+        }
     }
-    if let Some(range) = config.range.filter(|r| !subnet.contains(r)) {
-        return Some(format!("the ip-range {range} is not inside the subnet {subnet}"));
-    }
-    if let Some(gateway) = config.gateway.filter(|g| !subnet.contains(g)) {
-        return Some(format!("the gateway {gateway} is not inside the subnet {subnet}"));
-    }
-    let outside = config.reserved.iter().find(|(_, address)| !subnet.contains(*address));
-    outside.map(|(name, address)| format!("the auxiliary address {name}={address} is not inside the subnet {subnet}"))
+    Ok(())
 }

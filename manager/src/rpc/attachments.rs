@@ -1,6 +1,6 @@
 //! The calls of `attach.proto`.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use skep_api::ports::control::ControlError;
@@ -78,12 +78,13 @@ fn container_id(text: &str) -> Result<ContainerId, Status> {
 }
 
 fn wish(node: NodeId, request: wire::AttachRequest) -> Result<AttachRequest, Status> {
-    let wire::AttachRequest { network, container, name, aliases, address } = request;
+    let wire::AttachRequest { network, container, name, aliases, address, address6 } = request;
     if aliases.len() > MAX_NAMES || aliases.iter().chain([&name, &network]).any(|text| text.len() > MAX_NAME) {
         return Err(Status::invalid_argument(format!("more than {MAX_NAMES} names, or one of over {MAX_NAME} bytes")));
     }
     let address = address.map(|text| text.parse::<Ipv4Addr>()).transpose().map_err(|e| invalid("address", &e))?;
-    Ok(AttachRequest { node, container: container_id(&container)?, name, network, aliases, address })
+    let address6 = address6.map(|text| text.parse::<Ipv6Addr>()).transpose().map_err(|e| invalid("address6", &e))?;
+    Ok(AttachRequest { node, container: container_id(&container)?, name, network, aliases, address, address6 })
 }
 
 fn refusal(error: &AttachError) -> Status {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use skep_proto::model::{Availability, NodeState, TaskId, TaskState, Timestamp};
 
-use super::derived::{Parts, address_key};
+use super::derived::Parts;
 use super::digest::{self, Domain};
 use super::entry::{Change, Entry, Group, Kind, NodeReason, Outcome, Refusal};
 use super::refs::{NetworkRef, NodeRef, Reference, ServiceRef, TaskRef};
@@ -155,6 +155,12 @@ impl State {
             }
             Change::RenameAttached { task, name, aliases } => {
                 self.rename_attached(context, *task, name, aliases);
+                Ok(())
+            }
+            Change::AttachAt { id, node, attached, address6 } => {
+                let task = self.attach(context, *id, *node, attached)?;
+                self.ask_address6(task.handle(), *address6);
+                created.push(task);
                 Ok(())
             }
         }
@@ -395,29 +401,6 @@ impl State {
         }
     }
 
-    pub(super) fn check_address(&self, network: NetworkRef, address: IpAddr) -> Result<(), Refusal> {
-        let Some(object) = self.networks.lookup(network) else {
-            return Err(Refusal::Invalid { reason: "an address names a network that is gone".into() });
-        };
-        let name = &object.spec.annotations.name;
-        if !object.subnets.iter().any(|s| s.subnet.contains(&address)) {
-            return Err(Refusal::Invalid { reason: format!("address {address} is outside of network {name}") });
-        }
-        if self.is_address_used(network, address) || object.subnets.iter().any(|s| s.gateway == address) {
-            return Err(Refusal::AddressInUse { network: name.clone(), address });
-        }
-        Ok(())
-    }
-
-    pub(super) fn move_cursor(&mut self, network: NetworkRef, address: IpAddr) {
-        if let Some((handle, address)) = address_key(network, address) {
-            if let Some(old) = self.cursors.insert(handle, address) {
-                self.digest ^= digest::of(Domain::Cursor, handle, old);
-            }
-            self.digest ^= digest::of(Domain::Cursor, handle, address);
-        }
-    }
-
     fn row_as_read(&self, task: TaskRef, if_version: u64) -> Result<TaskRow, Refusal> {
         let row = self.row(task).ok_or(Refusal::TaskGone)?;
         if row.version == if_version { Ok(*row) } else { Err(Refusal::TaskChanged { current: row.version }) }
@@ -476,6 +459,7 @@ impl State {
             && let Some(gone) = self.attached.remove(&handle)
         {
             self.digest ^= digest::of(Domain::Attached, handle, &*gone);
+            self.forget_address6(handle);
         }
         match (old.is_some(), new) {
             (true, Some(row)) => *self.rows.get_mut(handle).expect("the row was just read") = row,

@@ -1,5 +1,6 @@
 //! Applying the attachment of a plain container to a network.
 
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use skep_proto::model::{TaskId, TaskState};
@@ -57,6 +58,19 @@ impl State {
         self.attached.insert(handle, Arc::new(attached.clone()));
         self.write(context, handle, Some(row), Extra::Keep);
         Ok(row.reference(handle))
+    }
+
+    /// Notes the IPv6 address that a place asks for.
+    pub(super) fn ask_address6(&mut self, handle: u32, address: Ipv6Addr) {
+        self.digest ^= digest::of(Domain::Asked6, handle, address);
+        self.asked6.insert(handle, address);
+    }
+
+    /// The place is gone.
+    pub(super) fn forget_address6(&mut self, handle: u32) {
+        if let Some(address) = self.asked6.remove(&handle) {
+            self.digest ^= digest::of(Domain::Asked6, handle, address);
+        }
     }
 
     /// Gives a place other names.

@@ -9,6 +9,7 @@ use imbl::{OrdMap, OrdSet};
 use skep_proto::model::service::Protocol;
 use skep_proto::model::{NetworkId, TaskState};
 
+use super::addresses::Addresses;
 use super::refs::{NetworkRef, Reference};
 use super::row::{TaskExtra, TaskRow};
 use super::spec::SharedSpec;
@@ -62,8 +63,8 @@ pub(super) struct Derived {
     pub host_ports: OrdMap<(u32, Protocol, u16), u32>,
     /// By service.
     pub counts: OrdMap<u32, ServiceCount>,
-    /// IPv4 addresses in use, of tasks and services, by (network, address).
-    pub addresses: OrdSet<(u32, u32)>,
+    /// Addresses in use, of tasks and services.
+    pub addresses: Addresses,
     /// Ports of the routing mesh; the value is the service.
     pub ingress_ports: OrdMap<(Protocol, u16), u32>,
     /// Networks by VXLAN identifier.
@@ -82,17 +83,10 @@ pub(super) struct Parts<'a> {
     pub extra: Option<&'a TaskExtra>,
 }
 
-fn further_addresses(row: &TaskRow, extra: Option<&TaskExtra>) -> Vec<(u32, u32)> {
+/// Addresses that a live task holds beyond its row's.
+fn further_addresses(row: &TaskRow, extra: Option<&TaskExtra>) -> Vec<(NetworkRef, IpAddr)> {
     let held = extra.into_iter().filter(|_| !row.is_dead()).flat_map(|extra| &extra.attachments);
-    held.flat_map(|a| a.addresses.iter().filter_map(|net| address_key(a.network, net.addr()))).collect()
-}
-
-/// The key of an address in use; only IPv4 addresses are kept there.
-pub(super) fn address_key(network: NetworkRef, address: IpAddr) -> Option<(u32, u32)> {
-    match address {
-        IpAddr::V4(v4) => Some((network.handle(), u32::from(v4))),
-        IpAddr::V6(_) => None,
-    }
+    held.flat_map(|a| a.addresses.iter().map(|net| (a.network, net.addr()))).collect()
 }
 
 fn move_key<K: Ord + Clone>(set: &mut OrdSet<K>, old: Option<K>, new: Option<K>) {
@@ -126,10 +120,8 @@ impl Derived {
             let held = |p: Parts<'_>| further_addresses(p.row, p.extra);
             let (before, after) = (old.map(held).unwrap_or_default(), new.map(held).unwrap_or_default());
             if before != after {
-                for key in &before {
-                    self.addresses.remove(key);
-                }
-                self.addresses.extend(after);
+                before.into_iter().for_each(|(network, address)| self.addresses.remove(network, address));
+                after.into_iter().for_each(|(network, address)| self.addresses.insert(network, address));
             }
         }
         self.row(handle, old.map(|p| p.row), new.map(|p| p.row), spec);
@@ -155,9 +147,13 @@ impl Derived {
         move_key(&mut self.removable, old.and_then(removable), new.and_then(removable));
         let address = |row: &TaskRow| {
             let held = row.attachment.filter(|_| !row.is_dead());
-            held.map(|a| (a.network.handle(), u32::from(a.address)))
+            held.map(|a| (a.network, IpAddr::V4(a.address)))
         };
-        move_key(&mut self.addresses, old.and_then(address), new.and_then(address));
+        let (before, after) = (old.and_then(address), new.and_then(address));
+        if before != after {
+            before.into_iter().for_each(|(network, address)| self.addresses.remove(network, address));
+            after.into_iter().for_each(|(network, address)| self.addresses.insert(network, address));
+        }
 
         let place = |row: &TaskRow| row.node.filter(|_| row.occupies_node()).map(Reference::handle);
         let (old_place, new_place) = (old.and_then(place), new.and_then(place));

@@ -16,6 +16,8 @@ pub(super) enum Domain {
     Cursor,
     Removed,
     Attached,
+    Cursor6,
+    Asked6,
 }
 
 /// The contribution of one row.

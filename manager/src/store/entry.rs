@@ -4,7 +4,7 @@
 //! ever appended and never altered**; whole objects travel as protobuf inside [`Change::Put`], because they grow with
 //! every release. An entry that this build cannot read stops the node: skipping it would let replicas diverge.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use bytes::Bytes;
 use ipnet::IpNet;
@@ -238,6 +238,17 @@ pub enum Change {
         name: String,
         /// Further names.
         aliases: Vec<String>,
+    },
+    /// As [`Change::Attach`], for a container that asks for an IPv6 address. Refused as a whole or made as a whole.
+    AttachAt {
+        /// Its id, drawn by the proposer.
+        id: TaskId,
+        /// The container's node.
+        node: NodeRef,
+        /// Network, container, names, and the IPv4 address asked for.
+        attached: Attached,
+        /// The IPv6 address asked for.
+        address6: Ipv6Addr,
     },
 }
 

@@ -6,6 +6,7 @@
 //! [`State`] is what readers hold; [`Replica`] is the one writer, driven by Raft; [`Store`] is where the two meet.
 //! `apply` is deterministic and never fails: what cannot be done is a [`Refusal`].
 
+mod addresses;
 mod apply;
 mod attach;
 pub mod codec;

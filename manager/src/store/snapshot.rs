@@ -4,6 +4,7 @@
 //! what was read is what was held. Sealing and cutting into chunks is Raft's.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use skep_proto::model::{Cluster, Config, Network, Node, Secret, Service, Timestamp};
 
 use super::codec::Encode;
-use super::derived::{Parts, address_key};
+use super::derived::Parts;
 use super::digest::{self, Domain};
 use super::entry::Kind;
 use super::put::{mesh_ports, object_hash};
@@ -89,6 +90,16 @@ enum Record {
         task: u32,
         attached: Attached,
     },
+    /// The IPv6 address of a network that was given last.
+    Cursor6 {
+        network: u32,
+        address: Ipv6Addr,
+    },
+    /// The IPv6 address that an attached container asks for.
+    Asked6 {
+        task: u32,
+        address: Ipv6Addr,
+    },
 }
 
 /// Writes a version.
@@ -127,8 +138,14 @@ pub(super) fn write(state: &State, out: &mut dyn Write) -> io::Result<()> {
     for ((service, version), text) in &state.blocked {
         put(Record::Blocked { service: *service, version: *version, text: text.to_string() })?;
     }
-    for (network, address) in &state.cursors {
+    for (task, address) in &state.asked6 {
+        put(Record::Asked6 { task: *task, address: *address })?;
+    }
+    for (network, address) in &state.cursors.v4 {
         put(Record::Cursor { network: *network, address: *address })?;
+    }
+    for (network, address) in &state.cursors.v6 {
+        put(Record::Cursor6 { network: *network, address: *address })?;
     }
     for (id, request) in &state.requests {
         put(Record::Request { id: *id, request: (**request).clone() })?;
@@ -238,9 +255,10 @@ impl Restore {
                 state.blocked.insert((service, version), text.into());
             }
             Record::Cursor { network, address } => {
-                state.digest ^= digest::of(Domain::Cursor, network, address);
-                state.cursors.insert(network, address);
+                state.restore_cursor(network, IpAddr::V4(address.into()));
             }
+            Record::Cursor6 { network, address } => state.restore_cursor(network, IpAddr::V6(address)),
+            Record::Asked6 { task, address } => state.ask_address6(task, address),
             Record::Request { id, request } => {
                 state.digest ^= digest::of(Domain::Request, id, request.at_ms);
                 state.request_times.insert((request.at_ms, id));
@@ -319,9 +337,8 @@ impl State {
         }
         for (reference, service) in self.services.iter() {
             for vip in &service.endpoint.virtual_ips {
-                let network = self.networks.reference(vip.network);
-                if let Some(key) = network.and_then(|n| address_key(n, vip.address.addr())) {
-                    self.derived.addresses.insert(key);
+                if let Some(network) = self.networks.reference(vip.network) {
+                    self.derived.addresses.insert(network, vip.address.addr());
                 }
             }
             for port in mesh_ports(service) {
@@ -352,7 +369,8 @@ impl State {
         digest ^= self.extras.iter().fold(0, |sum, (h, extra)| sum ^ digest::of(Domain::Extra, *h, &**extra));
         digest ^= self.attached.iter().fold(0, |sum, (h, one)| sum ^ digest::of(Domain::Attached, *h, &**one));
         digest ^= self.blocked.iter().fold(0, |sum, (key, text)| sum ^ digest::of(Domain::Blocked, *key, &**text));
-        digest ^= self.cursors.iter().fold(0, |sum, (n, address)| sum ^ digest::of(Domain::Cursor, *n, *address));
+        digest ^= self.asked6.iter().fold(0, |sum, (h, asked)| sum ^ digest::of(Domain::Asked6, *h, *asked));
+        digest ^= self.cursors.digest();
         digest ^= self.requests.iter().fold(0, |sum, (id, r)| sum ^ digest::of(Domain::Request, *id, r.at_ms));
         digest ^= self.removed_digest();
         digest ^= self.clusters.hash() ^ self.nodes.hash() ^ self.services.hash();

@@ -1,6 +1,6 @@
 //! The cluster's state as one value: cheap to clone, never changing once published, read without locks.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
@@ -14,9 +14,10 @@ use skep_proto::model::{
     Timestamp, Version,
 };
 
+use super::addresses::Cursors;
 use super::derived::{Derived, NodeLoad, ServiceCount, top_bits};
 use super::entry::Outcome;
-use super::refs::{NetworkRef, NodeRef, Reference, ServiceRef, TaskRef};
+use super::refs::{NodeRef, Reference, ServiceRef, TaskRef};
 use super::row::{Attached, TaskExtra, TaskRow, usual_message};
 use super::rows::Rows;
 use super::spec::SharedSpec;
@@ -34,6 +35,8 @@ pub struct State {
     pub(super) extras: OrdMap<u32, Arc<TaskExtra>>,
     /// Of tasks without a service, what they stand for.
     pub(super) attached: OrdMap<u32, Arc<Attached>>,
+    /// IPv6 addresses that plain containers asked for: few ask, so they are kept apart.
+    pub(super) asked6: OrdMap<u32, Ipv6Addr>,
     pub(super) specs: OrdMap<(u32, u64), SharedSpec>,
     pub(super) clusters: Table<Cluster>,
     pub(super) nodes: Table<Node>,
@@ -43,8 +46,8 @@ pub struct State {
     pub(super) configs: Table<Config>,
     /// Why tasks of a spec wait.
     pub(super) blocked: OrdMap<(u32, u64), Arc<str>>,
-    /// Where the search for a free address of a network goes on, so that a freed one rests before it is given again.
-    pub(super) cursors: OrdMap<u32, u32>,
+    /// Where the search for free addresses goes on.
+    pub(super) cursors: Cursors,
     /// Where the search for a free node index goes on.
     pub(super) node_index: u16,
     /// Index of the last change of a node's record.
@@ -195,6 +198,11 @@ impl State {
         self.attached.get(&handle)
     }
 
+    /// The IPv6 address that a task without a service asks for.
+    pub fn asked_address6(&self, handle: u32) -> Option<Ipv6Addr> {
+        self.asked6.get(&handle).copied()
+    }
+
     /// All tasks without a service, dead ones too, by handle.
     pub fn attachments_of_containers(&self) -> impl Iterator<Item = (u32, &TaskRow, &Arc<Attached>)> + '_ {
         self.attached.iter().filter_map(|(handle, attached)| Some((*handle, self.row_at(*handle)?, attached)))
@@ -303,21 +311,6 @@ impl State {
     /// The service that has a port of the routing mesh.
     pub fn ingress_port_holder(&self, protocol: Protocol, port: u16) -> Option<&Arc<Service>> {
         self.services.at(*self.derived.ingress_ports.get(&(protocol, port))?)
-    }
-
-    /// Whether an IPv4 address of a network belongs to a task or a service. IPv6 addresses are not tracked yet.
-    pub fn is_address_used(&self, network: NetworkRef, address: IpAddr) -> bool {
-        super::derived::address_key(network, address).is_some_and(|key| self.derived.addresses.contains(&key))
-    }
-
-    /// The IPv4 address of a network that was given last: the search for the next one starts behind it.
-    pub fn address_cursor(&self, network: NetworkRef) -> Option<std::net::Ipv4Addr> {
-        self.cursors.get(&network.handle()).map(|address| (*address).into())
-    }
-
-    /// How many IPv4 addresses of a network tasks and services hold.
-    pub fn addresses_used(&self, network: NetworkRef) -> usize {
-        self.derived.addresses.range((network.handle(), 0)..=(network.handle(), u32::MAX)).count()
     }
 
     /// The network with a VXLAN identifier.

@@ -395,8 +395,10 @@ pub struct LocalNetwork {
     pub name: String,
     /// `bridge`, `host` or `null`.
     pub driver: String,
-    /// Subnets.
+    /// Subnets, IPv4 first. In a request those asked for; the others are chosen.
     pub subnets: Vec<super::network::Subnet>,
+    /// It has IPv6 beside IPv4.
+    pub ipv6: bool,
     /// No way out.
     pub internal: bool,
     /// Labels.

@@ -1,5 +1,6 @@
 //! What the cluster talks about: ids, specs, states. Terms are Swarm's.
 
+pub mod addressing;
 pub mod annotations;
 pub mod cluster;
 pub mod container;

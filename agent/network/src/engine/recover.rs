@@ -69,6 +69,7 @@ pub fn recover(config: Config, place: Place, node_netns: Netns, names: Arc<dyn N
         mtu: AtomicU32::new(0),
         keys: Mutex::new(None),
         applying: AsyncMutex::new(()),
+        behind: AtomicBool::new(false),
         names_checked: AtomicBool::new(false),
         zones: AsyncMutex::new(None),
         cuts: Cuts::default(),

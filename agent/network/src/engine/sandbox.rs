@@ -20,10 +20,10 @@ use crate::mac::Mac;
 use crate::names::DnsPorts;
 use crate::netlink::{Neighbour, Requests, Rtnl, Veth, VethPeer, Via};
 use crate::nft::Tables;
-use crate::nft::table::Family;
+use crate::nft::table::{Family, Table};
 use crate::plan::overlay::TABLE;
 use crate::plan::senders::Sender;
-use crate::plan::vip::{sandbox_tables, services};
+use crate::plan::vip::{Changed, sandbox_parts, sandbox_tables, services};
 use crate::spec::{LinkKind, SandboxLink};
 use crate::sys::netns::{self, Netns};
 use crate::sys::notices::Notices;
@@ -63,9 +63,35 @@ impl Live {
     /// # Errors
     /// [`NetworkError::Kernel`].
     pub fn load_rules(&mut self, inner: &Inner, record: &Record) -> Result<(), NetworkError> {
-        let view = inner.state().view.clone();
-        let tables = sandbox_tables(&services(&view, &record.networks()), self.dns);
+        let tables = self.wanted(inner, record);
         self.tables.set(&self.netns, tables).step("load the rules of a sandbox")
+    }
+
+    /// Whether somebody else changed its rules since the last look.
+    pub fn is_changed(&mut self) -> bool {
+        self.notices.changed(&self.netns, false) && !self.tables.is_last_change_ours(&self.netns)
+    }
+
+    fn wanted(&self, inner: &Inner, record: &Record) -> Vec<Table> {
+        let (view, backends) = {
+            let state = inner.state();
+            (state.view.clone(), state.backends.clone())
+        };
+        sandbox_tables(&services(&view, &backends, &record.networks()), self.dns)
+    }
+
+    /// Brings to its rules what changed of virtual addresses.
+    ///
+    /// # Errors
+    /// [`NetworkError::Kernel`].
+    pub fn follow(&mut self, inner: &Inner, record: &Record, changed: &Changed) -> Result<(), NetworkError> {
+        let parts = sandbox_parts(changed, &record.networks());
+        // Without the last one of IPv6 there is no table for it.
+        let may_be_last = changed.iter().any(|((_, vip), behind)| vip.is_ipv6() && behind.is_none());
+        if !may_be_last && self.tables.patch(&self.netns, &parts).step("change the rules of a sandbox")? {
+            return Ok(());
+        }
+        self.load_rules(inner, record)
     }
 
     /// What of its rules differs from what the managers want. Changes nothing.
@@ -73,8 +99,7 @@ impl Live {
     /// # Errors
     /// [`NetworkError::Kernel`].
     pub fn differences(&self, inner: &Inner, record: &Record) -> Result<Vec<String>, NetworkError> {
-        let view = inner.state().view.clone();
-        let tables = sandbox_tables(&services(&view, &record.networks()), self.dns);
+        let tables = self.wanted(inner, record);
         let mut found = self.tables.differences(&self.netns).step("read the rules of a sandbox")?;
         if !self.tables.is_loaded(&tables) {
             found.push("its virtual addresses are older than the managers' last word".into());

@@ -94,7 +94,7 @@ impl Inner {
         }
         for (id, cell) in self.live_cells() {
             if let Ok(mut live) = cell.try_lock()
-                && live.as_mut().is_some_and(|live| live.notices.changed(&live.netns, false) || all)
+                && live.as_mut().is_some_and(|live| live.is_changed() || all)
             {
                 changed.sandboxes.insert(id);
             }

@@ -13,7 +13,7 @@ use skep_proto::model::engine::{Container, LocalNetwork};
 use skep_proto::model::{Network, Timestamp};
 
 use crate::docker::error::ApiError;
-use crate::docker::extract::{ApiVersion, Filters, Json, Query};
+use crate::docker::extract::{ApiVersion, Filters, Flag, Json, Query};
 use crate::docker::spec::network::{self, NewNetwork};
 use crate::docker::state::{App, Local};
 use crate::docker::types::network as json;
@@ -116,9 +116,12 @@ fn for_version(mut network: json::Network, version: ApiVersion) -> json::Network
 struct InspectQuery {
     #[serde(default)]
     scope: String,
+    #[serde(default)]
+    verbose: Flag,
 }
 
-/// `GET /networks/{id}` (Engine API, Network, "Inspect a network"). `verbose` adds nothing that is not shown anyway.
+/// `GET /networks/{id}` (Engine API, Network, "Inspect a network"). Nodes that use a network of the cluster are known to
+/// managers alone, as are its services and their tasks, which `verbose` adds.
 async fn inspect(
     State(app): State<App>,
     version: ApiVersion,
@@ -133,6 +136,12 @@ async fn inspect(
     }
     if shown.is_none() && query.scope != "local" {
         shown = cluster(&app, &id).await?.map(|n| network::show_cluster(&n, &containers));
+        // Of the scope of the cluster alone, dockerd tells only what its managers' record says.
+        if query.scope != "swarm"
+            && let (Some(shown), Ok(control)) = (&mut shown, app.swarm.control())
+        {
+            network::show_usage(shown, &control.network_usage(&shown.id).await?, query.verbose.0);
+        }
     }
     if shown.is_none() && query.scope != "local" && id == network::INGRESS {
         shown = ingress(&app).await?;

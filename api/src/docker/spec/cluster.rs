@@ -3,6 +3,7 @@
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use ipnet::IpNet;
+use skep_proto::model::addressing;
 use skep_proto::model::annotations::Annotations;
 use skep_proto::model::cluster::{Cluster, ClusterSpec};
 use skep_proto::model::node::Availability;
@@ -91,6 +92,9 @@ pub(crate) fn show(cluster: &Cluster, tokens: bool) -> json::Swarm {
     }
 }
 
+/// Prefix length of IPv4 subnets when nobody says otherwise.
+const DEFAULT_SUBNET_SIZE: u8 = 24;
+
 /// 10.0.0.0/8: what subnets of networks are taken from when nobody says otherwise.
 fn default_pool() -> IpNet {
     "10.0.0.0/8".parse().expect("a constant subnet")
@@ -123,17 +127,11 @@ pub(crate) fn read_init(request: json::InitRequest) -> Result<InitRequest, ApiEr
     if request.data_path_port != 0 && !(1024..=49151).contains(&request.data_path_port) {
         return Err(ApiError::bad_request("Datapath port number is not in valid range (1024-49151)"));
     }
-    let address_pools = request
-        .default_addr_pool
-        .iter()
-        .map(|pool| {
-            pool.parse().map_err(|_| ApiError::bad_request(format!("invalid default address pool {pool}: not a CIDR")))
-        })
-        .collect::<Result<_, _>>()?;
     let subnet_size = u8::try_from(request.subnet_size)
         .ok()
         .filter(|size| *size <= 29)
         .ok_or_else(|| ApiError::bad_request("subnet size can not be greater than 29"))?;
+    let address_pools = read_pools(&request.default_addr_pool, subnet_size)?;
     Ok(InitRequest {
         listen_addr: request.listen_addr,
         advertise_addr: request.advertise_addr,
@@ -145,6 +143,32 @@ pub(crate) fn read_init(request: json::InitRequest) -> Result<InitRequest, ApiEr
         address_pools,
         subnet_size,
     })
+}
+
+/// Reads the pools that subnets of networks are taken from. The size of subnets is that of IPv4 ones; a family that has no
+/// pool here has its default one.
+fn read_pools(texts: &[String], subnet_size: u8) -> Result<Vec<IpNet>, ApiError> {
+    let mut pools: Vec<IpNet> = Vec::new();
+    for text in texts {
+        let wrong = |why: String| ApiError::bad_request(format!("invalid default address pool {text}: {why}"));
+        let pool = text.parse::<IpNet>().map_err(|_| wrong("not a CIDR".into()))?.trunc();
+        let size = match pool {
+            IpNet::V4(_) if subnet_size == 0 => DEFAULT_SUBNET_SIZE,
+            IpNet::V4(_) => subnet_size,
+            IpNet::V6(_) => addressing::SUBNET6,
+        };
+        if pool.prefix_len() > size {
+            return Err(wrong(format!("it has no room for a subnet of /{size}")));
+        }
+        if let Some(other) = pools.iter().find(|other| addressing::overlap(**other, pool)) {
+            return Err(wrong(format!("it overlaps {other}")));
+        }
+        pools.push(pool);
+    }
+    if !pools.is_empty() && !pools.iter().any(|pool| matches!(pool, IpNet::V4(_))) {
+        pools.push(default_pool());
+    }
+    Ok(pools)
 }
 
 /// Reads the request to join.
@@ -160,4 +184,30 @@ pub(crate) fn read_join(request: json::JoinRequest) -> Result<JoinRequest, ApiEr
         token: request.join_token,
         availability: node::read_availability(&request.availability)?.unwrap_or(Availability::Active),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pools_are_of_both_families_and_the_size_is_that_of_ipv4_subnets() {
+        let read = |pools: &[&str], size| {
+            let pools: Vec<String> = pools.iter().map(|p| (*p).to_owned()).collect();
+            let read = read_pools(&pools, size).map_err(|error| error.message().to_owned())?;
+            Ok::<_, String>(read.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(read(&[], 0), Ok(vec![]));
+        let both = read(&["10.77.0.0/16", "fd77::1/48"], 26).unwrap();
+        assert_eq!(both, ["10.77.0.0/16", "fd77::/48"]);
+        assert_eq!(read(&["fd77::/64"], 0).unwrap(), ["fd77::/64", "10.0.0.0/8"], "IPv4 keeps its own");
+        let says = |pools: &[&str], size, text: &str| {
+            let error = read(pools, size).unwrap_err();
+            assert!(error.contains(text), "{error}");
+        };
+        says(&["fd77::/80"], 26, "no room for a subnet of /64");
+        says(&["10.0.0.0/25"], 0, "no room for a subnet of /24");
+        says(&["fd77::/48", "fd77:0:0:9::/64"], 0, "it overlaps fd77::/48");
+        says(&["here"], 0, "not a CIDR");
+    }
 }

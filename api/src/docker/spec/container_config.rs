@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use skep_proto::model::ContainerId;
+use skep_proto::model::addressing::Family;
 use skep_proto::model::container::{ContainerSpec, Driver, Mount, MountKind};
 use skep_proto::model::engine::{ContainerConfig, ContainerRestart, NetworkEndpoint, NetworkMode, PortBinding};
 use skep_proto::model::service::Protocol;
@@ -236,7 +237,7 @@ fn port_bindings(given: &BTreeMap<String, Vec<json::PortBinding>>) -> Result<Vec
         let (container_port, protocol) = port(key)?;
         for host in hosts {
             let host_ip: Option<IpAddr> = match host.host_ip.as_str() {
-                "" | "0.0.0.0" => None,
+                "" => None,
                 text => Some(text.parse().map_err(|_| ApiError::bad_request(format!("invalid IP address: {text}")))?),
             };
             let host_port = match host.host_port.as_str() {
@@ -346,9 +347,15 @@ pub(crate) fn wish(network: &str, endpoint: json::EndpointConfig) -> Result<Netw
     }
     refuse("IPAMConfig", &endpoint.ipam_config.rest)?;
     let mut addresses = Vec::new();
-    for text in [&endpoint.ipam_config.ipv4_address, &endpoint.ipam_config.ipv6_address] {
+    // Docker's words.
+    let invalid = |family: Family, text: &str| {
+        ApiError::bad_request(format!("invalid endpoint settings:\ninvalid {} address: {text}", family.as_str()))
+    };
+    let ipam = &endpoint.ipam_config;
+    for (family, text) in [(Family::V4, &ipam.ipv4_address), (Family::V6, &ipam.ipv6_address)] {
         if !text.is_empty() {
-            addresses.push(text.parse().map_err(|_| ApiError::bad_request(format!("invalid IP address: {text}")))?);
+            let parsed = text.parse::<IpAddr>().ok().filter(|address| Family::of(*address) == family);
+            addresses.push(parsed.ok_or_else(|| invalid(family, text))?);
         }
     }
     Ok(NetworkEndpoint { network: network.to_owned(), aliases: endpoint.aliases, addresses })

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use skep_proto::model::container::MountKind;
 use skep_proto::model::engine::{
-    Container, ContainerRestart, ContainerStatus, EndpointState, NetworkMode, PortBinding, ResolvedMount,
+    Container, ContainerRestart, ContainerStatus, EndpointState, NetworkEndpoint, NetworkMode, PortBinding,
+    ResolvedMount,
 };
 use skep_proto::model::{HealthStatus, ProbeResult, Timestamp};
 
@@ -350,7 +351,7 @@ fn networks(container: &Container) -> BTreeMap<String, json::EndpointSettings> {
         .iter()
         .map(|state| {
             let settings = json::EndpointSettings {
-                ipam_config: None,
+                ipam_config: asked(container, state),
                 links: None,
                 aliases: (!state.aliases.is_empty()).then(|| state.aliases.clone()),
                 network_id: state.network_id.clone(),
@@ -360,6 +361,21 @@ fn networks(container: &Container) -> BTreeMap<String, json::EndpointSettings> {
             (state.network.clone(), settings)
         })
         .collect()
+}
+
+/// Addresses that the container asked for on a network; Docker shows none where it asked for none.
+fn asked(container: &Container, state: &EndpointState) -> Option<json::EndpointIpamView> {
+    let NetworkMode::Networks(wishes) = &container.config.network else { return None };
+    let is_meant = |wish: &&NetworkEndpoint| {
+        let by_id = || !wish.network.is_empty() && state.network_id.starts_with(&wish.network);
+        wish.network == state.network || by_id()
+    };
+    let wish = wishes.iter().find(is_meant).filter(|wish| !wish.addresses.is_empty())?;
+    let first = |v4: bool| wish.addresses.iter().find(|a| a.is_ipv4() == v4).map(ToString::to_string);
+    Some(json::EndpointIpamView {
+        ipv4_address: first(true).unwrap_or_default(),
+        ipv6_address: first(false).unwrap_or_default(),
+    })
 }
 
 fn endpoint(container: &Container, state: &EndpointState) -> json::BridgeEndpoint {

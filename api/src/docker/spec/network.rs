@@ -8,7 +8,11 @@ use skep_proto::model::annotations::Annotations;
 use skep_proto::model::container::Driver;
 use skep_proto::model::engine::{Container, LocalNetwork};
 use skep_proto::model::network::{IpamConfig, Network, NetworkSpec, Subnet};
-use skep_proto::model::{Meta, NetworkId, Timestamp};
+use skep_proto::model::{Meta, NetworkId, Timestamp, addressing};
+
+mod usage;
+
+pub(crate) use usage::show_usage;
 
 use super::{refuse, validate};
 use crate::docker::error::ApiError;
@@ -48,6 +52,12 @@ pub(crate) fn read(request: json::NetworkCreate) -> Result<NewNetwork, ApiError>
         return Err(ApiError::not_supported(format!("the IPAM driver {}", ipam.driver)));
     }
     let configs = ipam.config.into_iter().map(read_ipam).collect::<Result<Vec<_>, _>>()?;
+    // Clients send an entry without any content for "whatever is free".
+    let configs: Vec<IpamConfig> = configs.into_iter().filter(|config| *config != IpamConfig::default()).collect();
+    let ipv6 = request.enable_ipv6.unwrap_or(false);
+    if let Some(text) = addressing::contradiction(ipv6, &configs) {
+        return Err(ApiError::bad_request(text));
+    }
     match request.driver.as_str() {
         "overlay" => {
             validate::dns_name("network", &request.name)?;
@@ -60,7 +70,7 @@ pub(crate) fn read(request: json::NetworkCreate) -> Result<NewNetwork, ApiError>
             Ok(NewNetwork::Cluster(NetworkSpec {
                 annotations: Annotations { name: request.name, labels: request.labels },
                 driver: Driver { name: request.driver, options: request.options },
-                ipv6: request.enable_ipv6.unwrap_or(false),
+                ipv6,
                 internal: request.internal,
                 ingress: request.ingress,
                 attachable: request.attachable,
@@ -72,9 +82,6 @@ pub(crate) fn read(request: json::NetworkCreate) -> Result<NewNetwork, ApiError>
             if !["", "local"].contains(&request.scope.as_str()) {
                 return Err(ApiError::not_supported(format!("a bridge network with scope {}", request.scope)));
             }
-            if request.enable_ipv6 == Some(true) {
-                return Err(ApiError::not_supported("IPv6 on a bridge network"));
-            }
             if request.name.is_empty() {
                 return Err(ApiError::bad_request("network name cannot be empty"));
             }
@@ -82,6 +89,7 @@ pub(crate) fn read(request: json::NetworkCreate) -> Result<NewNetwork, ApiError>
                 name: request.name,
                 driver: "bridge".into(),
                 subnets: configs.iter().map(subnet).collect::<Result<_, _>>()?,
+                ipv6,
                 internal: request.internal,
                 labels: request.labels,
                 options: request.options,
@@ -101,11 +109,6 @@ fn read_ipam(config: json::IpamConfig) -> Result<IpamConfig, ApiError> {
     }
     let subnet: Option<IpNet> = parsed("subnet", &config.subnet)?;
     let gateway: Option<IpAddr> = parsed("gateway address", &config.gateway)?;
-    if let (Some(subnet), Some(gateway)) = (subnet, gateway)
-        && !subnet.contains(&gateway)
-    {
-        return Err(ApiError::bad_request(format!("invalid gateway {gateway}: it is not in subnet {subnet}")));
-    }
     Ok(IpamConfig {
         subnet: subnet.map(|s| s.trunc()),
         range: parsed("ip-range", &config.ip_range)?,
@@ -129,7 +132,7 @@ fn subnet(config: &IpamConfig) -> Result<Subnet, ApiError> {
     }
     let gateway = config
         .gateway
-        .or_else(|| subnet.hosts().next())
+        .or_else(|| addressing::first_host(subnet))
         .ok_or_else(|| ApiError::bad_request(format!("subnet {subnet} has no room for a gateway")))?;
     Ok(Subnet { subnet, range: config.range, gateway })
 }
@@ -138,14 +141,16 @@ fn none_if_empty(map: &BTreeMap<String, String>) -> Option<BTreeMap<String, Stri
     (!map.is_empty()).then(|| map.clone())
 }
 
-fn show_subnets(subnets: &[Subnet]) -> Vec<json::IpamConfig> {
+/// Subnets in use, with the addresses kept for others of what was asked for.
+fn show_subnets(subnets: &[Subnet], asked: &[IpamConfig]) -> Vec<json::IpamConfig> {
+    let kept = |subnet: IpNet| asked.iter().filter(move |c| c.subnet == Some(subnet)).flat_map(|c| &c.reserved);
     subnets
         .iter()
         .map(|s| json::IpamConfig {
             subnet: s.subnet.to_string(),
             ip_range: s.range.map(|r| r.to_string()).unwrap_or_default(),
             gateway: s.gateway.to_string(),
-            auxiliary_addresses: BTreeMap::new(),
+            auxiliary_addresses: kept(s.subnet).map(|(name, address)| (name.clone(), address.to_string())).collect(),
         })
         .collect()
 }
@@ -178,7 +183,7 @@ pub(crate) fn show_cluster(network: &Network, containers: &[&Container]) -> json
         ipam: json::Ipam {
             driver: "default".into(),
             options: none_if_empty(&spec.ipam_options),
-            config: show_subnets(&network.subnets),
+            config: show_subnets(&network.subnets, &spec.ipam),
         },
         internal: spec.internal,
         attachable: spec.attachable,
@@ -188,6 +193,8 @@ pub(crate) fn show_cluster(network: &Network, containers: &[&Container]) -> json
         containers: Some(endpoints(&id, containers)).filter(|map| !map.is_empty()),
         options: none_if_empty(&driver_state(network)),
         labels: none_if_empty(&spec.annotations.labels),
+        peers: Vec::new(),
+        services: BTreeMap::new(),
         id,
     }
 }
@@ -201,11 +208,11 @@ pub(crate) fn show_local(network: &LocalNetwork, containers: &[&Container]) -> j
         scope: "local",
         driver: network.driver.clone(),
         enable_ipv4: None,
-        enable_ipv6: false,
+        enable_ipv6: network.ipv6,
         ipam: json::Ipam {
             driver: "default".into(),
             options: Some(BTreeMap::new()),
-            config: show_subnets(&network.subnets),
+            config: show_subnets(&network.subnets, &[]),
         },
         internal: network.internal,
         attachable: false,
@@ -215,6 +222,8 @@ pub(crate) fn show_local(network: &LocalNetwork, containers: &[&Container]) -> j
         containers: Some(endpoints(&network.id, containers)),
         options: Some(network.options.clone()),
         labels: Some(network.labels.clone()),
+        peers: Vec::new(),
+        services: BTreeMap::new(),
     }
 }
 
@@ -297,7 +306,10 @@ pub(crate) fn show_inside_task(network: &Network) -> json::ClusterNetwork {
         driver_state: driver(&driver_name(spec), &driver_state(network)),
         ipam_options: Some(json::IpamOptions {
             driver: driver("default", &BTreeMap::new()),
-            configs: show_subnets(&network.subnets),
+            configs: show_subnets(&network.subnets, &spec.ipam),
         }),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -257,10 +257,19 @@ pub(crate) struct BridgeEndpoint {
     pub mac_address: String,
 }
 
+/// Addresses that were asked for.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct EndpointIpamView {
+    #[serde(rename = "IPv4Address", skip_serializing_if = "String::is_empty")]
+    pub ipv4_address: String,
+    #[serde(rename = "IPv6Address", skip_serializing_if = "String::is_empty")]
+    pub ipv6_address: String,
+}
+
 #[derive(Debug, Serialize)]
 pub(crate) struct EndpointSettings {
     #[serde(rename = "IPAMConfig")]
-    pub ipam_config: Option<Empty>,
+    pub ipam_config: Option<EndpointIpamView>,
     #[serde(rename = "Links")]
     pub links: Option<Vec<String>>,
     #[serde(rename = "Aliases")]

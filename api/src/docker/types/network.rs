@@ -30,6 +30,44 @@ pub(crate) struct Network {
     pub containers: Option<BTreeMap<String, EndpointResource>>,
     pub options: Option<BTreeMap<String, String>>,
     pub labels: Option<BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<Peer>,
+    /// Only where it was asked for (`verbose`).
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub services: BTreeMap<String, ServiceInfo>,
+}
+
+/// A node that uses the network.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Peer {
+    pub name: String,
+    #[serde(rename = "IP")]
+    pub ip: String,
+}
+
+/// A service on the network.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct ServiceInfo {
+    #[serde(rename = "VIP")]
+    pub vip: String,
+    pub ports: Vec<String>,
+    #[serde(rename = "LocalLBIndex")]
+    pub local_lb_index: u32,
+    pub tasks: Vec<NetworkTask>,
+}
+
+/// A task on the network.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct NetworkTask {
+    pub name: String,
+    #[serde(rename = "EndpointID")]
+    pub endpoint_id: String,
+    #[serde(rename = "EndpointIP")]
+    pub endpoint_ip: String,
+    pub info: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]

@@ -67,7 +67,7 @@ fn network(from: &Export<'_>, key: &str, name: &str) -> Value {
     if name != format!("{}_{key}", from.stack) {
         out.insert("name".into(), json!(name));
     }
-    for (word, member) in [("attachable", "Attachable"), ("internal", "Internal")] {
+    for (word, member) in [("attachable", "Attachable"), ("internal", "Internal"), ("enable_ipv6", "EnableIPv6")] {
         if shown[member] == true {
             out.insert(word.into(), json!(true));
         }

@@ -1,10 +1,11 @@
 //! Networks and volumes of a Compose file.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use skep_proto::model::container::{Driver, VolumeOptions};
 use skep_proto::model::network::IpamConfig;
-use skep_proto::model::{Annotations, NetworkSpec};
+use skep_proto::model::{Annotations, NetworkSpec, addressing};
 
 use crate::manifest::Problems;
 use crate::manifest::decode::{boolean, entries, items, pairs, parsed, text, unknown_key};
@@ -12,8 +13,19 @@ use crate::manifest::problem::Place;
 use crate::manifest::stack::{DeclaredVolume, STACK_LABEL, StackService};
 use crate::manifest::yaml::{Entry, Node, Value};
 
-const NETWORK_KEYS: [&str; 9] =
-    ["name", "external", "driver", "driver_opts", "attachable", "internal", "labels", "ipam", "enable_ipv6"];
+const NETWORK_KEYS: [&str; 10] = [
+    "name",
+    "external",
+    "driver",
+    "driver_opts",
+    "attachable",
+    "internal",
+    "labels",
+    "ipam",
+    "enable_ipv4",
+    "enable_ipv6",
+];
+const SUBNET_KEYS: [&str; 4] = ["subnet", "ip_range", "gateway", "aux_addresses"];
 const VOLUME_KEYS: [&str; 5] = ["name", "external", "driver", "driver_opts", "labels"];
 
 /// The networks of a file.
@@ -60,7 +72,7 @@ pub fn read_networks(declared: &[Entry], stack: &str, problems: &mut Problems) -
     let mut networks = Networks::default();
     for entry in declared {
         let mut spec = empty(&format!("{stack}_{}", entry.key), stack);
-        let mut external = false;
+        let (mut external, mut ipam_place) = (false, entry.place);
         for field in entries(&entry.value, "a network", problems) {
             let value = &field.value;
             match field.key.as_str() {
@@ -84,11 +96,23 @@ pub fn read_networks(declared: &[Entry], stack: &str, problems: &mut Problems) -
                 "attachable" => spec.attachable = boolean(value, "attachable", problems),
                 "internal" => spec.internal = boolean(value, "internal", problems),
                 "labels" => spec.annotations.labels.extend(pairs(value, "labels", problems)),
-                "ipam" => spec.ipam = read_ipam(value, problems),
-                "enable_ipv6" if !boolean(value, "enable_ipv6", problems) => {}
+                "ipam" => {
+                    spec.ipam = read_ipam(value, problems);
+                    ipam_place = value.place;
+                }
+                "enable_ipv4" => {
+                    if !boolean(value, "enable_ipv4", problems) {
+                        problems.add(value.place, "enable_ipv4: a network without IPv4 is not supported");
+                    }
+                }
+                "enable_ipv6" => spec.ipv6 = boolean(value, "enable_ipv6", problems),
                 key if key.starts_with("x-") => {}
-                _ => unknown_key(field, "a network", &NETWORK_KEYS[..8], problems),
+                _ => unknown_key(field, "a network", &NETWORK_KEYS, problems),
             }
+        }
+        if let Some(text) = addressing::contradiction(spec.ipv6, &spec.ipam) {
+            problems
+                .add(ipam_place, text.replace("add --ipv6 (EnableIPv6)", "add enable_ipv6: true").replace('\n', " "));
         }
         networks.names.insert(entry.key.clone(), spec.annotations.name.clone());
         if external {
@@ -133,12 +157,8 @@ fn read_ipam(node: &Node, problems: &mut Problems) -> Vec<IpamConfig> {
                             "gateway" => {
                                 config.gateway = parsed(&part.value, "gateway", "an address like 10.1.0.1", problems)
                             }
-                            _ => unknown_key(
-                                part,
-                                "an entry of ipam.config",
-                                &["subnet", "ip_range", "gateway"],
-                                problems,
-                            ),
+                            "aux_addresses" => config.reserved = read_reserved(&part.value, problems),
+                            _ => unknown_key(part, "an entry of ipam.config", &SUBNET_KEYS, problems),
                         }
                     }
                     configs.push(config);
@@ -148,6 +168,15 @@ fn read_ipam(node: &Node, problems: &mut Problems) -> Vec<IpamConfig> {
         }
     }
     configs
+}
+
+/// Addresses kept for others, by name.
+fn read_reserved(node: &Node, problems: &mut Problems) -> BTreeMap<String, IpAddr> {
+    let read = entries(node, "aux_addresses", problems).iter().filter_map(|entry| {
+        let address = parsed(&entry.value, "aux_addresses", "an address like 10.1.0.9", problems)?;
+        Some((entry.key.clone(), address))
+    });
+    read.collect()
 }
 
 /// A volume of a file.

@@ -67,6 +67,30 @@ fn the_default_network_may_be_configured() {
     assert_eq!(service(&stack, "demo_web").task.networks[0].target, "shared");
 }
 
+#[test]
+fn a_network_may_have_ipv6_with_subnets_of_both_families() {
+    let stack = stack(
+        "services: {web: {image: x, networks: [a, b]}}\nnetworks:\n  a: {enable_ipv6: true}\n  b:\n    enable_ipv4: true\n    enable_ipv6: true\n    \
+         ipam:\n      config:\n      - {subnet: 10.9.0.0/24}\n      - {subnet: 'fd01::/64', ip_range: 'fd01::/80', gateway: 'fd01::9', aux_addresses: {r: 'fd01::7'}}\n",
+    );
+    let [a, b] = &stack.parts.networks[..] else { panic!("two networks") };
+    assert_eq!((a.ipv6, a.ipam.len(), b.ipv6), (true, 0, true));
+    assert_eq!(
+        crate::docker::requests::network_create(b)["IPAM"]["Config"],
+        serde_json::json!([{"Subnet": "10.9.0.0/24"},
+            {"Subnet": "fd01::/64", "IPRange": "fd01::/80", "Gateway": "fd01::9", "AuxiliaryAddresses": {"r": "fd01::7"}}])
+    );
+    let one = |text: &str| {
+        let found = problems(&format!("services: {{web: {{image: x, networks: [a]}}}}\nnetworks:\n  a: {text}\n"));
+        assert_eq!((found.len(), found[0].0), (1, 3), "{found:#?}");
+        found[0].2.clone()
+    };
+    assert!(one("{ipam: {config: [{subnet: 'fd01::/64'}]}}").contains("add enable_ipv6: true"));
+    assert!(one("{enable_ipv4: false}").contains("without IPv4 is not supported"));
+    let outside = one("{enable_ipv6: true, ipam: {config: [{subnet: 'fd01::/64', gateway: 'fd02::1'}]}}");
+    assert!(outside.contains("invalid gateway fd02::1"), "{outside}");
+}
+
 proptest! {
     #[test]
     fn arbitrary_mutations_never_panic(at in 0usize..200, with in "[ -~\\n]{0,6}") {

@@ -61,21 +61,30 @@ pub fn cluster_name(stack: &str, namespace: &str, name: &str) -> String {
 struct Networks {
     stack: String,
     has_several: bool,
+    /// Namespaces with a Service that is reached by IPv6, too.
+    dual: BTreeSet<String>,
     used: BTreeMap<String, NetworkSpec>,
 }
 
 impl Networks {
     fn of(objects: &Objects, stack: &str) -> Self {
-        Self { stack: stack.to_owned(), has_several: objects.namespaces().len() > 1, used: BTreeMap::new() }
+        let dual = objects.services.iter().filter(|service| service.ipv6);
+        Self {
+            stack: stack.to_owned(),
+            has_several: objects.namespaces().len() > 1,
+            dual: dual.map(|service| service.meta.namespace.clone()).collect(),
+            used: BTreeMap::new(),
+        }
     }
 
-    fn take(&mut self, name: String) -> String {
+    fn take(&mut self, name: String, ipv6: bool) -> String {
         self.used.entry(name.clone()).or_insert_with(|| NetworkSpec {
             annotations: Annotations {
                 name: name.clone(),
                 labels: [(STACK_LABEL.to_owned(), self.stack.clone())].into(),
             },
             driver: Driver { name: "overlay".into(), options: BTreeMap::new() },
+            ipv6,
             ..NetworkSpec::default()
         });
         name
@@ -87,12 +96,12 @@ impl Networks {
             |target, aliases| NetworkAttachmentSpec { target, aliases, ..NetworkAttachmentSpec::default() };
         let Names { short, full } = names;
         if !self.has_several {
-            let name = self.take(format!("{}_default", self.stack));
+            let name = self.take(format!("{}_default", self.stack), !self.dual.is_empty());
             return vec![attachment(name, short.into_iter().chain(full).collect())];
         }
         let own = if namespace == self.stack { DEFAULT } else { namespace };
-        let own = self.take(format!("{}_{own}", self.stack));
-        let all = self.take(format!("{}_all-namespaces", self.stack));
+        let own = self.take(format!("{}_{own}", self.stack), self.dual.contains(namespace));
+        let all = self.take(format!("{}_all-namespaces", self.stack), !self.dual.is_empty());
         vec![attachment(own, short.into_iter().chain(full.clone()).collect()), attachment(all, full)]
     }
 }

@@ -61,11 +61,13 @@ pub struct Service {
     pub ports: Vec<ServicePort>,
     /// Names of pods hold before they are ready.
     pub publishes_unready: bool,
+    /// It is reached by IPv6 beside IPv4.
+    pub ipv6: bool,
 }
 
 const REST: Rest<'_> = Rest {
     what: "a Service",
-    known: &["type", "selector", "ports", "clusterIP", "publishNotReadyAddresses"],
+    known: &["type", "selector", "ports", "clusterIP", "publishNotReadyAddresses", "ipFamilies", "ipFamilyPolicy"],
     refused: &[
         ("externalIPs", "published ports are open on every node: use type LoadBalancer or NodePort"),
         ("externalName", "use the outside name itself, or hostAliases of the pods"),
@@ -91,6 +93,7 @@ pub fn read(node: &Node, meta: Meta, problems: &mut Problems) -> Service {
         selector: Selector::default(),
         ports: Vec::new(),
         publishes_unready: false,
+        ipv6: false,
         meta,
     };
     let Some(spec) = node.get("spec") else {
@@ -117,8 +120,24 @@ pub fn read(node: &Node, meta: Meta, problems: &mut Problems) -> Service {
             "publishNotReadyAddresses" => {
                 service.publishes_unready = boolean(value, "publishNotReadyAddresses", problems);
             }
-            // IPv4 is what names resolve to.
-            "ipFamilies" | "ipFamilyPolicy" => {}
+            "ipFamilies" => {
+                let families = texts(value, "ipFamilies", problems);
+                service.ipv6 |= families.iter().any(|family| family == "IPv6");
+                if service.ipv6 && !families.iter().any(|family| family == "IPv4") {
+                    problems.warn(value.place, "every Service is reached by IPv4: this one has IPv6 beside it");
+                }
+                if let Some(other) = families.iter().find(|f| !matches!(f.as_str(), "IPv4" | "IPv6")) {
+                    problems.add(value.place, format!("a family is IPv4 or IPv6, not {other:?}"));
+                }
+            }
+            "ipFamilyPolicy" => match text(value, "ipFamilyPolicy", problems).as_str() {
+                "SingleStack" => {}
+                "PreferDualStack" | "RequireDualStack" => service.ipv6 = true,
+                other => {
+                    let known = "SingleStack, PreferDualStack or RequireDualStack";
+                    problems.add(value.place, format!("ipFamilyPolicy is {known}, not {other:?}"));
+                }
+            },
             _ => REST.take(field, problems),
         }
     }

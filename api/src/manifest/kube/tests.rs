@@ -98,3 +98,21 @@ fn init_containers_have_no_probes_but_sidecars_do() {
     // The first container is the one that Docker's clients see.
     assert_eq!(containers.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["web", "first"]);
 }
+
+#[test]
+fn a_service_of_two_families_gives_its_network_both() {
+    let with = |spec: &str| {
+        let service = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec:\n  selector: {{app: web}}\n  ports: [{{port: 80}}]\n{spec}"
+        );
+        read(&format!("{}---\n{service}", container("")))
+    };
+    let ipv6 = |spec: &str| with(spec).unwrap().parts.networks[0].ipv6;
+    assert!(!ipv6("") && !ipv6("  ipFamilyPolicy: SingleStack\n") && !ipv6("  ipFamilies: [IPv4]\n"));
+    assert!(ipv6("  ipFamilyPolicy: PreferDualStack\n") && ipv6("  ipFamilyPolicy: RequireDualStack\n"));
+    assert!(ipv6("  ipFamilies: [IPv6, IPv4]\n") && ipv6("  ipFamilies: [IPv6]\n"));
+    let warned = with("  ipFamilies: [IPv6]\n").unwrap().warnings.iter().any(|w| w.contains("IPv6 beside it"));
+    assert!(warned);
+    assert!(with("  ipFamilyPolicy: Both\n").unwrap_err().contains("PreferDualStack"));
+    assert!(with("  ipFamilies: [IPX]\n").unwrap_err().contains("a family is IPv4 or IPv6"));
+}

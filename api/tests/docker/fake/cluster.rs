@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use futures_util::stream::{BoxStream, StreamExt};
 use skep_api::docker;
 use skep_api::ports::control::*;
+use skep_api::ports::usage::{EndpointUsage, NetworkUsage, ServiceUsage};
 use skep_api::ports::{BoxDuplex, ControlError, ControlPlane, Engine, Swarm};
 use skep_proto::model::cluster::{JoinTokens, RootCa};
 use skep_proto::model::engine::{ContainerConfig, ContainerRestart, NetworkMode, TaskOwner};
@@ -676,6 +677,34 @@ impl ControlPlane for World {
         let state = self.state.lock().unwrap();
         let named = state.networks.values().map(|n| (n.id.to_string(), n.spec.annotations.name.clone(), n));
         find("network", reference, named).cloned()
+    }
+
+    async fn network_usage(&self, reference: &str) -> Result<NetworkUsage, ControlError> {
+        let network = self.network(reference).await?.id;
+        let state = self.state.lock().unwrap();
+        let of = |service: &&Service| service.endpoint.virtual_ips.iter().any(|vip| vip.network == network);
+        let services: Vec<ServiceUsage> = state
+            .services
+            .values()
+            .filter(of)
+            .map(|service| {
+                let tasks = state.tasks.values().filter(|task| task.service == Some(service.id));
+                let usage = |task: &Task| EndpointUsage {
+                    name: format!("{}.{}.{}", service.spec.annotations.name, task.slot, task.id),
+                    container: ContainerId::of_task(task.id, 0),
+                    addresses: vec!["10.0.0.9/24".parse().unwrap(), "fd01::9/64".parse().unwrap()],
+                    host: Some([10, 1, 0, 1].into()),
+                };
+                ServiceUsage {
+                    service: Arc::new(service.clone()),
+                    virtual_ips: service.endpoint.virtual_ips.iter().map(|vip| vip.address).collect(),
+                    tasks: tasks.map(usage).collect(),
+                }
+            })
+            .collect();
+        let nodes =
+            if services.is_empty() { Vec::new() } else { state.nodes.values().cloned().map(Arc::new).collect() };
+        Ok(NetworkUsage { nodes, services, containers: Vec::new() })
     }
 
     async fn create_network(&self, spec: NetworkSpec) -> Result<NetworkId, ControlError> {

@@ -1,11 +1,15 @@
 //! Which addresses a node listens on and tells others.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 
 use skep_api::ports::control::ControlError;
 
 use crate::daemon::config::CLUSTER_PORT;
 use crate::daemon::sys;
+
+/// All addresses of a family.
+const ANY4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+const ANY6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 /// The addresses of a node, resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,16 +36,16 @@ pub struct Asked<'a> {
 /// An address of this node and its interface.
 pub type Local = (String, IpAddr);
 
-/// Finds the addresses. `towards` is the address that the system uses on its way to other hosts, when it has one.
+/// Finds the addresses. `towards` is the address that the system uses on its way to other hosts, when it has one. Where
+/// nobody chose, it is an IPv4 address, and an IPv6 one only on a node without IPv4.
 ///
 /// # Errors
 /// [`ControlError::InvalidArgument`], which says what to name.
 pub fn resolve(asked: Asked<'_>, locals: &[Local], towards: Option<IpAddr>) -> Result<Addresses, ControlError> {
-    let any = IpAddr::from([0, 0, 0, 0]);
-    let listen = endpoint("listen", asked.listen, locals)?.unwrap_or(SocketAddr::new(any, CLUSTER_PORT));
+    let listen = endpoint("listen", asked.listen, locals)?.unwrap_or(Endpoint { ip: ANY4, port: None });
+    let listen = SocketAddr::new(listen.ip, listen.port.unwrap_or(CLUSTER_PORT));
     let advertise = match endpoint("advertise", asked.advertise, locals)? {
-        Some(address) if !asked.advertise.contains(':') => SocketAddr::new(address.ip(), listen.port()),
-        Some(address) => address,
+        Some(Endpoint { ip, port }) => SocketAddr::new(ip, port.unwrap_or(listen.port())),
         None if !listen.ip().is_unspecified() => listen,
         None => SocketAddr::new(only_choice(locals, towards)?, listen.port()),
     };
@@ -50,8 +54,22 @@ pub fn resolve(asked: Asked<'_>, locals: &[Local], towards: Option<IpAddr>) -> R
             "advertise address must be a non-zero IP address or network interface (with optional port number)",
         ));
     }
-    let data_path = endpoint("data path", asked.data_path, locals)?.map_or(advertise.ip(), |address| address.ip());
+    let listen = reached_by(listen, advertise.ip());
+    if !listen.ip().is_unspecified() && listen.is_ipv4() != advertise.is_ipv4() {
+        let text = format!("nobody reaches {listen} by {advertise}: name a listen address of the same family");
+        return Err(invalid(text));
+    }
+    let data_path = endpoint("data path", asked.data_path, locals)?.map_or(advertise.ip(), |asked| asked.ip);
+    if data_path.is_unspecified() {
+        return Err(invalid("data path address must be a non-zero IP address or network interface"));
+    }
     Ok(Addresses { listen, advertise, data_path })
+}
+
+/// Where to listen so that the advertised address is answered: all addresses of IPv4 are all addresses of both families
+/// where an IPv6 one is advertised. Clients send `0.0.0.0` when their user names nothing.
+pub fn reached_by(listen: SocketAddr, advertise: IpAddr) -> SocketAddr {
+    if listen.ip() == ANY4 && advertise.is_ipv6() { SocketAddr::new(ANY6, listen.port()) } else { listen }
 }
 
 fn invalid(text: impl Into<String>) -> ControlError {
@@ -60,7 +78,9 @@ fn invalid(text: impl Into<String>) -> ControlError {
 
 /// The one address that others can reach, where there is only one.
 fn only_choice(locals: &[Local], towards: Option<IpAddr>) -> Result<IpAddr, ControlError> {
-    let outside: Vec<&Local> = locals.iter().filter(|(_, ip)| ip.is_ipv4() && !ip.is_loopback()).collect();
+    let outside =
+        |v4: bool| -> Vec<&Local> { locals.iter().filter(|(_, ip)| ip.is_ipv4() == v4 && !ip.is_loopback()).collect() };
+    let outside = Some(outside(true)).filter(|v4| !v4.is_empty()).unwrap_or_else(|| outside(false));
     match outside.as_slice() {
         [] => Err(invalid("could not find the system's IP address - specify one with --advertise-addr")),
         [(_, only)] => Ok(*only),
@@ -74,31 +94,48 @@ fn only_choice(locals: &[Local], towards: Option<IpAddr>) -> Result<IpAddr, Cont
     }
 }
 
+/// An address, and the port if one was named.
+struct Endpoint {
+    ip: IpAddr,
+    port: Option<u16>,
+}
+
 /// Reads one of the forms; `None` for an empty text.
-fn endpoint(what: &str, text: &str, locals: &[Local]) -> Result<Option<SocketAddr>, ControlError> {
+fn endpoint(what: &str, text: &str, locals: &[Local]) -> Result<Option<Endpoint>, ControlError> {
     if text.is_empty() {
         return Ok(None);
     }
     if let Ok(address) = text.parse::<SocketAddr>() {
-        return Ok(Some(address));
+        return Ok(Some(Endpoint { ip: address.ip(), port: Some(address.port()) }));
     }
-    if let Ok(ip) = text.parse::<IpAddr>() {
-        return Ok(Some(SocketAddr::new(ip, CLUSTER_PORT)));
+    if let Some(ip) = address(text) {
+        return Ok(Some(Endpoint { ip, port: None }));
     }
     let wrong = || invalid(format!("invalid {what} address {text:?}: write ADDRESS[:PORT] or INTERFACE[:PORT]"));
     let (name, port) = match text.rsplit_once(':') {
-        Some((name, port)) => (name, port.parse().ok().filter(|p| *p != 0).ok_or_else(wrong)?),
-        None => (text, CLUSTER_PORT),
+        Some((name, port)) => (name, Some(port.parse().ok().filter(|p| *p != 0).ok_or_else(wrong)?)),
+        None => (text, None),
     };
     if name.is_empty() {
-        return Ok(Some(SocketAddr::new(IpAddr::from([0, 0, 0, 0]), port)));
+        return Ok(Some(Endpoint { ip: ANY4, port }));
     }
-    let on_interface: Vec<IpAddr> =
-        locals.iter().filter(|(i, ip)| i == name && ip.is_ipv4()).map(|(_, ip)| *ip).collect();
+    let of = |v4: bool| -> Vec<IpAddr> {
+        locals.iter().filter(|(i, ip)| i == name && ip.is_ipv4() == v4).map(|(_, ip)| *ip).collect()
+    };
+    let on_interface = Some(of(true)).filter(|v4| !v4.is_empty()).unwrap_or_else(|| of(false));
     match on_interface.as_slice() {
-        [ip] => Ok(Some(SocketAddr::new(*ip, port))),
+        [ip] => Ok(Some(Endpoint { ip: *ip, port })),
         [] => Err(wrong()),
         [_, ..] => Err(invalid(format!("the interface {name} has several addresses: name one of them"))),
+    }
+}
+
+/// An address without a port; an IPv6 one may stand in brackets.
+fn address(text: &str) -> Option<IpAddr> {
+    let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    match bare {
+        Some(bare) => bare.parse().ok().map(IpAddr::V6),
+        None => text.parse().ok(),
     }
 }
 
@@ -109,6 +146,10 @@ fn endpoint(what: &str, text: &str, locals: &[Local]) -> Result<Option<SocketAdd
 pub fn managers(remotes: &[String]) -> Result<Vec<SocketAddr>, ControlError> {
     let mut found = Vec::new();
     for remote in remotes.iter().filter(|r| !r.is_empty()) {
+        if let Some(ip) = address(remote) {
+            found.push(SocketAddr::new(ip, CLUSTER_PORT));
+            continue;
+        }
         let with_port = remote.parse::<SocketAddr>().is_ok()
             || remote.rsplit_once(':').is_some_and(|(_, p)| p.parse::<u16>().is_ok());
         let name = if with_port { remote.clone() } else { format!("{remote}:{CLUSTER_PORT}") };
@@ -125,13 +166,15 @@ pub fn managers(remotes: &[String]) -> Result<Vec<SocketAddr>, ControlError> {
 
 /// The addresses of this network namespace, and the one used towards other hosts.
 pub fn of_this_host() -> (Vec<Local>, Option<IpAddr>) {
-    // Connecting a datagram socket sends nothing; it only asks the kernel for the route. TEST-NET-3, RFC 5737.
-    let towards = std::net::UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
-        socket.connect("203.0.113.1:9")?;
-        Ok(socket.local_addr()?.ip())
-    });
-    let locals = sys::ipv4_addresses().into_iter().map(|(name, ip)| (name, IpAddr::V4(ip))).collect();
-    (locals, towards.ok())
+    // Connecting a datagram socket sends nothing; it only asks the kernel for the route.
+    let route = |from: IpAddr, to: &str| {
+        let socket = std::net::UdpSocket::bind((from, 0)).ok()?;
+        socket.connect(to).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    };
+    // Documentation addresses: RFC 5737 and RFC 3849.
+    let towards = route(ANY4, "203.0.113.1:9").or_else(|| route(ANY6, "[2001:db8::1]:9"));
+    (sys::addresses(), towards)
 }
 
 #[cfg(test)]
@@ -156,6 +199,46 @@ mod tests {
         assert_eq!((found.listen.to_string(), found.advertise.port()), ("0.0.0.0:4000".into(), 5000));
         let found = resolve(ask("10.0.0.1", ""), &locals(), None).unwrap();
         assert_eq!(found.advertise.to_string(), "10.0.0.1:2377");
+    }
+
+    #[test]
+    fn ipv6_addresses_are_understood_with_and_without_a_port() {
+        let mut locals = locals();
+        locals.push(("eth0".to_owned(), "2001:db8::5".parse().unwrap()));
+        locals.push(("eth2".to_owned(), "2001:db8:2::5".parse().unwrap()));
+        let shown = |listen, advertise| {
+            let found = resolve(ask(listen, advertise), &locals, None).unwrap();
+            (found.listen.to_string(), found.advertise.to_string(), found.data_path.to_string())
+        };
+        let all = |listen: &str, advertise: &str, data_path: &str| {
+            (listen.to_owned(), advertise.to_owned(), data_path.to_owned())
+        };
+        let own = all("[::]:2377", "[2001:db8::5]:2377", "2001:db8::5");
+        assert_eq!(shown("[::]:2377", "2001:db8::5"), own);
+        assert_eq!(shown("", "[2001:db8::5]"), own, "IPv4 alone would not be reached");
+        assert_eq!(shown("0.0.0.0:2377", "[2001:db8::5]:2377"), own);
+        assert_eq!(shown("[::]:4000", "2001:db8::5"), all("[::]:4000", "[2001:db8::5]:4000", "2001:db8::5"));
+        assert_eq!(shown("[::]:4000", "10.0.0.1"), all("[::]:4000", "10.0.0.1:4000", "10.0.0.1"));
+        assert_eq!(shown("2001:db8::5", ""), all("[2001:db8::5]:2377", "[2001:db8::5]:2377", "2001:db8::5"));
+        // An interface stands for its IPv4 address where it has one.
+        assert_eq!(shown("", "eth0").1, "10.0.0.1:2377");
+        assert_eq!(shown("", "eth2:5000").1, "[2001:db8:2::5]:5000");
+        assert!(resolve(ask("10.0.0.1:2377", "2001:db8::5"), &locals, None).is_err());
+        assert!(resolve(ask("", "::"), &locals, None).is_err());
+        let data_path = Asked { listen: "", advertise: "10.0.0.1", data_path: "2001:db8::5" };
+        assert_eq!(resolve(data_path, &locals, None).unwrap().data_path.to_string(), "2001:db8::5");
+        let only = [("lo".to_owned(), "::1".parse().unwrap()), locals[4].clone()];
+        assert_eq!(resolve(ask("", ""), &only, None).unwrap().advertise.to_string(), "[2001:db8:2::5]:2377");
+    }
+
+    #[test]
+    fn managers_are_found_at_ipv6_addresses() {
+        let of = |remote: &str| managers(&[remote.to_owned()]).map(|found| found[0].to_string()).ok();
+        assert_eq!(of("[2001:db8::5]:2400").as_deref(), Some("[2001:db8::5]:2400"));
+        assert_eq!(of("[2001:db8::5]").as_deref(), Some("[2001:db8::5]:2377"));
+        assert_eq!(of("2001:db8::5").as_deref(), Some("[2001:db8::5]:2377"));
+        assert_eq!(of("10.0.0.1").as_deref(), Some("10.0.0.1:2377"));
+        assert_eq!(of("10.0.0.1:99").as_deref(), Some("10.0.0.1:99"));
     }
 
     #[test]
