@@ -269,6 +269,11 @@ impl SandboxLink {
         std::iter::once(IpAddr::V4(self.address.addr())).chain(self.address6.map(|net| IpAddr::V6(net.addr())))
     }
 
+    /// Its gateways.
+    pub(crate) fn gateways(&self) -> impl Iterator<Item = IpAddr> + use<> {
+        self.gateway.map(IpAddr::V4).into_iter().chain(self.gateway6.map(IpAddr::V6))
+    }
+
     /// Its IPv6 address with its Ethernet address.
     pub(crate) fn neighbour6(&self) -> Option<Neighbour> {
         self.address6.map(|net| Neighbour::Address(IpAddr::V6(net.addr()), self.mac))

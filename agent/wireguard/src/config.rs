@@ -55,7 +55,22 @@ pub struct Tuning {
     pub offload: OffloadLimit,
     /// UDP ports whose datagrams may be joined as VXLAN (RFC 7348): IANA's, that of skep's encrypted networks, Linux'.
     pub vxlan_ports: Vec<u16>,
+    /// Threads that seal, and as many that open; at least one. None: as many as the machine's processors suggest.
+    pub threads: Option<usize>,
 }
+
+impl Tuning {
+    /// Threads each way besides the one that reads.
+    pub(crate) fn helpers(&self) -> usize {
+        // Half of the processors each way: those whose packets these are need some, too. One or two processors have none to
+        // spare, and eight or more carry what a link carries with four.
+        let usual = || (std::thread::available_parallelism().map_or(1, usize::from) / 2).clamp(1, MAX_THREADS);
+        self.threads.unwrap_or_else(usual).saturating_sub(1)
+    }
+}
+
+/// Threads each way.
+const MAX_THREADS: usize = 4;
 
 /// Constants of the protocol (WireGuard paper, section 6.1). All devices of a network keep the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,6 +120,7 @@ impl Default for Tuning {
             limits: Limits::default(),
             offload: OffloadLimit { tap: TapOffload::Tunnel, udp: true },
             vxlan_ports: vec![4789, 4790, 8472],
+            threads: None,
         }
     }
 }

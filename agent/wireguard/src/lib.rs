@@ -1,6 +1,6 @@
 //! A WireGuard device in userspace, for kernels that have none.
 //!
-//! [`Device::open`] makes a network interface (a TAP) and a UDP socket and starts four threads; [`Device::configure`]
+//! [`Device::open`] makes a network interface (a TAP) and a UDP socket and starts its threads; [`Device::configure`]
 //! gives it key and peers; [`Device::status`] tells what it sees. It speaks the protocol of the WireGuard paper
 //! (Donenfeld, "WireGuard: Next Generation Kernel Network Tunnel", NDSS 2017) and works with any other implementation.
 //!

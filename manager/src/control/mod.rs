@@ -1,7 +1,8 @@
 //! The control plane as faces call it: [`ControlPlane`] over the replicated store.
 //!
-//! Every call begins with a read barrier, so that it sees every write acknowledged before it, on any manager. A change is
-//! one group of the log: checked here for sense, and once more against the state where it is applied.
+//! Every read begins with a barrier, so that it sees every write acknowledged before it, on any manager. A change is one
+//! group of the log: checked here for sense, and once more against the state where it is applied; only one that is refused
+//! needs the barrier.
 
 mod attachments;
 mod cluster;
@@ -40,7 +41,7 @@ use skep_proto::model::{
 
 use crate::membership::Membership;
 use crate::raft::{Raft, RaftError};
-use crate::store::{Change, Group, Outcome, State, Store};
+use crate::store::{Change, Group, Outcome, Refusal, State, Store};
 
 pub use attachments::{AttachError, AttachRequest, Place};
 pub use cluster::{check_settings, new_unlock_key};
@@ -126,19 +127,45 @@ impl Control {
 
     /// Commits one change.
     async fn change(&self, change: Change) -> Result<(), ControlError> {
-        let outcome = self.parts.proposer.propose(Group::of(change)).await.map_err(from_proposal)?;
-        match outcome {
-            Outcome::Applied { .. } => Ok(()),
-            Outcome::Refused(refusal) => Err(refusal::to_control_error(refusal)),
-        }
+        self.propose(change).await?.map_err(refusal::to_control_error)
     }
 
-    /// Commits what `make` says, if anything, for requests that name no version: when another changed the object in between, it is
-    /// read again. The client has read nothing that could be out of date.
+    /// The log's answer: made or refused. An error says that it was not asked, or what it said is not known.
+    async fn propose(&self, change: Change) -> Result<Result<(), Refusal>, ControlError> {
+        let outcome = self.parts.proposer.propose(Group::of(change)).await.map_err(from_proposal)?;
+        Ok(match outcome {
+            Outcome::Applied { .. } => Ok(()),
+            Outcome::Refused(refusal) => Err(refusal),
+        })
+    }
+
+    /// Commits what `make` says of the state. What this manager holds is nearly always the newest, and whether the change fits
+    /// is decided where it is applied; so the other managers are asked only when it was refused: the refusal may rest on
+    /// what is not so any more.
+    async fn change_seen(
+        &self,
+        make: impl Fn(&State) -> Result<Change, ControlError> + Send,
+    ) -> Result<(), ControlError> {
+        if let Ok(change) = make(&self.parts.store.view())
+            && self.propose(change).await?.is_ok()
+        {
+            return Ok(());
+        }
+        let state = self.read().await?;
+        self.change(make(&state)?).await
+    }
+
+    /// The same for requests that name no version, and for which nothing may be left to do: when another changed the object
+    /// in between, it is read again. The client has read nothing that could be out of date.
     async fn change_latest(
         &self,
         make: impl Fn(&State) -> Result<Option<Change>, ControlError> + Send,
     ) -> Result<(), ControlError> {
+        if let Ok(Some(change)) = make(&self.parts.store.view())
+            && self.propose(change).await?.is_ok()
+        {
+            return Ok(());
+        }
         for _ in 0..TRIES {
             let state = self.read().await?;
             let Some(change) = make(&state)? else { return Ok(()) };

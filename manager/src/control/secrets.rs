@@ -86,14 +86,16 @@ impl Control {
         at: Version,
         spec: SecretSpec,
     ) -> Result<(), ControlError> {
-        let state = self.read().await?;
-        let mut secret = (*lookup::find(state.secrets(), "secret", reference, |_| true)?).clone();
-        // Clients that read a secret never saw its data, and send it again or not at all.
-        let same_data = spec.data == SecretData::default() || spec.data == secret.spec.data;
-        only_labels("secret", same_data && spec.annotations.name == secret.spec.annotations.name)?;
-        secret.meta.version = at;
-        secret.spec.annotations.labels = spec.annotations.labels;
-        self.change(Change::update(&secret)).await
+        self.change_seen(|state| {
+            let mut secret = (*lookup::find(state.secrets(), "secret", reference, |_| true)?).clone();
+            // Clients that read a secret never saw its data, and send it again or not at all.
+            let same_data = spec.data == SecretData::default() || spec.data == secret.spec.data;
+            only_labels("secret", same_data && spec.annotations.name == secret.spec.annotations.name)?;
+            secret.meta.version = at;
+            secret.spec.annotations.labels.clone_from(&spec.annotations.labels);
+            Ok(Change::update(&secret))
+        })
+        .await
     }
 
     pub(super) async fn delete_secret(&self, reference: &str) -> Result<(), ControlError> {
@@ -125,13 +127,15 @@ impl Control {
         at: Version,
         spec: ConfigSpec,
     ) -> Result<(), ControlError> {
-        let state = self.read().await?;
-        let mut config = (*lookup::find(state.configs(), "config", reference, |_| true)?).clone();
-        let same_data = spec.data.is_empty() || spec.data == config.spec.data;
-        only_labels("config", same_data && spec.annotations.name == config.spec.annotations.name)?;
-        config.meta.version = at;
-        config.spec.annotations.labels = spec.annotations.labels;
-        self.change(Change::update(&config)).await
+        self.change_seen(|state| {
+            let mut config = (*lookup::find(state.configs(), "config", reference, |_| true)?).clone();
+            let same_data = spec.data.is_empty() || spec.data == config.spec.data;
+            only_labels("config", same_data && spec.annotations.name == config.spec.annotations.name)?;
+            config.meta.version = at;
+            config.spec.annotations.labels.clone_from(&spec.annotations.labels);
+            Ok(Change::update(&config))
+        })
+        .await
     }
 
     pub(super) async fn delete_config(&self, reference: &str) -> Result<(), ControlError> {

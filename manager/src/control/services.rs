@@ -32,35 +32,38 @@ impl Control {
         Ok(status_of(&find(&state, reference)?, &state))
     }
 
-    pub(super) async fn make_service(&self, mut spec: ServiceSpec) -> Result<ServiceId, ControlError> {
-        let state = self.read().await?;
+    pub(super) async fn make_service(&self, spec: ServiceSpec) -> Result<ServiceId, ControlError> {
         check(&spec)?;
-        resolve_networks(&mut spec, &state)?;
-        files::check(&spec, &state)?;
         let id = ServiceId::random(&mut rand::rng());
-        let service = Service {
-            id,
-            meta: Meta::default(),
-            spec,
-            spec_version: 0,
-            previous: None,
-            endpoint: Endpoint::default(),
-            update_status: None,
-            pending_delete: false,
-            runs: None,
-        };
-        self.change(Change::create(&service)).await?;
+        self.change_seen(|state| {
+            let mut spec = spec.clone();
+            resolve_networks(&mut spec, state)?;
+            files::check(&spec, state)?;
+            Ok(Change::create(&Service {
+                id,
+                meta: Meta::default(),
+                spec,
+                spec_version: 0,
+                previous: None,
+                endpoint: Endpoint::default(),
+                update_status: None,
+                pending_delete: false,
+                runs: None,
+            }))
+        })
+        .await?;
         Ok(id)
     }
 
     pub(super) async fn change_service(&self, reference: &str, update: ServiceUpdate) -> Result<(), ControlError> {
-        let state = self.read().await?;
-        let old = find(&state, reference)?;
-        if old.meta.version != update.at {
-            return Err(ControlError::OutOfSequence);
-        }
-        let service = changed(&old, update, &state)?;
-        self.change(Change::update(&service)).await
+        self.change_seen(|state| {
+            let old = find(state, reference)?;
+            if old.meta.version != update.at {
+                return Err(ControlError::OutOfSequence);
+            }
+            Ok(Change::update(&changed(&old, update.clone(), state)?))
+        })
+        .await
     }
 
     /// The planner takes the label away when nothing is left to move. A service that is always evened out needs no request.

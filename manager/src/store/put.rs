@@ -165,6 +165,7 @@ impl State {
         let old = self.services.get(service.id).cloned();
         self.check_mesh_ports(&service)?;
         self.check_files(old.as_deref(), &service)?;
+        self.check_networks(old.as_deref(), &service)?;
         let mut virtual_ips = Vec::new();
         for vip in &service.endpoint.virtual_ips {
             let network = self.networks.reference(vip.network);
@@ -222,6 +223,23 @@ impl State {
             for id in new.filter(|id| !known.iter().any(|c| c.configs.iter().any(|known| known.id == *id))) {
                 self.configs.get(id).ok_or(Refusal::NotFound { kind: Kind::Config, id: id.0 })?;
             }
+        }
+        Ok(())
+    }
+
+    /// As with files: a network may have been removed since the service was checked.
+    fn check_networks(&self, old: Option<&Service>, service: &Service) -> Result<(), Refusal> {
+        let of = |service: &Service| service.spec.task.networks.iter().map(|n| n.target.clone()).collect::<Vec<_>>();
+        let previous = old.and_then(|old| old.previous.as_deref());
+        let known: Vec<String> = old.map(of).into_iter().flatten().collect();
+        let is_known = |target: &String| {
+            known.contains(target) || previous.is_some_and(|p| p.spec.task.networks.iter().any(|n| n.target == *target))
+        };
+        let new = of(service).into_iter().filter(|target| !service.pending_delete && !is_known(target));
+        // Others are the node's own.
+        for id in new.filter_map(|target| target.parse::<NetworkId>().ok()) {
+            let found = self.networks.get(id).filter(|network| !network.pending_delete);
+            found.ok_or(Refusal::NotFound { kind: Kind::Network, id: id.0 })?;
         }
         Ok(())
     }

@@ -2,7 +2,8 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use skep_proto::model::service::{EndpointSpec, PortConfig, Protocol, PublishMode};
-use skep_proto::model::{NodeId, ServiceId, ServiceMode, TaskId, TaskState};
+use skep_proto::model::task::NetworkAttachmentSpec;
+use skep_proto::model::{NetworkId, NodeId, ServiceId, ServiceMode, TaskId, TaskState};
 
 use super::*;
 use crate::raft::machine::Machine;
@@ -125,6 +126,22 @@ fn names_are_unique_and_updates_name_the_version_they_read() {
     );
     let gone = Change::Delete { kind: Kind::Secret, id: 5, if_version: 0 };
     assert_eq!(refused(&mut world, gone), Refusal::NotFound { kind: Kind::Secret, id: 5 });
+}
+
+#[test]
+fn a_service_takes_no_network_that_goes_or_is_gone() {
+    let mut world = World::new().nodes(1);
+    let id = world.add_service("web", REPLICAS, |_| {});
+    let on = |target: &str| {
+        let mut service = (*world.service(id).unwrap()).clone();
+        let attachment = NetworkAttachmentSpec { target: target.into(), ..NetworkAttachmentSpec::default() };
+        service.spec.task.networks = vec![attachment];
+        service
+    };
+    let network = NetworkId(7);
+    let (on_node, on_it) = (on("host"), on(&network.to_string()));
+    assert_eq!(refused(&mut world, Change::update(&on_it)), Refusal::NotFound { kind: Kind::Network, id: network.0 });
+    world.apply(Change::update(&on_node));
 }
 
 #[test]

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use imbl::OrdMap;
 use ipnet::IpNet;
 
 use super::network::Subnet;
@@ -14,17 +15,18 @@ use super::pod::PortRedirect;
 use super::service::{EndpointMode, PortConfig, VirtualIp};
 use super::{NetworkId, NodeId, ServiceId, TaskId};
 
-/// All that a node knows of the cluster's network.
+/// All that a node knows of the cluster's network. Copies share what is equal in them, so that keeping one and finding what
+/// changed since cost as much as the change, whatever the size of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NetworkView {
     /// The nodes, this one included.
-    pub peers: BTreeMap<NodeId, Peer>,
+    pub peers: OrdMap<NodeId, Peer>,
     /// Networks on which this node has a task, or that one of its containers joined.
-    pub networks: BTreeMap<NetworkId, OverlayNetwork>,
+    pub networks: OrdMap<NetworkId, OverlayNetwork>,
     /// Services on those networks, and all services with ports in ingress mode.
-    pub services: BTreeMap<ServiceId, ServiceView>,
+    pub services: OrdMap<ServiceId, ServiceView>,
     /// Tasks with an address on those networks, and tasks behind ingress ports.
-    pub endpoints: BTreeMap<TaskId, EndpointView>,
+    pub endpoints: OrdMap<TaskId, EndpointView>,
 }
 
 /// Another node, or this one.

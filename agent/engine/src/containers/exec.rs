@@ -108,7 +108,7 @@ impl Containers {
         self.publish(entry.id, EventKind::ExecStart(session.event(exec)));
         let begun = self.exec_begin(exec, &session, &entry, detach, tty, size).await;
         if let Err(e) = &begun {
-            self.end_session(exec, &session, super::lifecycle::code_of_failure(&e.to_string(), 126));
+            self.end_session(exec, &session, super::start::code_of_failure(&e.to_string(), 126));
         }
         begun
     }

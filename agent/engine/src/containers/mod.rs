@@ -19,6 +19,8 @@ mod record;
 mod restart;
 mod run;
 mod shim;
+mod start;
+mod stop;
 mod streams;
 mod top;
 

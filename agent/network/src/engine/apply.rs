@@ -17,22 +17,107 @@ use super::{Inner, SwitchCell, blocking, lock, node, sysctl};
 use crate::error::{NetworkError, Step};
 use crate::netlink::Rtnl;
 use crate::plan;
+use crate::plan::change::{Backends, Change};
+use crate::plan::leaving::Places;
 use crate::spec::{DEFAULT_BRIDGE, SandboxId};
 
 impl Inner {
     pub(super) async fn apply(self: Arc<Self>, view: Arc<NetworkView>) -> Result<(), NetworkError> {
         let _one = self.applying.lock().await;
-        let remembered = {
-            let place = &self.state().place;
-            let Some(own) = place.node.and_then(|node| view.peers.get(&node)) else { return Ok(()) };
-            Remembered {
+        let (before, place, remembered, mut backends) = {
+            let state = self.state();
+            (state.view.clone(), state.place.clone(), state.remembered.clone(), state.backends.clone())
+        };
+        let Some(own) = place.node.and_then(|node| view.peers.get(&node)) else { return Ok(()) };
+        let change = Change::between(&before, &view);
+        // The same view again is for what others may have changed, and one after a failure for what was left undone.
+        let is_step = !change.ground
+            && !change.is_empty()
+            && !self.behind.load(Ordering::Relaxed)
+            && (remembered.index, remembered.underlay) == (Some(own.index), place.underlay());
+        let result = if is_step {
+            backends.follow(&change);
+            self.step(remembered, &before, &view, (backends, &change)).await
+        } else {
+            let remembered = Remembered {
                 index: Some(own.index),
                 underlay: place.underlay(),
                 peers: plan::node::peers(&view, place.node),
-                ingress: plan::node::ingress(&view),
-            }
+                ingress: plan::node::ingress(&view, &Backends::of(&view)),
+            };
+            self.bring(remembered, view).await
         };
-        self.bring(remembered, view).await
+        self.behind.store(result.is_err(), Ordering::Relaxed);
+        result
+    }
+
+    /// Goes on to a view in which some tasks and services are others, and does no more than follows from that. The caller
+    /// holds `applying`.
+    async fn step(
+        self: &Arc<Self>,
+        mut remembered: Remembered,
+        before: &Arc<NetworkView>,
+        view: &Arc<NetworkView>,
+        (backends, change): (Backends, &Change<'_>),
+    ) -> Result<(), NetworkError> {
+        let changes_ingress = plan::node::changes_ingress(before, view, change);
+        if changes_ingress {
+            remembered.ingress = plan::node::ingress(view, &backends);
+        }
+        let changed = Arc::new(plan::vip::changed(before, view, &backends, change));
+        let networks = change.networks(before, view);
+        let opened = self.take(&remembered, view, backends);
+        let (gone, inherited) = self.cut_inherited(change).await;
+        let mut result = match changes_ingress {
+            true => {
+                let inner = self.clone();
+                blocking(move || {
+                    remembered.write(&inner.config.state_dir.join("node.record"))?;
+                    inner.load_node_rules()
+                })
+                .await
+            }
+            false => Ok(()),
+        };
+        let (inner, views, on) = (self.clone(), (before.clone(), view.clone()), networks.clone());
+        result = result.and(blocking(move || inner.follow_switches(&views.0, &views.1, &on)).await);
+        for (id, cell) in self.live_cells() {
+            let record = self.state().records.get(&id).cloned();
+            let Some(record) = record.filter(|record| !record.networks().is_disjoint(&networks)) else { continue };
+            let (inner, changed, mut live) = (self.clone(), changed.clone(), cell.lock_owned().await);
+            let followed = blocking(move || match live.as_mut() {
+                Some(there) => there.follow(&inner, &record, &changed),
+                None => Ok(()),
+            });
+            result = result.and(followed.await);
+        }
+        self.publish_zones().await;
+        self.cut_later(Due { gone, opened, ..Due::default() }, plan::leaving::drained(change));
+        result.and(inherited)
+    }
+
+    /// Makes a view the one that counts from now on; gives the published ports of UDP that are new.
+    fn take(&self, remembered: &Remembered, view: &Arc<NetworkView>, backends: Backends) -> BTreeSet<u16> {
+        let mut state = self.state();
+        let opened = udp_ports(remembered).difference(&udp_ports(&state.remembered)).copied().collect();
+        state.remembered = remembered.clone();
+        state.view = view.clone();
+        state.backends = backends;
+        drop(state);
+        self.changed.send_modify(|count| *count += 1);
+        opened
+    }
+
+    /// Cuts what was led to a task that left and must not go on to its heir: before the heir has connections that could be
+    /// mistaken. Gives all places that were left.
+    async fn cut_inherited(self: &Arc<Self>, change: &Change<'_>) -> (Places, Result<(), NetworkError>) {
+        let gone = plan::leaving::vanished(change);
+        let heirs = gone.clone().among(&plan::leaving::heirs(change));
+        let cut = match heirs.is_empty() {
+            true => Ok(()),
+            false => self.cut_all(Due { gone: heirs, ..Due::default() }).await,
+        };
+        (gone, cut)
     }
 
     /// Brings everything to a view and what follows from it. The caller holds `applying`.
@@ -43,21 +128,13 @@ impl Inner {
     ) -> Result<(), NetworkError> {
         self.note_ports(&view);
         let index = remembered.index;
-        let (before, keep, opened) = {
-            let mut state = self.state();
-            let keep = (state.remembered != remembered).then(|| remembered.clone());
-            let opened = udp_ports(&remembered).difference(&udp_ports(&state.remembered)).copied().collect();
-            state.remembered = remembered;
-            (std::mem::replace(&mut state.view, view.clone()), keep, opened)
+        let (before, keep) = {
+            let state = self.state();
+            (state.view.clone(), (state.remembered != remembered).then(|| remembered.clone()))
         };
-        self.changed.send_modify(|count| *count += 1);
-        let gone = plan::leaving::vanished(&before, &view);
-        // What was led to a task must not go on to its heir. Before the heir has connections that could be mistaken.
-        let heirs = gone.clone().among(&plan::leaving::serving(&view));
-        let inherited = match heirs.is_empty() {
-            true => Ok(()),
-            false => self.cut_all(Due { gone: heirs, ..Due::default() }).await,
-        };
+        let opened = self.take(&remembered, &view, Backends::of(&view));
+        let change = Change::between(&before, &view);
+        let (gone, inherited) = self.cut_inherited(&change).await;
         let inner = self.clone();
         let node = blocking(move || {
             if let Some(remembered) = keep {
@@ -86,7 +163,7 @@ impl Inner {
             sandboxes = sandboxes.and(self.refresh(&id, live).await);
         }
         self.publish_zones().await;
-        self.cut_later(Due { gone, opened, ..Due::default() }, plan::leaving::drained(&before, &view));
+        self.cut_later(Due { gone, opened, ..Due::default() }, plan::leaving::drained(&change));
         node.and(tunnel).and(switches).and(sandboxes).and(inherited).and(names)
     }
 
@@ -183,6 +260,25 @@ impl Inner {
             if let Some(switch) = switch.as_mut() {
                 result = result.and(self.sync_path(network, switch, &view));
                 result = result.and(switch.sync(&view, node));
+            }
+        }
+        result
+    }
+
+    fn follow_switches(
+        &self,
+        before: &NetworkView,
+        view: &NetworkView,
+        networks: &BTreeSet<NetworkId>,
+    ) -> Result<(), NetworkError> {
+        let change = Change::between(before, view);
+        let mut result = Ok(());
+        for network in networks {
+            let Some(cell) = lock(&self.switches).get(network).cloned() else { continue };
+            let mut switch = lock(&cell);
+            let node = self.state().place.node;
+            if let Some(switch) = switch.as_mut() {
+                result = result.and(switch.follow(&change, view, node));
             }
         }
         result

@@ -48,7 +48,7 @@ const WALKS: usize = 16;
 pub struct Cut {
     /// Those whose answers would come from these addresses.
     pub gone: BTreeSet<IpAddr>,
-    /// Those that got no answer from these addresses. Left alone by kernels before 6.11.
+    /// Those that got no answer from these addresses. Left alone by kernels before 6.11, and over IPv6.
     pub half_open: BTreeSet<IpAddr>,
     /// Those to these UDP ports that lead nowhere else: a client that kept sending to a port that was closed would
     /// never be led to the task that it was published for.
@@ -67,21 +67,27 @@ pub fn cut(netns: &Netns, cut: &Cut) -> io::Result<()> {
     if !has_connections(&mut socket)? {
         return Ok(());
     }
-    for address in &cut.half_open {
+    for address in cut.half_open.iter().filter(|address| has_filter(**address)) {
         if !delete_where(&mut socket, *address, true)? {
             break;
         }
     }
     let mut rest = Cut { half_open: BTreeSet::new(), ..cut.clone() };
     if rest.gone.len() <= WALKS {
-        while let Some(address) = rest.gone.first().copied() {
-            if !delete_where(&mut socket, address, false)? {
+        for address in cut.gone.iter().filter(|address| has_filter(**address)) {
+            if !delete_where(&mut socket, *address, false)? {
                 break;
             }
-            rest.gone.remove(&address);
+            rest.gone.remove(address);
         }
     }
     if rest.gone.is_empty() && rest.opened.is_empty() { Ok(()) } else { look_through(&mut socket, &rest) }
+}
+
+/// Whether the kernel can tell connections by the address that answers. Of IPv6 it takes those that another address answers
+/// (`ctnetlink_filter_match_tuple` takes the result of ipv6_addr_cmp for its opposite): a deletion would hit all the others.
+fn has_filter(address: IpAddr) -> bool {
+    address.is_ipv4()
 }
 
 /// Whether the namespace has any connection: most sandboxes have none, most of the time.

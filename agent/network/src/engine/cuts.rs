@@ -124,7 +124,7 @@ impl Inner {
     async fn cut_now(self: &Arc<Self>, due: Due) -> Result<(), NetworkError> {
         let due = {
             let state = self.state();
-            let serving = leaving::serving(&state.view);
+            let serving = leaving::serving(&state.view, &[&due.gone, &due.half_open]);
             let here = state.records.values().flat_map(node_addresses).collect();
             let here = Places { node: here, ..Places::default() };
             Due { gone: due.gone.without(&serving).without(&here), half_open: due.half_open.without(&serving), ..due }

@@ -13,6 +13,7 @@ use crate::config::node_addresses;
 use crate::error::{NetworkError, Step};
 use crate::keys::{self, Keys};
 use crate::netlink::{Requests, Rtnl};
+use crate::plan::encryption;
 use crate::plan::encryption::{Path, encrypted_path, plain_path, plain_ports, tunnel};
 use crate::spec::{LinkKind, SandboxLink};
 use crate::tunnel::{Key, TunnelPath, TunnelStatus};
@@ -117,7 +118,8 @@ impl Inner {
     pub(super) async fn sync_tunnel(&self, index: u16, view: &NetworkView) -> Result<(), NetworkError> {
         let key = self.keys()?.current;
         let place = self.state().place.clone();
-        let Some(wanted) = tunnel(&self.config, &place, view, index, self.mtu(), key) else {
+        let mtu = self.tunnel_underlay(self.mtu());
+        let Some(wanted) = tunnel(&self.config, &place, view, index, mtu, key) else {
             return Err(NetworkError::RangeTooSmall { range: self.config.infra, index });
         };
         let (failure, result) = match self.names.put_tunnel(wanted).await {
@@ -135,11 +137,17 @@ impl Inner {
         result
     }
 
+    /// What WireGuard fills of the underlay's packets; `mtu` is the underlay's, both in bytes.
+    fn tunnel_underlay(&self, mtu: u32) -> u32 {
+        let state = self.state();
+        encryption::tunnel_underlay(state.place.underlay(), &state.remembered.peers, mtu)
+    }
+
     /// The path of the routing mesh, which is encrypted always. `mtu` is the underlay's, in bytes.
     pub(super) fn mesh_path(&self, index: u16, mtu: u32) -> Result<Path, NetworkError> {
         let addresses = node_addresses(self.config.infra, index);
         let too_small = NetworkError::RangeTooSmall { range: self.config.infra, index };
-        addresses.map(|addresses| encrypted_path(&addresses, mtu)).ok_or(too_small)
+        addresses.map(|addresses| encrypted_path(&addresses, self.tunnel_underlay(mtu))).ok_or(too_small)
     }
 
     /// The path of a network on this node.
@@ -149,7 +157,9 @@ impl Inner {
             if let Some(reason) = &state.tunnel_failure {
                 return Err(NetworkError::NoEncryption { network: network.name.clone(), reason: reason.clone() });
             }
-            encrypted_path(&state.addresses(&self.config)?, self.mtu())
+            let addresses = state.addresses(&self.config)?;
+            drop(state);
+            encrypted_path(&addresses, self.tunnel_underlay(self.mtu()))
         } else {
             let underlay = self.state().place.underlay().preferred();
             let underlay = underlay.ok_or_else(|| NetworkError::Config { what: "no data path".into() })?;

@@ -76,6 +76,8 @@ struct Inner {
     keys: Mutex<Option<Keys>>,
     /// One view at a time.
     applying: AsyncMutex<()>,
+    /// Something of the last view could not be done.
+    behind: AtomicBool,
     /// Whether the name server was asked for sandboxes that are no more.
     names_checked: AtomicBool,
     /// What the name server was told last.

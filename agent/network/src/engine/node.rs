@@ -15,7 +15,7 @@ use crate::error::{NetworkError, Step};
 use crate::mac::Mac;
 use crate::netlink::{MarkRule, Neighbour, Requests, Rtnl, Via, Vxlan};
 use crate::nft::Tables;
-use crate::nft::table::Ip;
+use crate::nft::table::{Family, Ip};
 use crate::plan::encryption::Path;
 use crate::plan::node::{NodeFacts, mesh_entries, node_tables};
 use crate::sys::netns::Netns;
@@ -65,6 +65,11 @@ struct Mesh {
 }
 
 impl Node {
+    /// That of an earlier process. Where the host has no IPv6 any more, its table of it goes.
+    pub fn taking_over(config: &Config) -> Self {
+        Self { tables: Tables::taking_over(Family::Ipv6, &config.names().table()), ..Self::default() }
+    }
+
     /// Brings the mesh link and the tables to `facts`. `own` is there once the node has an index.
     ///
     /// # Errors
@@ -196,10 +201,17 @@ impl Mesh {
             sysctl::write(netns, &sysctl::with_ipv6(&config.names().mesh())).step("set up IPv6 of the mesh link")?;
             requests
                 .add_address(link, twin(addresses.mesh), 128)
-                .replace_route(twin_net(range), Via::Link(link), MAIN_TABLE)
                 .replace_neighbour(link, Neighbour::Address(next_hop, Mac::NEXT_HOP))
-                .replace_route(Ipv6Net::default(), Via::Gateway(next_hop, link), MESH_TABLE)
                 .add_mark_rule(Ip::V6, REPLIES);
+            let wanted = [
+                (IpNet::V6(twin_net(range)), Via::Link(link), MAIN_TABLE),
+                (IpNet::V6(Ipv6Net::default()), Via::Gateway(next_hop, link), MESH_TABLE),
+            ];
+            // Those of IPv6 alone are looked at first: the kernel tells of one that is replaced by itself as of a change.
+            let there = rtnl.routes().step("read routes")?;
+            for (to, via, table) in wanted.into_iter().filter(|route| !there.contains(route)) {
+                requests.replace_route(to, via, table);
+            }
         }
         rtnl.send(&requests).step("set up the mesh link")?;
         if own.carries_ipv6() {
@@ -213,7 +225,11 @@ impl Mesh {
         let found = rtnl.neighbours(link).step("read neighbours")?;
         let entries =
             found.into_iter().filter(|entry| !matches!(entry, Neighbour::Address(_, mac) if *mac == Mac::NEXT_HOP));
-        Ok(Self { link, entries: entries.collect(), routes: BTreeMap::new(), ipv6: own.carries_ipv6() })
+        let routes = rtnl.routes().step("read routes")?.into_iter().filter_map(|(to, via, table)| match via {
+            Via::Gateway(gateway, by) if by == link && table == MAIN_TABLE => Some((to, gateway)),
+            _ => None,
+        });
+        Ok(Self { link, entries: entries.collect(), routes: routes.collect(), ipv6: own.carries_ipv6() })
     }
 
     fn sync(&mut self, config: &Config, rtnl: &mut Rtnl, peers: &BTreeMap<u16, Underlay>) -> Result<(), NetworkError> {

@@ -14,7 +14,7 @@ use super::bridges::infra_ranges;
 use super::cuts::Cuts;
 use super::kept::OnDisk;
 use super::node::{self, Node};
-use super::sandbox::{Live, ports_of};
+use super::sandbox::{self, Live, ports_of};
 use super::state::{Bridge, Bridge6, Record, Remembered, State, netns_path};
 use super::switch::Switch;
 use super::{Inner, LiveCell, SwitchCell, sysctl};
@@ -56,25 +56,51 @@ pub fn recover(config: Config, place: Place, node_netns: Netns, names: Arc<dyn N
     for subnet in state.bridges.values().flat_map(Bridge::subnets).chain(infra_ranges(config.infra)) {
         node::refuse_overlap(subnet, &foreign)?;
     }
+    let node = Node::taking_over(&config);
     let inner = Inner {
         config,
         netns: node_netns,
         names,
         state: Mutex::new(state),
-        node: Mutex::new(Node::default()),
+        node: Mutex::new(node),
         switches: Mutex::new(switches),
         live: Mutex::new(live),
         changed: watch::Sender::new(0),
         mtu: AtomicU32::new(0),
         keys: Mutex::new(None),
         applying: AsyncMutex::new(()),
+        behind: AtomicBool::new(false),
         names_checked: AtomicBool::new(false),
         zones: AsyncMutex::new(None),
         cuts: Cuts::default(),
     };
+    complete_task_links(&inner)?;
     // With what was remembered of the cluster: its traffic goes on until the managers are heard.
     inner.sync_node()?;
     Ok(inner)
+}
+
+/// Task links of an earlier release get their IPv6 addresses.
+fn complete_task_links(inner: &Inner) -> Result<(), NetworkError> {
+    for (id, cell) in inner.live_cells() {
+        let Some(mut record) = inner.state().records.get(&id).cloned() else { continue };
+        let live = cell.try_lock();
+        let Some(live) = live.ok().as_ref().and_then(|live| live.as_ref().map(|live| (live.netns.clone(), live.dns)))
+        else {
+            continue;
+        };
+        let (netns, dns) = live;
+        match sandbox::complete_task_link(inner, &netns, &mut record) {
+            Ok(false) => {}
+            Ok(true) => {
+                OnDisk { record: record.clone(), dns }.write(&inner.record_path(&id))?;
+                inner.state().records.insert(id, record);
+            }
+            // Missing links are made again when they are looked at.
+            Err(error) => tracing::warn!(%error, sandbox.id = %id, "a sandbox has no IPv6 yet"),
+        }
+    }
+    Ok(())
 }
 
 type Found = (BTreeMap<SandboxId, Record>, BTreeMap<SandboxId, LiveCell>);

@@ -9,6 +9,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_route::link::InfoBridgePort;
 
 use super::Inner;
+use super::links::task_link;
 use super::node::{MAIN_TABLE, index_of, lead_to_loopback};
 use super::state::{Record, netns_path};
 use super::switch::{Attachment, Switch};
@@ -19,8 +20,10 @@ use crate::mac::Mac;
 use crate::names::DnsPorts;
 use crate::netlink::{Neighbour, Requests, Rtnl, Veth, VethPeer, Via};
 use crate::nft::Tables;
+use crate::nft::table::{Family, Table};
+use crate::plan::overlay::TABLE;
 use crate::plan::senders::Sender;
-use crate::plan::vip::{sandbox_tables, services};
+use crate::plan::vip::{Changed, sandbox_parts, sandbox_tables, services};
 use crate::spec::{LinkKind, SandboxLink};
 use crate::sys::netns::{self, Netns};
 use crate::sys::notices::Notices;
@@ -50,7 +53,9 @@ impl Live {
     /// A sandbox in an open namespace, whose rules are not known.
     pub fn new(netns: Netns, dns: DnsPorts, names_confirmed: bool) -> Self {
         let (sizes, notices) = (Vec::new(), Notices::default());
-        Self { netns, tables: Tables::default(), dns, names_confirmed, notices, sizes }
+        // There is one of IPv6 only with a virtual address of it.
+        let tables = if names_confirmed { Tables::default() } else { Tables::taking_over(Family::Ipv6, TABLE) };
+        Self { netns, tables, dns, names_confirmed, notices, sizes }
     }
 
     /// Brings its rules to what the managers want.
@@ -58,9 +63,35 @@ impl Live {
     /// # Errors
     /// [`NetworkError::Kernel`].
     pub fn load_rules(&mut self, inner: &Inner, record: &Record) -> Result<(), NetworkError> {
-        let view = inner.state().view.clone();
-        let tables = sandbox_tables(&services(&view, &record.networks()), self.dns);
+        let tables = self.wanted(inner, record);
         self.tables.set(&self.netns, tables).step("load the rules of a sandbox")
+    }
+
+    /// Whether somebody else changed its rules since the last look.
+    pub fn is_changed(&mut self) -> bool {
+        self.notices.changed(&self.netns, false) && !self.tables.is_last_change_ours(&self.netns)
+    }
+
+    fn wanted(&self, inner: &Inner, record: &Record) -> Vec<Table> {
+        let (view, backends) = {
+            let state = inner.state();
+            (state.view.clone(), state.backends.clone())
+        };
+        sandbox_tables(&services(&view, &backends, &record.networks()), self.dns)
+    }
+
+    /// Brings to its rules what changed of virtual addresses.
+    ///
+    /// # Errors
+    /// [`NetworkError::Kernel`].
+    pub fn follow(&mut self, inner: &Inner, record: &Record, changed: &Changed) -> Result<(), NetworkError> {
+        let parts = sandbox_parts(changed, &record.networks());
+        // Without the last one of IPv6 there is no table for it.
+        let may_be_last = changed.iter().any(|((_, vip), behind)| vip.is_ipv6() && behind.is_none());
+        if !may_be_last && self.tables.patch(&self.netns, &parts).step("change the rules of a sandbox")? {
+            return Ok(());
+        }
+        self.load_rules(inner, record)
     }
 
     /// What of its rules differs from what the managers want. Changes nothing.
@@ -68,8 +99,7 @@ impl Live {
     /// # Errors
     /// [`NetworkError::Kernel`].
     pub fn differences(&self, inner: &Inner, record: &Record) -> Result<Vec<String>, NetworkError> {
-        let view = inner.state().view.clone();
-        let tables = sandbox_tables(&services(&view, &record.networks()), self.dns);
+        let tables = self.wanted(inner, record);
         let mut found = self.tables.differences(&self.netns).step("read the rules of a sandbox")?;
         if !self.tables.is_loaded(&tables) {
             found.push("its virtual addresses are older than the managers' last word".into());
@@ -101,6 +131,12 @@ pub fn add_links(inner: &Inner, netns: &Netns, record: &Record, links: &[Sandbox
     for link in links {
         make_link(inner, &mut node, netns, record, link)?;
     }
+    set_up_inside(netns, links)?;
+    use_way_out(netns, record)
+}
+
+/// The sandbox's ends of its links: addresses and gateways.
+fn set_up_inside(netns: &Netns, links: &[SandboxLink]) -> Result<(), NetworkError> {
     let mut inside = Rtnl::open(netns).step("open rtnetlink")?;
     let mut requests = Requests::new();
     for link in links {
@@ -112,13 +148,12 @@ pub fn add_links(inner: &Inner, netns: &Netns, record: &Record, links: &[Sandbox
         }
         requests.set_up(index);
         if link.kind == LinkKind::Task {
-            for gateway in gateways(link) {
+            for gateway in link.gateways() {
                 requests.replace_neighbour(index, Neighbour::Address(gateway, Mac::GATEWAY));
             }
         }
     }
-    inside.send(&requests).step("set up the links of a sandbox")?;
-    use_way_out(netns, record)
+    inside.send(&requests).step("set up the links of a sandbox")
 }
 
 /// Has the default route of a sandbox lead by its way out, if it has one.
@@ -137,9 +172,23 @@ pub fn use_way_out(netns: &Netns, record: &Record) -> Result<(), NetworkError> {
     inside.send(&requests).step("set the way out of a sandbox")
 }
 
-/// Gateways of a link, of both families.
-fn gateways(link: &SandboxLink) -> impl Iterator<Item = IpAddr> + use<> {
-    link.gateway.map(IpAddr::V4).into_iter().chain(link.gateway6.map(IpAddr::V6))
+/// Gives the task link of a sandbox of an earlier release the twins of its addresses. True when it was one.
+///
+/// # Errors
+/// [`NetworkError::Kernel`].
+pub fn complete_task_link(inner: &Inner, netns: &Netns, record: &mut Record) -> Result<bool, NetworkError> {
+    let ipv6 = inner.state().ipv6;
+    let link = record.links.iter_mut().find(|link| link.kind == LinkKind::Task && link.address6.is_none() && ipv6);
+    let Some((link, gateway)) = link.and_then(|link| link.gateway.map(|gateway| (link, gateway))) else {
+        return Ok(false);
+    };
+    *link = task_link(link.name.clone(), link.address.addr(), gateway, true);
+    let link = link.clone();
+    let mut node = Rtnl::open(&inner.netns).step("open rtnetlink")?;
+    set_up_task_link(inner, &mut node, &inner.config.names().task_link(record.slot), &link)?;
+    set_up_inside(netns, std::slice::from_ref(&link))?;
+    use_way_out(netns, record)?;
+    Ok(true)
 }
 
 fn make_link(
@@ -193,7 +242,10 @@ fn make_link(
 }
 
 /// The node's end: the gateway's address on every task link, and a route to the one address behind it.
-fn set_up_task_link(inner: &Inner, node: &mut Rtnl, name: &str, link: &SandboxLink) -> Result<(), NetworkError> {
+///
+/// # Errors
+/// [`NetworkError::Kernel`].
+pub fn set_up_task_link(inner: &Inner, node: &mut Rtnl, name: &str, link: &SandboxLink) -> Result<(), NetworkError> {
     // 127.0.0.1:PORT of the node leads here as well; who may send from here is checked by our own rules.
     let mut parameters = sysctl::of_link(name, &[("route_localnet", "1"), ("rp_filter", "0")]);
     match link.address6 {
@@ -203,7 +255,7 @@ fn set_up_task_link(inner: &Inner, node: &mut Rtnl, name: &str, link: &SandboxLi
     sysctl::write(&inner.netns, &parameters).step("set up a task link")?;
     let index = index_of(node, name)?;
     let mut requests = Requests::new();
-    for gateway in gateways(link) {
+    for gateway in link.gateways() {
         requests.add_address(index, gateway, if gateway.is_ipv4() { 32 } else { 128 });
     }
     for address in link.addresses() {

@@ -15,6 +15,7 @@ use crate::config::{Config, NodeAddresses, Place, Underlay, node_addresses, wire
 use crate::error::NetworkError;
 use crate::names::SandboxDns;
 use crate::netlink::Neighbour;
+use crate::plan::change::Backends;
 use crate::plan::names::LocalName;
 use crate::plan::node::{BridgeFacts, Ends, NodeFacts};
 use crate::spec::{
@@ -112,6 +113,8 @@ pub struct State {
     pub place: Place,
     /// What the managers want, as of the last time they were heard.
     pub view: Arc<NetworkView>,
+    /// Tasks of its services.
+    pub backends: Backends,
     /// What was kept of it.
     pub remembered: Remembered,
     /// Sandboxes that are, or are being made.

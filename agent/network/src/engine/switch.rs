@@ -18,8 +18,9 @@ use crate::error::{NetworkError, Step};
 use crate::mac::Mac;
 use crate::netlink::{Neighbour, Requests, Rtnl, Veth, VethPeer, Vxlan};
 use crate::nft::Tables;
+use crate::plan::change::Change;
 use crate::plan::encryption::{Path, remote_end};
-use crate::plan::overlay::{BRIDGE, VXLAN, remote_entries, switch_table};
+use crate::plan::overlay::{BRIDGE, Place, VXLAN, changed_entries, remote_entries, switch_table};
 use crate::plan::senders::Sender;
 use crate::spec::SandboxId;
 use crate::sys::netns::{self, Netns};
@@ -236,7 +237,8 @@ impl Switch {
     /// # Errors
     /// [`NetworkError::Kernel`].
     pub fn speak_from(&mut self, local: IpAddr) -> Result<(), NetworkError> {
-        if self.path.is_encrypted() || self.path.local == local {
+        // A link of one version of IP speaks no other: it is made again with its path.
+        if self.path.is_encrypted() || self.path.local == local || self.path.local.is_ipv4() != local.is_ipv4() {
             return Ok(());
         }
         let mut inside = Rtnl::open(&self.netns).step("open rtnetlink")?;
@@ -356,24 +358,61 @@ impl Switch {
     /// # Errors
     /// [`NetworkError::Kernel`].
     pub fn sync(&mut self, view: &NetworkView, node: Option<NodeId>) -> Result<(), NetworkError> {
-        let local = self.ports.values().flat_map(|(_, sender)| sender.addresses()).collect();
-        // Below that size the kernel takes IPv6 from the link.
-        let ipv6 = self.ipv6 && self.path.mtu >= IPV6_MIN_MTU;
+        let local = self.local();
         let end = |peer: &Peer| remote_end(peer, &self.path, self.infra);
-        let wanted = remote_entries(view, self.network, node, &local, ipv6, end);
+        let wanted = remote_entries(view, self.network, node, &local, self.carries_ipv6(), end);
+        let gone = self.entries.difference(&wanted).copied().collect();
+        let new = wanted.difference(&self.entries).copied().collect();
+        self.change_entries(&gone, &new)?;
+        self.load_rules()
+    }
+
+    /// Brings forwarding entries to what changed of tasks in `view`; nothing else did.
+    ///
+    /// # Errors
+    /// [`NetworkError::Kernel`].
+    pub fn follow(
+        &mut self,
+        change: &Change<'_>,
+        view: &NetworkView,
+        node: Option<NodeId>,
+    ) -> Result<(), NetworkError> {
+        let local = self.local();
+        let place = Place { network: self.network, node, local: &local, ipv6: self.carries_ipv6() };
+        let end = |peer: &Peer| remote_end(peer, &self.path, self.infra);
+        let (gone, new) = changed_entries(change, view, &place, end);
+        let gone = gone.into_iter().filter(|entry| self.entries.contains(entry)).collect();
+        let new = new.into_iter().filter(|entry| !self.entries.contains(entry)).collect();
+        self.change_entries(&gone, &new)
+    }
+
+    fn local(&self) -> BTreeSet<IpAddr> {
+        self.ports.values().flat_map(|(_, sender)| sender.addresses()).collect()
+    }
+
+    /// Below a size of packets the kernel takes IPv6 from the link.
+    fn carries_ipv6(&self) -> bool {
+        self.ipv6 && self.path.mtu >= IPV6_MIN_MTU
+    }
+
+    fn change_entries(&mut self, gone: &BTreeSet<Neighbour>, new: &BTreeSet<Neighbour>) -> Result<(), NetworkError> {
+        if gone.is_empty() && new.is_empty() {
+            return Ok(());
+        }
         let mut requests = Requests::new();
-        for entry in self.entries.difference(&wanted) {
+        for entry in gone {
             requests.delete_neighbour(self.vxlan, *entry);
         }
-        for entry in wanted.difference(&self.entries) {
+        for entry in new {
             requests.replace_neighbour(self.vxlan, *entry);
         }
-        if !requests.is_empty() {
-            let mut inside = Rtnl::open(&self.netns).step("open rtnetlink")?;
-            inside.send(&requests).step("change the forwarding entries of a switch")?;
-            self.entries = wanted;
+        let mut inside = Rtnl::open(&self.netns).step("open rtnetlink")?;
+        inside.send(&requests).step("change the forwarding entries of a switch")?;
+        for entry in gone {
+            self.entries.remove(entry);
         }
-        self.load_rules()
+        self.entries.extend(new);
+        Ok(())
     }
 
     /// A port that learns nothing: who is behind it is known. Broadcasts pass, for ARP between sandboxes of this node, and

@@ -20,13 +20,15 @@ pub const SANDBOX: [(&str, &str); 1] = [("ipv6/conf/default/disable_ipv6", "1")]
 pub const NODE: [(&str, &str); 1] = [("ipv4/ip_forward", "1")];
 
 /// Of a link with IPv6: it has the addresses that we give it and no others. None of its own making
-/// (`addr_gen_mode` 1), no routes that others tell of, no questions whether somebody else has an address.
-const QUIET6: [(&str, &str); 6] = [
+/// (`addr_gen_mode` 1), no routes that others tell of, no questions whether somebody else has an address; and it keeps them
+/// while it is down, as it does those of IPv4.
+const QUIET6: [(&str, &str); 7] = [
     ("addr_gen_mode", "1"),
     ("accept_ra", "0"),
     ("accept_redirects", "0"),
     ("autoconf", "0"),
     ("accept_dad", "0"),
+    ("keep_addr_on_down", "1"),
     ("disable_ipv6", "0"),
 ];
 

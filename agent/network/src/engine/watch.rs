@@ -7,16 +7,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use skep_proto::model::NetworkId;
 use tokio_util::sync::CancellationToken;
 
-use super::node::index_of;
+use super::node::{MAIN_TABLE, index_of};
 use super::sandbox::{self, Live};
 use super::state::Record;
 use super::switch::Switch;
 use super::{Inner, SwitchCell, blocking, lock};
 use crate::error::{NetworkError, Step};
-use crate::netlink::{Link, Requests, Rtnl};
+use crate::netlink::{Link, Requests, Route, Rtnl, Via};
 use crate::spec::{LinkKind, SandboxId, SandboxLink};
 use crate::sys::notices::Notices;
 
@@ -29,6 +30,23 @@ struct Changed {
     node: bool,
     switches: BTreeSet<NetworkId>,
     sandboxes: BTreeSet<SandboxId>,
+}
+
+/// What the node's namespace holds.
+#[derive(Debug)]
+struct There {
+    links: BTreeMap<String, Link>,
+    addresses: BTreeSet<(u32, IpNet)>,
+    routes: BTreeSet<Route>,
+}
+
+impl There {
+    /// Whether the node's end of a task link has its addresses and routes.
+    fn is_set_up(&self, index: u32, link: &SandboxLink) -> bool {
+        let has_route = |address| self.routes.contains(&(IpNet::from(address), Via::Link(index), MAIN_TABLE));
+        let has_address = |address| self.addresses.contains(&(index, IpNet::from(address)));
+        link.addresses().all(has_route) && link.gateways().all(has_address)
+    }
 }
 
 pub async fn run(inner: &Arc<Inner>, stop: CancellationToken) {
@@ -76,7 +94,7 @@ impl Inner {
         }
         for (id, cell) in self.live_cells() {
             if let Ok(mut live) = cell.try_lock()
-                && live.as_mut().is_some_and(|live| live.notices.changed(&live.netns, false) || all)
+                && live.as_mut().is_some_and(|live| live.is_changed() || all)
             {
                 changed.sandboxes.insert(id);
             }
@@ -136,8 +154,13 @@ impl Inner {
     async fn restore_links(self: &Arc<Self>) -> Result<(), NetworkError> {
         let inner = self.clone();
         let node_links = blocking(move || {
-            let links = Rtnl::open(&inner.netns).step("open rtnetlink")?.links().step("read links")?;
-            Ok(links.into_iter().map(|link| (link.name.clone(), link)).collect::<BTreeMap<_, _>>())
+            let mut node = Rtnl::open(&inner.netns).step("open rtnetlink")?;
+            let links = node.links().step("read links")?;
+            Ok(There {
+                links: links.into_iter().map(|link| (link.name.clone(), link)).collect(),
+                addresses: node.addresses().step("read addresses")?.into_iter().collect(),
+                routes: node.routes().step("read routes")?,
+            })
         });
         let node_links = Arc::new(node_links.await?);
         let mut result = Ok(());
@@ -155,13 +178,9 @@ impl Inner {
         result
     }
 
-    fn restore_links_of(
-        &self,
-        live: &Live,
-        record: &Record,
-        node_links: &BTreeMap<String, Link>,
-    ) -> Result<(), NetworkError> {
+    fn restore_links_of(&self, live: &Live, record: &Record, there: &There) -> Result<(), NetworkError> {
         let names = self.config.names();
+        let node_links = &there.links;
         let mut missing: Vec<SandboxLink> = Vec::new();
         for link in &record.links {
             let is_there = match &link.kind {
@@ -170,7 +189,16 @@ impl Inner {
                     let switch = lock(&cell);
                     switch.as_ref().is_some_and(|switch| switch.has(&record.spec.id))
                 }
-                LinkKind::Task => node_links.get(&names.task_link(record.slot)).is_some_and(|there| there.up),
+                LinkKind::Task => match node_links.get(&names.task_link(record.slot)) {
+                    Some(ours) if ours.up => {
+                        if !there.is_set_up(ours.index, link) {
+                            let mut node = Rtnl::open(&self.netns).step("open rtnetlink")?;
+                            sandbox::set_up_task_link(self, &mut node, &ours.name, link)?;
+                        }
+                        true
+                    }
+                    _ => false,
+                },
                 LinkKind::Bridge(bridge) => {
                     let there = node_links.get(&names.bridge_port(record.slot, link.number()));
                     let wanted = node_links.get(&names.bridge(self.bridge(bridge)?.number));

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, UNIX_EPOCH};
 
 use ipnet::{IpNet, Ipv4Net};
@@ -265,7 +265,11 @@ fn open_device(wanted: &Tunnel) -> io::Result<Device> {
     let opened = Device::open(&options(wanted.listen)).or_else(|error| {
         // Behind address translation the data path's address is none of the host's.
         tracing::debug!(%error, "listening on all addresses");
-        Device::open(&options(SocketAddr::from((Ipv4Addr::UNSPECIFIED, wanted.listen.port()))))
+        let all = match wanted.listen {
+            SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            SocketAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        Device::open(&options(SocketAddr::new(all, wanted.listen.port())))
     });
     opened.map_err(io::Error::other)
 }

@@ -6,5 +6,5 @@ mod loopback;
 mod requests;
 mod socket;
 
-pub use requests::{MarkRule, Neighbour, Requests, Veth, VethPeer, Via, Vxlan};
+pub use requests::{MarkRule, Neighbour, Requests, Route, Veth, VethPeer, Via, Vxlan};
 pub use socket::{Link, Rtnl};

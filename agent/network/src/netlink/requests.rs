@@ -23,7 +23,7 @@ use crate::mac::Mac;
 use crate::nft::table::Ip;
 
 /// Routes that we make carry this protocol number, as bird or zebra have theirs (rtnetlink(7): above 4 is free).
-const ROUTE_PROTOCOL: u8 = 0x53;
+pub(super) const ROUTE_PROTOCOL: u8 = 0x53;
 
 /// Metric of routes that lead nowhere: others of the same length are taken first.
 const LAST: u32 = 4096;
@@ -91,8 +91,11 @@ pub struct Vxlan<'a> {
     pub mac: Option<Mac>,
 }
 
+/// A route that we made: to where, by what, in which table.
+pub type Route = (IpNet, Via, u32);
+
 /// Where a route goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Via {
     /// To the link itself.
     Link(u32),

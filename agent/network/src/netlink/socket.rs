@@ -1,5 +1,6 @@
 //! The socket that sends them and reads what is there.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -8,9 +9,10 @@ use netlink_packet_core::{Emitable, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, Netlin
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::requests::{Neighbour, Requests};
+use super::requests::{Neighbour, ROUTE_PROTOCOL, Requests, Route, Via};
 use crate::mac::Mac;
 use crate::sys::netlink::{NetlinkSocket, Protocol};
 use crate::sys::netns::Netns;
@@ -90,6 +92,7 @@ impl Rtnl {
         header.message_type = match message {
             RouteNetlinkMessage::GetNeighbour(_) => libc::RTM_NEWNEIGH,
             RouteNetlinkMessage::GetAddress(_) => libc::RTM_NEWADDR,
+            RouteNetlinkMessage::GetRoute(_) => libc::RTM_NEWROUTE,
             _ => libc::RTM_NEWLINK,
         };
         // A message that cannot be read is one that we do not look for.
@@ -143,6 +146,15 @@ impl Rtnl {
                 Some((message.header.index, IpNet::new(address, message.header.prefix_len).ok()?))
             })
             .collect())
+    }
+
+    /// The routes that we made, by links.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn routes(&mut self) -> io::Result<BTreeSet<Route>> {
+        let messages = self.get(&RouteNetlinkMessage::GetRoute(RouteMessage::default()), NLM_F_DUMP)?;
+        Ok(messages.into_iter().filter_map(read_route).collect())
     }
 
     /// Permanent entries of a link: of its own table, of its bridge's, and of the neighbour table.
@@ -199,6 +211,36 @@ fn read_link(message: RouteNetlinkMessage) -> Option<Link> {
         }
     }
     Some(link)
+}
+
+fn read_route(message: RouteNetlinkMessage) -> Option<Route> {
+    let RouteNetlinkMessage::NewRoute(message) = message else { return None };
+    if message.header.protocol != RouteProtocol::Other(ROUTE_PROTOCOL) {
+        return None;
+    }
+    let address = |address: &RouteAddress| match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    };
+    let any = match message.header.address_family {
+        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    let (mut to, mut gateway, mut link, mut table) = (any, None, None, message.header.table.into());
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(destination) => to = address(destination)?,
+            RouteAttribute::Gateway(by) => gateway = address(by),
+            RouteAttribute::Oif(index) => link = Some(*index),
+            RouteAttribute::Table(number) => table = *number,
+            _ => (),
+        }
+    }
+    let link = link?;
+    let via = gateway.map_or(Via::Link(link), |gateway| Via::Gateway(gateway, link));
+    Some((IpNet::new(to, message.header.destination_prefix_length).ok()?, via, table))
 }
 
 fn is_of_link(address: IpAddr) -> bool {

@@ -5,6 +5,7 @@ use std::io;
 
 use super::check;
 use super::diff::{self, Batch};
+use super::part::Part;
 use super::table::{Family, Table};
 use crate::nlattr;
 use crate::sys::netlink::{Answer, NetlinkSocket, Protocol};
@@ -23,6 +24,12 @@ pub struct Tables {
 }
 
 impl Tables {
+    /// Those of an earlier process: where they are not wanted, the first change deletes them.
+    pub fn taking_over(family: Family, name: &str) -> Self {
+        let table = Table::new(family, name);
+        Self { loaded: [((family, name.to_owned()), table)].into(), ..Self::default() }
+    }
+
     /// Brings our tables to `wanted`, in one transaction; tables of ours that it lacks are deleted.
     ///
     /// # Errors
@@ -55,6 +62,50 @@ impl Tables {
         self.socket = Some(socket);
         self.loaded = wanted.into_iter().map(|t| ((t.family, t.name.clone()), t)).collect();
         Ok(())
+    }
+
+    /// Brings parts of our tables to what they should be, in one transaction. False when that needs more: a table is not there,
+    /// or somebody changed the rules since; then nothing was done.
+    ///
+    /// # Errors
+    /// The kernel's refusal; then nothing changed, and the next [`Self::set`] sends everything.
+    pub fn patch(&mut self, netns: &Netns, parts: &[Part]) -> io::Result<bool> {
+        let mut batch = Batch::new();
+        for part in parts {
+            let Some(table) = self.loaded.get(&(part.family, part.name.clone())) else { return Ok(false) };
+            let from = part.of(table);
+            let mut to = from.clone();
+            if !part.put_into(&mut to) {
+                return Ok(false);
+            }
+            diff::update(&mut batch, &from, &to);
+        }
+        let mut socket = match self.socket.take() {
+            Some(socket) => socket,
+            None => NetlinkSocket::open(netns, Protocol::Netfilter)?,
+        };
+        let unchanged = self.generation.is_some() && self.generation == Some(generation(&mut socket)?);
+        if unchanged && !batch.is_empty() {
+            self.generation = None;
+            socket.batch(&batch.finish())?;
+            self.generation = Some(generation(&mut socket)?);
+            for part in parts {
+                if let Some(table) = self.loaded.get_mut(&(part.family, part.name.clone())) {
+                    part.put_into(table);
+                }
+            }
+        }
+        self.socket = Some(socket);
+        Ok(unchanged)
+    }
+
+    /// Whether nobody changed the rules of the namespace after us.
+    pub fn is_last_change_ours(&mut self, netns: &Netns) -> bool {
+        let socket = self.socket.take().map_or_else(|| NetlinkSocket::open(netns, Protocol::Netfilter), Ok);
+        let Ok(mut socket) = socket else { return false };
+        let is_ours = self.generation.is_some() && generation(&mut socket).ok() == self.generation;
+        self.socket = Some(socket);
+        is_ours
     }
 
     /// Whether it is what was told last.

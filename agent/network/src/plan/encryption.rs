@@ -9,7 +9,7 @@
 //! speaks on that link.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use skep_proto::model::view::{NetworkView, OverlayNetwork, Peer};
 
@@ -113,7 +113,7 @@ pub fn tunnel(
     }
     Some(Tunnel {
         link: config.names().wireguard(),
-        listen: SocketAddr::new(place.underlay().preferred()?, config.wireguard_port),
+        listen: listen(place.underlay().preferred()?, config.wireguard_port, &peers),
         mtu: tunnel_mtu(underlay_mtu),
         address: addresses.wireguard,
         range: wireguard_range(config.infra)?,
@@ -121,6 +121,20 @@ pub fn tunnel(
         key,
         peers,
     })
+}
+
+/// The address of the data path, as long as it reaches all the others. Where they are of both versions of IP, all addresses
+/// of both.
+fn listen(own: IpAddr, port: u16, peers: &[TunnelPeer]) -> SocketAddr {
+    let alike = peers.iter().all(|peer| peer.endpoint.is_ipv4() == own.is_ipv4());
+    SocketAddr::new(if alike { own } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) }, port)
+}
+
+/// Bytes of a packet on the underlay that WireGuard fills: where some node is reached over IPv6 alone, its header is larger.
+/// All nodes are sent the same, so that one size holds for a network.
+pub fn tunnel_underlay(own: Underlay, peers: &BTreeMap<u16, Underlay>, mtu: u32) -> u32 {
+    let over_ipv6 = |peer: &Underlay| matches!(own.reaches(peer), Some(IpAddr::V6(_)));
+    if own.v4.is_none() || peers.values().any(over_ipv6) { mtu.saturating_sub(IPV6_HEADER_MORE) } else { mtu }
 }
 
 /// The key that speaks for a node that goes over from one to another: the one that it made a handshake with last.
@@ -218,6 +232,31 @@ mod tests {
         let seen: Vec<_> = link.peers.iter().map(|p| (p.key[0], p.next.map(|n| n[0]), p.address.to_string())).collect();
         assert_eq!(seen, [(2, None, "100.127.192.2".into()), (3, Some(33), "100.127.192.3".into())]);
         assert_eq!(link.peers[0].endpoint.to_string(), "192.0.2.2:51820");
+    }
+
+    #[test]
+    fn a_node_is_reached_over_ipv4_or_else_over_ipv6_and_the_link_listens_on_both_if_it_must() {
+        let (v4, v6) = (IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), "2001:db8::1".parse::<IpAddr>().unwrap());
+        let six = |index: u16| Peer {
+            data_path: vec![IpAddr::V6(Ipv6Addr::from_bits(u128::from(index)))],
+            ..peer(index, 3, None)
+        };
+        let made = |own: &[IpAddr], peers: Vec<Peer>| {
+            let place = Place { node: Some(NodeId(1)), data_path: own.to_vec() };
+            let link = tunnel(&config(), &place, &view(peers), 1, 1500, [1; 32]).unwrap();
+            (link.listen.to_string(), link.peers.iter().map(|p| p.endpoint.to_string()).collect::<Vec<_>>())
+        };
+        let both = || Peer { data_path: vec!["2001:db8::2".parse().unwrap(), v4], ..peer(2, 2, None) };
+        assert_eq!(made(&[v4, v6], vec![both()]), ("192.0.2.1:51821".into(), vec!["192.0.2.1:51820".into()]));
+        assert_eq!(made(&[v6], vec![both()]), ("[2001:db8::1]:51821".into(), vec!["[2001:db8::2]:51820".into()]));
+        let (listen, peers) = made(&[v4, v6], vec![both(), six(3)]);
+        assert_eq!((listen.as_str(), peers.len()), ("[::]:51821", 2));
+        // Who has the other version alone is not reached.
+        assert_eq!(made(&[v4], vec![six(3)]).1, Vec::<String>::new());
+        let told = |peers: &[Peer]| peers.iter().map(|p| (p.index, Underlay::of(&p.data_path))).collect();
+        let size = |own: &[IpAddr], peers: &[Peer]| tunnel_underlay(Underlay::of(own), &told(peers), 1500);
+        assert_eq!((size(&[v4, v6], &[both()]), size(&[v4, v6], &[both(), six(3)])), (1500, 1480));
+        assert_eq!((size(&[v6], &[]), size(&[v4], &[six(3)])), (1480, 1500));
     }
 
     #[test]

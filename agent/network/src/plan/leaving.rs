@@ -1,11 +1,12 @@
 //! Addresses that tasks leave, whose connections would otherwise hang until their time-out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use skep_proto::model::NetworkId;
 use skep_proto::model::view::{EndpointView, NetworkView};
-use skep_proto::model::{NetworkId, TaskId};
 
+use super::change::Change;
 use crate::config::twin;
 
 /// Addresses of tasks.
@@ -56,30 +57,44 @@ impl Places {
     }
 }
 
-/// Where tasks that get new connections are.
-pub fn serving(view: &NetworkView) -> Places {
-    let there = || view.endpoints.values().filter(|endpoint| endpoint.serving);
-    Places { overlay: there().flat_map(overlay).collect(), node: there().flat_map(mesh).collect() }
+/// Which of these places tasks serve at.
+pub fn serving(view: &NetworkView, at: &[&Places]) -> Places {
+    let mut all = Places::default();
+    for endpoint in view.endpoints.values().filter(|endpoint| endpoint.serving) {
+        all.overlay.extend(overlay(endpoint).filter(|place| at.iter().any(|places| places.overlay.contains(place))));
+        all.node.extend(mesh(endpoint).filter(|place| at.iter().any(|places| places.node.contains(place))));
+    }
+    all
 }
 
-/// Where tasks got new connections in `before` and get none in `after`.
-pub fn drained(before: &NetworkView, after: &NetworkView) -> Places {
-    serving(before).without(&serving(after))
+/// Where the tasks that changed got new connections before and get none now.
+pub fn drained(change: &Change<'_>) -> Places {
+    let serves = |endpoint: &&&EndpointView| endpoint.serving;
+    let before = change.endpoints.iter().filter_map(|(old, _)| old.as_ref()).filter(serves);
+    let after: Vec<_> = change.endpoints.iter().filter_map(|(_, new)| new.as_ref()).filter(serves).collect();
+    places(before).without(&places(after.iter().copied()))
 }
 
-/// Where tasks were known in `before` and are no longer in `after`. A place that another task has counts too.
-pub fn vanished(before: &NetworkView, after: &NetworkView) -> Places {
-    let overlay_of = |view: &NetworkView| -> BTreeMap<_, TaskId> {
-        view.endpoints.values().flat_map(|e| overlay(e).map(|place| (place, e.task))).collect()
-    };
-    let mesh_of = |view: &NetworkView| -> BTreeMap<_, TaskId> {
-        view.endpoints.values().flat_map(|e| mesh(e).map(|place| (place, e.task))).collect()
-    };
-    Places { overlay: gone(overlay_of(before), &overlay_of(after)), node: gone(mesh_of(before), &mesh_of(after)) }
+/// Where tasks were known before and are no longer. A place that another task has counts too.
+pub fn vanished(change: &Change<'_>) -> Places {
+    let mut gone = Places::default();
+    for (old, new) in &change.endpoints {
+        let old = places(old.iter());
+        gone.add(old.without(&places(new.iter())));
+    }
+    gone
 }
 
-fn gone<K: Ord>(before: BTreeMap<K, TaskId>, after: &BTreeMap<K, TaskId>) -> BTreeSet<K> {
-    before.into_iter().filter(|(place, task)| after.get(place) != Some(task)).map(|(place, _)| place).collect()
+/// Where tasks that are new or changed get connections: an address that was left can only be one of theirs now.
+pub fn heirs(change: &Change<'_>) -> Places {
+    places(change.endpoints.iter().filter_map(|(_, new)| new.as_ref()).filter(|endpoint| endpoint.serving))
+}
+
+fn places<'a>(endpoints: impl Iterator<Item = &'a &'a EndpointView> + Clone) -> Places {
+    Places {
+        overlay: endpoints.clone().flat_map(|e| overlay(e)).collect(),
+        node: endpoints.flat_map(|e| mesh(e)).collect(),
+    }
 }
 
 fn overlay(endpoint: &EndpointView) -> impl Iterator<Item = (NetworkId, IpAddr)> + '_ {

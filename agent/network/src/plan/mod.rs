@@ -3,6 +3,7 @@
 //! Each function gives the whole wanted value; the shells in [`crate::engine`] compare it with what the kernel holds and
 //! send the difference. Nothing here reads a clock, draws a random number or opens a file.
 
+pub mod change;
 pub mod encryption;
 pub mod leaving;
 pub mod names;
@@ -11,5 +12,7 @@ pub mod overlay;
 pub mod senders;
 pub mod vip;
 
+#[cfg(test)]
+mod change_tests;
 #[cfg(test)]
 mod tests;

@@ -17,6 +17,7 @@ use skep_proto::model::NodeId;
 use skep_proto::model::service::{Protocol, PublishMode};
 use skep_proto::model::view::NetworkView;
 
+use super::change::{Backends, Change};
 use super::encryption;
 use super::senders::{self, Groups, Sender};
 use crate::config::{
@@ -124,10 +125,14 @@ pub fn peers(view: &NetworkView, node: Option<NodeId>) -> BTreeMap<u16, Underlay
 
 /// Published ports of the routing mesh with the tasks behind them. Ports without a task are not there: the node
 /// refuses them as it does any closed port.
-pub fn ingress(view: &NetworkView) -> BTreeMap<(Protocol, u16), (u16, Vec<Ipv4Addr>)> {
+pub fn ingress(view: &NetworkView, backends: &Backends) -> BTreeMap<(Protocol, u16), (u16, Vec<Ipv4Addr>)> {
     let mut all = BTreeMap::new();
     for service in view.services.values() {
-        let tasks = view.endpoints.values().filter(|e| e.serving && e.service == Some(service.id));
+        let ports = || service.ports.iter().filter(|p| p.mode == PublishMode::Ingress);
+        if ports().next().is_none() {
+            continue;
+        }
+        let tasks = backends.serving(view, service.id);
         let mut addresses: Vec<Ipv4Addr> = tasks
             .filter_map(|endpoint| match endpoint.mesh {
                 Some(IpAddr::V4(address)) => Some(address),
@@ -136,13 +141,19 @@ pub fn ingress(view: &NetworkView) -> BTreeMap<(Protocol, u16), (u16, Vec<Ipv4Ad
             .collect();
         addresses.sort_unstable();
         addresses.dedup();
-        for port in service.ports.iter().filter(|p| p.mode == PublishMode::Ingress) {
+        for port in ports() {
             if let (Some(published), false) = (port.published, addresses.is_empty()) {
                 all.insert((port.protocol, published), (port.target, addresses.clone()));
             }
         }
     }
     all
+}
+
+/// Whether a service of `change` has or had published ports of the routing mesh.
+pub fn changes_ingress(before: &NetworkView, after: &NetworkView, change: &Change<'_>) -> bool {
+    let services = change.services.iter().flat_map(|id| [before.services.get(id), after.services.get(id)]);
+    services.flatten().flat_map(|service| &service.ports).any(|port| port.mode == PublishMode::Ingress)
 }
 
 /// Entries of the mesh link: where the other nodes are. With `ipv6` they are there by their twin addresses too.

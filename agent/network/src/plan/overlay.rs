@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use skep_proto::model::view::{NetworkView, Peer};
+use skep_proto::model::view::{EndpointView, NetworkView, Peer};
 use skep_proto::model::{NetworkId, NodeId};
 
+use super::change::Change;
 use super::senders::{self, Groups, Sender};
 use crate::mac::Mac;
 use crate::netlink::Neighbour;
@@ -30,20 +31,52 @@ pub fn remote_entries(
     ipv6: bool,
     end: impl Fn(&Peer) -> Option<IpAddr>,
 ) -> BTreeSet<Neighbour> {
-    let mut entries = BTreeSet::new();
-    for endpoint in view.endpoints.values().filter(|e| Some(e.node) != node) {
-        let Some(node_address) = view.peers.get(&endpoint.node).and_then(&end) else {
-            continue;
-        };
-        let there = || endpoint.addresses.iter().filter(|a| a.network == network).map(|a| a.address.addr());
-        // The Ethernet address follows from IPv4, for both.
-        let Some(mac) = there().find_map(mac_of).filter(|_| there().all(|address| !local.contains(&address))) else {
-            continue;
-        };
-        entries.extend([Neighbour::Tunnel(mac, node_address), Neighbour::Port(mac)]);
-        entries.extend(there().filter(|a| ipv6 || a.is_ipv4()).map(|address| Neighbour::Address(address, mac)));
-    }
-    entries
+    let place = Place { network, node, local, ipv6 };
+    view.endpoints.values().flat_map(|endpoint| entries_of(endpoint, view, &place, &end)).collect()
+}
+
+/// Where entries are wanted.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// On this network.
+    pub network: NetworkId,
+    /// On this node.
+    pub node: Option<NodeId>,
+    /// What is attached here.
+    pub local: &'a BTreeSet<IpAddr>,
+    /// With those of IPv6.
+    pub ipv6: bool,
+}
+
+/// Entries that are gone, and that are new, after the tasks of `change`; neither nodes nor what is attached here changed.
+pub fn changed_entries(
+    change: &Change<'_>,
+    view: &NetworkView,
+    place: &Place<'_>,
+    end: impl Fn(&Peer) -> Option<IpAddr>,
+) -> (BTreeSet<Neighbour>, BTreeSet<Neighbour>) {
+    let of = |endpoints: Vec<&EndpointView>| -> BTreeSet<Neighbour> {
+        endpoints.into_iter().flat_map(|endpoint| entries_of(endpoint, view, place, &end)).collect()
+    };
+    let old = of(change.endpoints.iter().filter_map(|(old, _)| *old).collect());
+    let new = of(change.endpoints.iter().filter_map(|(_, new)| *new).collect());
+    // The same address may be found at another node now.
+    (old.difference(&new).copied().collect(), new)
+}
+
+fn entries_of(
+    endpoint: &EndpointView,
+    view: &NetworkView,
+    place: &Place<'_>,
+    end: impl Fn(&Peer) -> Option<IpAddr>,
+) -> Vec<Neighbour> {
+    let there = || endpoint.addresses.iter().filter(|a| a.network == place.network).map(|a| a.address.addr());
+    // The Ethernet address follows from IPv4, for both.
+    let elsewhere = Some(endpoint.node) != place.node && there().all(|address| !place.local.contains(&address));
+    let Some(mac) = there().find_map(mac_of).filter(|_| elsewhere) else { return Vec::new() };
+    let Some(node) = view.peers.get(&endpoint.node).and_then(end) else { return Vec::new() };
+    let addresses = there().filter(|a| place.ipv6 || a.is_ipv4()).map(|address| Neighbour::Address(address, mac));
+    [Neighbour::Tunnel(mac, node), Neighbour::Port(mac)].into_iter().chain(addresses).collect()
 }
 
 fn mac_of(address: IpAddr) -> Option<Mac> {

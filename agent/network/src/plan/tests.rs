@@ -6,6 +6,7 @@ use skep_proto::model::service::{EndpointMode, PortConfig, Protocol, PublishMode
 use skep_proto::model::view::{EndpointAddress, EndpointView, NetworkView, OverlayNetwork, Peer, ServiceView};
 use skep_proto::model::{NetworkId, NodeId, ServiceId, TaskId};
 
+use super::change::{Backends, Change};
 use super::leaving::{self, Places};
 use super::names::{LocalName, zones};
 use super::vip::Behind;
@@ -124,35 +125,35 @@ fn only_addresses_on_other_nodes_are_sent_into_the_tunnel_and_draining_ones_stay
 #[test]
 fn an_address_vanishes_when_its_task_goes_or_another_one_has_it() {
     let before = world();
-    assert_eq!(leaving::vanished(&before, &before), Places::default());
+    assert_eq!(leaving::vanished(&Change::between(&before, &before)), Places::default());
     let mut draining = before.clone();
     drain(&mut draining, 2);
     let place = Places { overlay: [(NET, any("10.0.1.20"))].into(), node: twins("100.64.64.2") };
-    assert_eq!(leaving::vanished(&before, &draining), Places::default());
-    assert_eq!(leaving::drained(&before, &draining), place);
+    assert_eq!(leaving::vanished(&Change::between(&before, &draining)), Places::default());
+    assert_eq!(leaving::drained(&Change::between(&before, &draining)), place);
     let mut after = before.clone();
     after.endpoints.remove(&TaskId(2));
-    assert_eq!(leaving::vanished(&before, &after), place);
+    assert_eq!(leaving::vanished(&Change::between(&before, &after)), place);
     let mut heir = endpoint(3, HERE, "10.0.1.20");
     heir.mesh = None;
     after.endpoints.insert(TaskId(3), heir);
-    assert_eq!(leaving::vanished(&before, &after), place);
+    assert_eq!(leaving::vanished(&Change::between(&before, &after)), place);
     // The heir serves there.
-    let rest = place.without(&leaving::serving(&after));
+    let rest = place.clone().without(&leaving::serving(&after, &[&place]));
     assert_eq!(rest, Places { overlay: BTreeSet::new(), node: twins("100.64.64.2") });
-    assert_eq!(leaving::drained(&before, &after), rest);
+    assert_eq!(leaving::drained(&Change::between(&before, &after)), rest);
 }
 
 #[test]
 fn the_mesh_leads_to_serving_tasks_by_ports_in_ingress_mode() {
     let mut view = world();
     let both = vec![ip("100.64.64.1"), ip("100.64.64.2")];
-    assert_eq!(node::ingress(&view), BTreeMap::from([((Protocol::Tcp, 8080), (80, both))]));
+    assert_eq!(node::ingress(&view, &Backends::of(&view)), BTreeMap::from([((Protocol::Tcp, 8080), (80, both))]));
     drain(&mut view, 1);
     let one = vec![ip("100.64.64.2")];
-    assert_eq!(node::ingress(&view), BTreeMap::from([((Protocol::Tcp, 8080), (80, one))]));
+    assert_eq!(node::ingress(&view, &Backends::of(&view)), BTreeMap::from([((Protocol::Tcp, 8080), (80, one))]));
     drain(&mut view, 2);
-    assert_eq!(node::ingress(&view), BTreeMap::new());
+    assert_eq!(node::ingress(&view, &Backends::of(&view)), BTreeMap::new());
 }
 
 #[test]
@@ -161,14 +162,14 @@ fn a_virtual_address_leads_to_serving_tasks_and_stays_known_without_any() {
     let networks = BTreeSet::from([NET]);
     let both = vec![any("10.0.1.10"), any("10.0.1.20")];
     assert_eq!(
-        vip::services(&view, &networks),
+        vip::services(&view, &Backends::of(&view), &networks),
         BTreeMap::from([(any("10.0.1.200"), Behind { tasks: both, redirects: vec![LED] })])
     );
-    assert_eq!(vip::services(&view, &BTreeSet::new()), BTreeMap::new());
+    assert_eq!(vip::services(&view, &Backends::of(&view), &BTreeSet::new()), BTreeMap::new());
     drain(&mut view, 1);
     drain(&mut view, 2);
     assert_eq!(
-        vip::services(&view, &networks),
+        vip::services(&view, &Backends::of(&view), &networks),
         BTreeMap::from([(any("10.0.1.200"), Behind { tasks: Vec::new(), redirects: vec![LED] })])
     );
 }

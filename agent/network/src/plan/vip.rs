@@ -5,17 +5,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
-use skep_proto::model::NetworkId;
 use skep_proto::model::pod::PortRedirect;
-use skep_proto::model::service::EndpointMode;
-use skep_proto::model::view::NetworkView;
+use skep_proto::model::service::{EndpointMode, VirtualIp};
+use skep_proto::model::view::{NetworkView, ServiceView};
+use skep_proto::model::{NetworkId, ServiceId};
 
+use super::change::{Backends, Change};
 use super::node::protocol_number;
 use super::overlay::TABLE;
 use crate::names::DnsPorts;
 use crate::nft::expr::Verdict;
+use crate::nft::part::Part;
 use crate::nft::rule::{Rule, TCP, UDP};
-use crate::nft::table::{Hook, Ip, Kind, MapTo, Set, Table, Value, octets};
+use crate::nft::table::{Chain, Family, Hook, Ip, Kind, MapTo, Set, Table, Value, octets};
 
 /// Priority of destination NAT (nft's `dstnat`).
 const DSTNAT: i32 = -100;
@@ -31,23 +33,42 @@ pub struct Behind {
 
 /// Virtual addresses on the networks and the tasks behind them, draining ones left out. Behind one of IPv6 are the tasks'
 /// addresses of IPv6.
-pub fn services(view: &NetworkView, networks: &BTreeSet<NetworkId>) -> BTreeMap<IpAddr, Behind> {
-    let mut backends: BTreeMap<_, Vec<IpAddr>> = BTreeMap::new();
-    for endpoint in view.endpoints.values().filter(|e| e.serving) {
-        let Some(service) = endpoint.service else { continue };
-        for attachment in endpoint.addresses.iter().filter(|a| networks.contains(&a.network)) {
-            let address = attachment.address.addr();
-            backends.entry((service, attachment.network, Ip::of(address))).or_default().push(address);
-        }
+pub fn services(view: &NetworkView, backends: &Backends, networks: &BTreeSet<NetworkId>) -> BTreeMap<IpAddr, Behind> {
+    let services = view.services.values().filter(|s| s.mode == EndpointMode::Vip);
+    let there = services.flat_map(|s| s.virtual_ips.iter().map(move |vip| (s, vip)));
+    let there = there.filter(|(_, vip)| networks.contains(&vip.network));
+    there.map(|(service, vip)| (vip.address.addr(), behind(view, backends, service, vip))).collect()
+}
+
+fn behind(view: &NetworkView, backends: &Backends, service: &ServiceView, vip: &VirtualIp) -> Behind {
+    let ip = Ip::of_net(&vip.address);
+    let addresses = backends.serving(view, service.id).flat_map(|endpoint| &endpoint.addresses);
+    let addresses = addresses.filter(|a| a.network == vip.network).map(|a| a.address.addr());
+    let mut tasks: Vec<IpAddr> = addresses.filter(|address| Ip::of(*address) == ip).collect();
+    tasks.sort_unstable();
+    tasks.dedup();
+    Behind { tasks, redirects: service.redirects.clone() }
+}
+
+/// Virtual addresses that changed, by network; `None` for one that is gone.
+pub type Changed = BTreeMap<(NetworkId, IpAddr), Option<Behind>>;
+
+/// Virtual addresses of the services that `change` names: as they are in `after`, which `backends` follows.
+pub fn changed(before: &NetworkView, after: &NetworkView, backends: &Backends, change: &Change<'_>) -> Changed {
+    let vips = |view: &NetworkView, id: &ServiceId| -> Vec<VirtualIp> {
+        let service = view.services.get(id).filter(|s| s.mode == EndpointMode::Vip);
+        service.map(|service| service.virtual_ips.clone()).unwrap_or_default()
+    };
+    let mut all = Changed::new();
+    for vip in change.services.iter().flat_map(|id| vips(before, id)) {
+        all.insert((vip.network, vip.address.addr()), None);
     }
-    let mut all = BTreeMap::new();
-    for service in view.services.values().filter(|s| s.mode == EndpointMode::Vip) {
-        for vip in service.virtual_ips.iter().filter(|v| networks.contains(&v.network)) {
-            let key = (service.id, vip.network, Ip::of_net(&vip.address));
-            let mut tasks = backends.get(&key).cloned().unwrap_or_default();
-            tasks.sort_unstable();
-            tasks.dedup();
-            all.insert(vip.address.addr(), Behind { tasks, redirects: service.redirects.clone() });
+    // After all that is gone: another service may have got the address.
+    for id in &change.services {
+        let Some(service) = after.services.get(id) else { continue };
+        for vip in vips(after, id) {
+            let behind = behind(after, backends, service, &vip);
+            all.insert((vip.network, vip.address.addr()), Some(behind));
         }
     }
     all
@@ -69,26 +90,56 @@ pub fn sandbox_tables(services: &BTreeMap<IpAddr, Behind>, dns: DnsPorts) -> Vec
     tables
 }
 
+/// What changes in the tables of a sandbox on networks where these virtual addresses changed.
+pub fn sandbox_parts(changed: &Changed, networks: &BTreeSet<NetworkId>) -> Vec<Part> {
+    let mut parts = [Part::new(Family::Ipv4, TABLE), Part::new(Family::Ipv6, TABLE)];
+    for ((_, vip), behind) in changed.iter().filter(|((network, _), _)| networks.contains(network)) {
+        let part = &mut parts[usize::from(vip.is_ipv6())];
+        let chain = behind.as_ref().and_then(|behind| vip_chain(*vip, behind));
+        let goto = chain.as_ref().map(|(name, _)| Value::Verdict(Verdict::Goto(name.clone())));
+        part.element(CHOSEN, octets(*vip), goto);
+        part.element(ALL, octets(*vip), behind.as_ref().map(|_| Value::None));
+        part.chain(chain_name(*vip), chain.map(|(_, rules)| Chain { base: None, rules }));
+    }
+    parts.into_iter().filter(|part| !part.is_empty()).collect()
+}
+
+/// Map from virtual addresses to their chains.
+const CHOSEN: &str = "vips";
+/// Set of all virtual addresses, also of those that nobody is behind.
+const ALL: &str = "vip-addresses";
+
+fn chain_name(vip: IpAddr) -> String {
+    format!("vip-{vip}")
+}
+
+/// The chain that leads from a virtual address to its tasks, if there are any.
+fn vip_chain(vip: IpAddr, Behind { tasks, redirects }: &Behind) -> Option<(String, Vec<Rule>)> {
+    if tasks.is_empty() {
+        return None;
+    }
+    let ip = Ip::of(vip);
+    let redirect = |led: &PortRedirect| {
+        Rule::of(ip).destination_port(protocol_number(led.protocol), led.port).lead_to(tasks, Some(led.target))
+    };
+    let itself = Rule::of(ip).lead_to(tasks, None);
+    Some((chain_name(vip), redirects.iter().flat_map(redirect).chain(itself).collect()))
+}
+
 fn sandbox_table<'a>(ip: Ip, services: impl Iterator<Item = (&'a IpAddr, &'a Behind)>, dns: Option<DnsPorts>) -> Table {
     let mut table = Table::new(ip.family(), TABLE);
     let mut chosen = Set::map([ip.field()], MapTo::Verdict);
     let mut all = Set::of([ip.field()]);
-    for (vip, Behind { tasks, redirects }) in services {
+    for (vip, behind) in services {
         all.add(octets(*vip));
-        if tasks.is_empty() {
-            continue;
+        if let Some((chain, rules)) = vip_chain(*vip, behind) {
+            table.chain(&chain, rules);
+            chosen.put(octets(*vip), Value::Verdict(Verdict::Goto(chain)));
         }
-        let chain = format!("vip-{vip}");
-        let redirect = |led: &PortRedirect| {
-            Rule::of(ip).destination_port(protocol_number(led.protocol), led.port).lead_to(tasks, Some(led.target))
-        };
-        let itself = Rule::of(ip).lead_to(tasks, None);
-        table.chain(&chain, redirects.iter().flat_map(redirect).chain(itself).collect());
-        chosen.put(octets(*vip), Value::Verdict(Verdict::Goto(chain)));
     }
-    table.sets.insert("vips".into(), chosen);
-    table.sets.insert("vip-addresses".into(), all);
-    let choose = vec![Rule::of(ip).verdict_by_destination("vips")];
+    table.sets.insert(CHOSEN.into(), chosen);
+    table.sets.insert(ALL.into(), all);
+    let choose = vec![Rule::of(ip).verdict_by_destination(CHOSEN)];
     let server = IpNet::from(IpAddr::V4(NAME_SERVER));
     let ask = |protocol, port| {
         Rule::of(ip).destination(server).destination_port(protocol, DNS).balance(vec![server.addr()], Some(port))
@@ -100,8 +151,8 @@ fn sandbox_table<'a>(ip: Ip, services: impl Iterator<Item = (&'a IpAddr, &'a Beh
     table.base("vip-prerouting", Kind::Nat, Hook::Prerouting, DSTNAT, choose);
     // A packet that still goes to a virtual address has no task to go to: say so at once.
     let refuse = vec![
-        Rule::of(ip).destination_in("vip-addresses").protocol(TCP).reject(true),
-        Rule::of(ip).destination_in("vip-addresses").reject(false),
+        Rule::of(ip).destination_in(ALL).protocol(TCP).reject(true),
+        Rule::of(ip).destination_in(ALL).reject(false),
     ];
     table.base("vip-refuse", Kind::Filter, Hook::Output, 0, refuse);
     table

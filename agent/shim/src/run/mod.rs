@@ -6,9 +6,11 @@
 
 mod client;
 mod create;
+mod ends;
 mod exec;
 mod log;
 mod process;
+mod requests;
 mod time;
 
 use std::collections::BTreeMap;
@@ -20,16 +22,14 @@ use std::time::{Duration, Instant};
 
 use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
-use skep_shim::protocol::{
-    Answer, Attach, Done, EXIT, Exec, ExitRecord, Exited, FORMAT, Kill, Op, Output, PARAMS, Params, Refused, Request,
-    Resize, SOCKET, Started, Status, VERSION,
-};
+use rustix::process::Pid;
+use skep_shim::protocol::{Answer, FORMAT, Output, PARAMS, Params, SOCKET, Started};
 
 use self::client::{Client, HIGH, Role};
-use self::create::{CONSOLE_SOCKET, ChildStreams, START_SOCKET};
+use self::create::{CONSOLE_SOCKET, ChildStreams};
 use self::log::Log;
 use self::process::{MAX_INPUT, Process, Report, read_report};
+use self::requests::refused;
 use crate::sys::{self, Fork};
 
 /// How long a client may take nothing while its process waits for it.
@@ -297,116 +297,6 @@ impl Shim {
         }
     }
 
-    fn request(&mut self, id: u32, request: Request) {
-        let answer = match request.op {
-            _ if request.version > VERSION => {
-                refused(&format!("the request has version {}, this shim speaks {VERSION}", request.version))
-            }
-            None => refused("the request names nothing that this shim can do"),
-            Some(Op::Stdin(bytes)) => return self.take_input(id, &bytes.bytes),
-            Some(Op::CloseStdin(_)) => return self.end_input(id),
-            Some(Op::Start(_)) => self.start(),
-            Some(Op::Watch(_)) => self.watch(id),
-            Some(Op::Kill(kill)) => self.kill(&kill),
-            Some(Op::Attach(attach)) => self.attach(id, &attach),
-            Some(Op::Resize(resize)) => self.resize(&resize),
-            Some(Op::Exec(exec)) => match self.exec(id, &exec) {
-                Ok(()) => return,
-                Err(text) => refused(&text),
-            },
-            Some(Op::Shutdown(_)) => return self.shut_down(),
-        };
-        if let Some(client) = self.clients.get_mut(&id) {
-            client.answer(answer);
-        }
-    }
-
-    fn start(&mut self) -> Answer {
-        if let Some(text) = &self.create_error {
-            return refused(text);
-        }
-        let Some(pid) = self.processes.get(&INIT).and_then(|p| p.pid) else {
-            return refused("the container has ended");
-        };
-        if self.started_at.is_none() {
-            // The created init waits for a connection that ends. The address is short because it is relative.
-            if let Err(e) = std::os::unix::net::UnixStream::connect(START_SOCKET) {
-                return refused(&format!("starting the container: {e}"));
-            }
-            self.started_at = Some(time::now_nanos());
-        }
-        Answer::Started(Started { pid: pid_number(pid), at_nanos: self.started_at.unwrap_or_default() })
-    }
-
-    fn watch(&mut self, id: u32) -> Answer {
-        if let Some(client) = self.clients.get_mut(&id) {
-            client.role = Role::Watcher;
-        }
-        let init = self.processes.get(&INIT).and_then(|p| p.pid);
-        Answer::Status(Status {
-            pid: init.map_or(0, pid_number),
-            started: self.started_at.is_some(),
-            started_at_nanos: self.started_at.unwrap_or_default(),
-            execs: self.processes.values().filter(|p| !p.exec.is_empty()).map(|p| p.exec.clone()).collect(),
-        })
-    }
-
-    fn by_exec(&mut self, exec: &str) -> Option<&mut Process> {
-        self.processes.values_mut().find(|p| p.exec == exec)
-    }
-
-    fn kill(&mut self, kill: &Kill) -> Answer {
-        match self.by_exec(&kill.exec).map(|p| p.kill(kill.signal)) {
-            Some(Ok(())) => Answer::Done(Done {}),
-            Some(Err(e)) => refused(&e.to_string()),
-            None => refused("process already finished"),
-        }
-    }
-
-    fn resize(&mut self, resize: &Resize) -> Answer {
-        let Some(process) = self.by_exec(&resize.exec) else { return refused("process already finished") };
-        match process.terminal.as_ref().map(|t| exec::set_size(t, resize.rows, resize.columns)) {
-            Some(Ok(())) => Answer::Done(Done {}),
-            Some(Err(e)) => refused(&format!("resizing the terminal: {e}")),
-            None => refused("the process has no terminal"),
-        }
-    }
-
-    fn attach(&mut self, id: u32, attach: &Attach) -> Answer {
-        if let Some(client) = self.clients.get_mut(&id) {
-            let outputs = [attach.stdout, attach.stderr];
-            client.role = Role::Stream { process: INIT, stdin: attach.stdin, outputs };
-        }
-        Answer::Done(Done {})
-    }
-
-    fn exec(&mut self, id: u32, exec: &Exec) -> Result<(), String> {
-        let text = |e: io::Error| format!("starting a process: {e}");
-        if exec.id.is_empty() || self.by_exec(&exec.id).is_some() {
-            return Err("the exec session needs an id of its own".to_owned());
-        }
-        let init = self.processes.get(&INIT).filter(|_| self.started_at.is_some());
-        let Some(init) = init.and_then(|p| p.pidfd.as_ref()) else {
-            return Err("cannot exec in a stopped container".to_owned());
-        };
-        let (mut process, ends) = if exec.tty {
-            (Process::with_terminal(&exec.id), None)
-        } else {
-            let (process, ends) = Process::with_pipes(&exec.id, exec.stdin).map_err(text)?;
-            (process, Some(ends))
-        };
-        process.kill_on_leave = exec.kill_on_leave;
-        process.launching = Some(exec::start(init.as_fd(), &self.params, exec, ends).map_err(text)?);
-        let number = self.next;
-        self.next = self.next.wrapping_add(1).max(1);
-        self.processes.insert(number, process);
-        if let Some(client) = self.clients.get_mut(&id) {
-            let outputs = [exec.attach, exec.attach];
-            client.role = Role::Stream { process: number, stdin: exec.attach && exec.stdin, outputs };
-        }
-        Ok(())
-    }
-
     fn read_reports(&mut self, id: u32) {
         while let Some(process) = self.processes.get_mut(&id) {
             let Some(report) = process.launching.as_ref().and_then(read_report) else { return };
@@ -504,138 +394,8 @@ impl Shim {
             }
         }
     }
-
-    /// Collects every child that has ended: an unreaped process of the container keeps its init from dying.
-    fn reap(&mut self) {
-        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-            let Some(code) = exit_code(status) else { continue };
-            match self.processes.values_mut().find(|p| p.pid == Some(pid)) {
-                Some(process) => process.exit = Some(code),
-                None => self.unclaimed.push((pid, code)),
-            }
-        }
-        if self.processes.values().all(|p| p.launching.is_none()) {
-            self.unclaimed.clear();
-        }
-    }
-
-    /// Tells of ends, drops clients that are gone or stuck.
-    fn settle(&mut self) {
-        let ended: Vec<u32> = self
-            .processes
-            .iter()
-            .filter(|(_, p)| p.exit.is_some() && p.launching.is_none())
-            .map(|(id, _)| *id)
-            .collect();
-        // Further processes first: they cannot outlive init, and their clients are told before everybody is.
-        for id in ended.into_iter().rev() {
-            self.end_process(id);
-        }
-        let leaving: Vec<u32> = self
-            .clients
-            .iter()
-            .filter(|(_, c)| {
-                let stuck = c.waiting() >= HIGH && c.stalled_since.is_some_and(|since| since.elapsed() >= STALL);
-                c.broken || (c.closing && c.waiting() == 0) || (stuck && self.ended.is_none())
-            })
-            .map(|(id, _)| *id)
-            .collect();
-        for id in leaving {
-            self.leave(id);
-        }
-    }
-
-    /// A client's connection is over; its process's input may be too, or the process itself.
-    fn leave(&mut self, id: u32) {
-        if let Some(Client { role: Role::Stream { process, .. }, .. }) = self.clients.get(&id)
-            && let Some(process) = self.processes.get_mut(process).filter(|p| p.kill_on_leave)
-        {
-            process.abandoned = true;
-            process.kill_if_abandoned();
-        }
-        if let Some(Client { role: Role::Stream { stdin: true, .. }, .. }) = self.clients.get(&id) {
-            self.end_input(id);
-        }
-        self.clients.remove(&id);
-    }
-
-    fn end_process(&mut self, id: u32) {
-        self.drain(id);
-        let Some(process) = self.processes.remove(&id) else { return };
-        let code = process.exit.unwrap_or_default();
-        let exit = ExitRecord { format: FORMAT, code, oom: id == INIT && self.was_oom(), at_nanos: time::now_nanos() };
-        if id == INIT {
-            if let Some(log) = &mut self.log {
-                log.close();
-            }
-            // Without it the daemon that was away takes the shim for killed; there is nothing better to do here.
-            if let Err(e) = process::write_whole(&self.dir.join(EXIT), &exit.encode_to_vec()) {
-                eprintln!("writing the exit record: {e}");
-            }
-        }
-        let exited = Exited { exec: process.exec, exit: Some(exit) };
-        for client in self.clients.values_mut() {
-            match client.role {
-                Role::Stream { process, .. } if process == id => {
-                    client.answer(Answer::Exited(exited.clone()));
-                    client.closing = true;
-                }
-                Role::Watcher => client.answer(Answer::Exited(exited.clone())),
-                Role::Control | Role::Stream { .. } => {}
-            }
-            if id == INIT {
-                client.closing = true;
-            }
-        }
-        if id == INIT {
-            self.ended = Some(Instant::now());
-        }
-    }
-
-    /// Takes what is left in the pipes of a process that has ended, however full its clients are: it is at most what the
-    /// pipes hold. Children of it may still hold the other ends, so the end of file is not waited for.
-    fn drain(&mut self, id: u32) {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        for stream in 0..2 {
-            for _ in 0..64 {
-                match self.processes.get_mut(&id).map(|p| p.read_output(stream, &mut buffer)) {
-                    Some(Ok(len @ 1..)) => self.deliver(id, stream, &buffer[..len]),
-                    Some(Err(e)) if e.kind() == io::ErrorKind::Interrupted => {}
-                    _ => break,
-                }
-            }
-        }
-        self.buffer = buffer;
-    }
-
-    fn was_oom(&self) -> bool {
-        let Ok(text) = std::fs::read_to_string(&self.params.oom_file) else { return false };
-        text.lines().filter_map(|l| l.strip_prefix("oom_kill ")).any(|n| n.trim() != "0")
-    }
-
-    /// Kills what runs. The end of init then ends the shim as always.
-    fn shut_down(&mut self) {
-        match self.processes.get(&INIT) {
-            // It has ended if this fails.
-            Some(init) => drop(init.kill(libc::SIGKILL)),
-            None => drop(self.ended.get_or_insert_with(Instant::now)),
-        }
-        let nothing_runs = self.ended.is_some();
-        for client in self.clients.values_mut().filter(|c| nothing_runs || c.role == Role::Control) {
-            client.closing = true;
-        }
-    }
-}
-
-fn refused(text: &str) -> Answer {
-    Answer::Refused(Refused { text: text.to_owned() })
 }
 
 fn pid_number(pid: Pid) -> u32 {
     pid.as_raw_nonzero().get().unsigned_abs()
-}
-
-/// As a shell tells it: 128 + signal for a process that one killed.
-fn exit_code(status: WaitStatus) -> Option<i32> {
-    status.exit_status().or_else(|| status.terminating_signal().map(|s| 128 + s))
 }

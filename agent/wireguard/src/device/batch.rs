@@ -8,8 +8,8 @@ use crate::{
     sys::send::Run,
 };
 
-/// Bytes of a batch: some four reads of the interface.
-const CAPACITY: usize = 256 << 10;
+/// Bytes of a batch: one long read of the interface and many short ones before it.
+const CAPACITY: usize = 128 << 10;
 /// A batch with this many packets goes out, so that the first of them does not wait.
 pub const FULL: usize = 32;
 /// Bytes and datagrams of one `UDP_SEGMENT` send (udp(7): below 64 KB; 64 segments before Linux 6.9).

@@ -1,9 +1,9 @@
 //! The device: interface, socket, table of peers, and the threads that carry packets between them.
 //!
 //! ```text
-//! interface --read--> tx: cut, seal --sendmmsg--> socket
-//! interface <-writev-- rx: open, check, join <--recvmmsg-- socket
-//!                      doorman: answers handshakes <--bounded queue-- rx
+//! interface --read--> tx: cut |line: seal, in order --sendmmsg--> socket
+//! interface <-writev-- in order, open, check, join :line| rx <--recvmmsg-- socket
+//!                      doorman: answers handshakes <--bounded queue-- opened on the line
 //!                      timers: what each peer has due --sendmmsg--> socket
 //! ```
 
@@ -11,6 +11,7 @@ mod batch;
 mod configure;
 mod doorman;
 mod handover;
+mod line;
 mod rx;
 mod send;
 mod shared;
@@ -37,6 +38,7 @@ use self::{
     configure::{Kept, configure},
     doorman::Knock,
     handover::{restore, save},
+    line::Line,
     send::send_messages,
     shared::{Shared, lock},
 };
@@ -172,6 +174,8 @@ impl Device {
         let end = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| Error::Thread { name: "wake-up", source: error.into() })?;
         let (door, knocks) = doorman::door();
+        // One that is filled, one at each thread, and one that waits for each helper.
+        let under_way = 2 * parts.tuning.helpers() + 1;
         let shared = Shared {
             name: parts.name,
             mac,
@@ -191,6 +195,8 @@ impl Device {
             tally: Default::default(),
             door,
             knocks: knocks.into(),
+            outgoing: Line::new(under_way),
+            incoming: Line::new(under_way),
             started: Instant::now(),
         };
         Ok(Device { shared: Arc::new(shared), threads: vec![] })
@@ -198,8 +204,11 @@ impl Device {
 
     /// Starts the threads. They end when the device is dropped, also when not all of them could be started.
     fn start(&mut self) -> Result<(), Error> {
-        let threads: [Thread; 4] =
-            [("wg-tx", tx::run), ("wg-rx", rx::run), ("wg-door", doorman::run), ("wg-timers", timers::run)];
+        let mut threads: Vec<Thread> =
+            vec![("wg-tx", tx::run), ("wg-rx", rx::run), ("wg-door", doorman::run), ("wg-timers", timers::run)];
+        for _ in 0..self.shared.tuning.helpers() {
+            threads.extend::<[Thread; 2]>([("wg-tx-help", tx::help), ("wg-rx-help", rx::help)]);
+        }
         for (name, run) in threads {
             let shared = self.shared.clone();
             let thread = std::thread::Builder::new().name(name.into()).spawn(move || guard(name, &shared, run));
@@ -278,6 +287,8 @@ impl Drop for Device {
         self.shared.is_ending.store(true, Ordering::Relaxed);
         // The eventfd's counter cannot be full: nobody else adds to it.
         let _ = rustix::io::write(&self.shared.end, &1u64.to_ne_bytes());
+        self.shared.outgoing.close();
+        self.shared.incoming.close();
         // A full queue keeps its thread awake by itself.
         if let Some(knock) = Knock::new(&[], self.shared.listen) {
             let _ = self.shared.door.try_send(knock);

@@ -1,21 +1,24 @@
 //! Sending to a peer: batches in runs, and single messages of the protocol.
 
-use std::{io, os::fd::AsFd as _, sync::atomic::Ordering};
+use std::{
+    io,
+    os::fd::AsFd as _,
+    sync::{Arc, atomic::Ordering},
+};
 
 use super::{
     batch::{Batch, split},
     shared::{Remote, Shared, count, lock},
 };
 use crate::{
+    noise::session::Session,
     peer::Outbox,
     sys::send::{Run, send},
 };
 
-/// Seals and sends a batch to its peer, or queues it there until there is a session. The batch is empty afterwards.
-pub fn flush(shared: &Shared, remote: &Remote, batch: &mut Batch) {
-    if batch.len() == 0 {
-        return;
-    }
+/// The session that seals a batch for its peer, and the first number for it. None if there is no session: then the
+/// packets wait at the peer for one.
+pub fn reserve(shared: &Shared, remote: &Remote, batch: &Batch) -> Option<(Arc<Session>, u64)> {
     let packets = batch.len() as u64;
     let mut out = Outbox::new();
     let reserved = {
@@ -29,13 +32,9 @@ pub fn flush(shared: &Shared, remote: &Remote, batch: &mut Batch) {
         }
         reserved
     };
-    if let Some((session, first)) = reserved {
-        batch.seal(&session, first);
-        send_batch(shared, remote, batch);
-    }
     count(&shared.tally.packets_sent, packets);
     send_messages(shared, remote, &out);
-    batch.clear();
+    reserved
 }
 
 /// Sends what the protocol wants sent.
@@ -61,7 +60,8 @@ pub fn send_to(shared: &Shared, to: std::net::SocketAddr, message: &[u8]) {
     }
 }
 
-fn send_batch(shared: &Shared, remote: &Remote, batch: &Batch) {
+/// Sends a sealed batch to where its peer is now.
+pub fn send_batch(shared: &Shared, remote: &Remote, batch: &Batch) {
     let Some(to) = *lock(&remote.endpoint) else {
         count(&shared.tally.send_failed, batch.len() as u64);
         return;

@@ -16,7 +16,7 @@ use arc_swap::ArcSwap;
 use rand::TryRngCore as _;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::doorman::Knock;
+use super::{doorman::Knock, line::Line, rx::Haul, tx::Parcel};
 use crate::{
     Config, Counters, PublicKey, TapOffload, Timers, Tuning,
     allowed::Allowed,
@@ -49,6 +49,9 @@ pub struct Shared {
     /// Handshake messages on their way to their thread.
     pub door: SyncSender<Knock>,
     pub knocks: Mutex<Receiver<Knock>>,
+    /// Between interface and socket.
+    pub outgoing: Line<Parcel>,
+    pub incoming: Line<Haul>,
     pub started: Instant,
 }
 

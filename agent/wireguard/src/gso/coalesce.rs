@@ -36,8 +36,9 @@ pub struct Joiner {
 }
 
 /// A packet, or a run that begins with it.
-#[derive(Default)]
 struct Group {
+    /// Before the IP packet, once it is finished.
+    header: [u8; FRAME_HEADER],
     /// The first packet, then the data of the others.
     parts: Vec<Range<usize>>,
     layout: Option<Layout>,
@@ -83,7 +84,7 @@ impl Joiner {
 
     fn begin(&mut self, room: &[u8], range: Range<usize>, layout: Option<Layout>) {
         if self.used == self.groups.len() {
-            self.groups.push(Group::default());
+            self.groups.push(Group::new());
         }
         let group = &mut self.groups[self.used];
         self.used += 1;
@@ -101,8 +102,8 @@ impl Joiner {
         group.parts.push(range);
     }
 
-    /// Gives each frame to `write`: its headers before the IP packet, the room, and where the parts of the IP packet are.
-    pub fn finish(&mut self, room: &mut [u8], mut write: impl FnMut(&[u8; FRAME_HEADER], &[u8], &[Range<usize>])) {
+    /// Makes the headers of all frames. Then [`Joiner::frames`] are ready, until [`Joiner::clear`].
+    pub fn finish(&mut self, room: &mut [u8]) {
         for group in &mut self.groups[..self.used] {
             let mut header = [0; FRAME_HEADER];
             let first = &mut room[group.parts[0].clone()];
@@ -115,8 +116,17 @@ impl Joiner {
             header[VNET_HEADER + 6..VNET_HEADER + 12].copy_from_slice(&[2, 0, 0, 0, 0, 1]);
             let ethertype: [u8; 2] = if first[0] >> 4 == 6 { [0x86, 0xdd] } else { [8, 0] };
             header[VNET_HEADER + 12..].copy_from_slice(&ethertype);
-            write(&header, room, &group.parts);
+            group.header = header;
         }
+    }
+
+    /// Each frame: its headers before the IP packet, and where the parts of the IP packet are.
+    pub fn frames(&self) -> impl Iterator<Item = (&[u8; FRAME_HEADER], &[Range<usize>])> {
+        self.groups[..self.used].iter().map(|group| (&group.header, group.parts.as_slice()))
+    }
+
+    /// Forgets the packets.
+    pub fn clear(&mut self) {
         self.used = 0;
     }
 }
@@ -136,6 +146,19 @@ fn sequence(packet: &[u8], layout: &Layout) -> u32 {
 }
 
 impl Group {
+    fn new() -> Group {
+        Group {
+            header: [0; FRAME_HEADER],
+            parts: vec![],
+            layout: None,
+            segment: 0,
+            total: 0,
+            sequence: 0,
+            push: 0,
+            is_open: false,
+        }
+    }
+
     fn first<'a>(&self, room: &'a [u8]) -> &'a [u8] {
         &room[self.parts[0].clone()]
     }

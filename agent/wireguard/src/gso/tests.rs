@@ -112,12 +112,11 @@ fn joined(offload: TapOffload, packets: &[Vec<u8>]) -> Vec<Frame> {
     for range in ranges {
         joiner.add(&room, range);
     }
-    let mut frames = vec![];
-    joiner.finish(&mut room, |header, room, parts| {
-        let bytes = parts.iter().flat_map(|part| room[part.clone()].to_vec()).collect();
-        frames.push((*header, bytes, parts.len()));
-    });
-    frames
+    joiner.finish(&mut room);
+    let frame = |(header, parts): (&[u8; FRAME_HEADER], &[Range<usize>])| {
+        (*header, parts.iter().flat_map(|part| room[part.clone()].to_vec()).collect(), parts.len())
+    };
+    joiner.frames().map(frame).collect()
 }
 
 /// What the kernel on the other side would read of it, cut.

@@ -1,5 +1,5 @@
-//! The keys of one handshake, shared by the threads: sealing takes numbers without a lock, opening holds the replay
-//! window for a run of messages.
+//! The keys of one handshake, shared by the threads: sealing takes numbers without a lock, and only the replay window is locked,
+//! for a moment before and after a message is opened.
 
 use std::{
     ops::Range,
@@ -42,12 +42,6 @@ pub enum Refused {
     Replayed,
     /// It is not what the other side sealed.
     Forged,
-}
-
-/// Opens messages, holding the replay window.
-pub struct Opener<'a> {
-    key: &'a LessSafeKey,
-    replay: MutexGuard<'a, Replay>,
 }
 
 impl Session {
@@ -106,22 +100,23 @@ impl Session {
         Some(message)
     }
 
-    /// For a run of messages.
-    pub fn opener(&self) -> Opener<'_> {
-        Opener { key: &self.opening, replay: self.replay.lock().unwrap_or_else(PoisonError::into_inner) }
-    }
-}
-
-impl Opener<'_> {
     /// Opens a transport message in place; the data is at the range returned. `limit`: numbers from there on are refused.
-    pub fn open(&mut self, message: &mut [u8], counter: u64, limit: u64) -> Result<Range<usize>, Refused> {
-        if counter >= limit || !self.replay.is_new(counter) {
+    /// Several threads may open at once: the window is looked at before and after, as opening is what takes time.
+    pub fn open(&self, message: &mut [u8], counter: u64, limit: u64) -> Result<Range<usize>, Refused> {
+        if counter >= limit || !self.replay().is_new(counter) {
             return Err(Refused::Replayed);
         }
         let sealed = message.get_mut(TRANSPORT_HEADER..).ok_or(Refused::Forged)?;
-        let len = self.key.open_in_place(nonce(counter), Aad::empty(), sealed).map_err(|_| Refused::Forged)?.len();
-        self.replay.mark(counter);
+        let len = self.opening.open_in_place(nonce(counter), Aad::empty(), sealed).map_err(|_| Refused::Forged)?.len();
+        // Of two with one number that were opened at the same time, one is marked.
+        if !self.replay().mark(counter) {
+            return Err(Refused::Replayed);
+        }
         Ok(TRANSPORT_HEADER..TRANSPORT_HEADER + len)
+    }
+
+    fn replay(&self) -> MutexGuard<'_, Replay> {
+        self.replay.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -154,13 +149,13 @@ mod tests {
         let sealed = a.seal_one(b"hello", 16, 10).unwrap();
         assert_eq!(sealed[..8], [4, 0, 0, 0, 2, 0, 0, 0]);
         let mut message = sealed.clone();
-        let range = b.opener().open(&mut message, 0, 10).unwrap();
+        let range = b.open(&mut message, 0, 10).unwrap();
         assert_eq!(message[range], *b"hello\0\0\0\0\0\0\0\0\0\0\0");
-        assert_eq!(b.opener().open(&mut sealed.clone(), 0, 10), Err(Refused::Replayed));
+        assert_eq!(b.open(&mut sealed.clone(), 0, 10), Err(Refused::Replayed));
         // Reflected to its sender it is not opened: each direction has a key of its own.
-        assert_eq!(a.opener().open(&mut sealed.clone(), 0, 10), Err(Refused::Forged));
+        assert_eq!(a.open(&mut sealed.clone(), 0, 10), Err(Refused::Forged));
         // Numbers are authentic too: another one makes another nonce.
-        assert_eq!(b.opener().open(&mut sealed.clone(), 1, 10), Err(Refused::Forged));
+        assert_eq!(b.open(&mut sealed.clone(), 1, 10), Err(Refused::Forged));
     }
 
     #[test]
@@ -170,7 +165,7 @@ mod tests {
             (a.reserve(3, 4), a.reserve(2, 4), a.reserve(1, 4), a.reserve(1, 4)),
             (Some(0), None, Some(3), None)
         );
-        assert_eq!(b.opener().open(&mut [0; 32], 4, 4), Err(Refused::Replayed));
+        assert_eq!(b.open(&mut [0; 32], 4, 4), Err(Refused::Replayed));
     }
 
     proptest! {
@@ -181,7 +176,7 @@ mod tests {
             // The header's type and receiver choose the key; all else is covered by it, the counter as nonce.
             let at = 16 + at % (message.len() - 16);
             message[at] ^= 1 << bit;
-            prop_assert_eq!(b.opener().open(&mut message, 0, 9), Err(Refused::Forged));
+            prop_assert_eq!(b.open(&mut message, 0, 9), Err(Refused::Forged));
         }
 
         #[test]
@@ -189,7 +184,7 @@ mod tests {
             let (a, b) = pair();
             let mut message = a.seal_one(&[7; 48], 48, 9).unwrap();
             message.truncate(len);
-            prop_assert_eq!(b.opener().open(&mut message, 0, 9), Err(Refused::Forged));
+            prop_assert_eq!(b.open(&mut message, 0, 9), Err(Refused::Forged));
         }
     }
 }

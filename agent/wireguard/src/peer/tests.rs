@@ -135,7 +135,7 @@ impl Wire {
             }
             Message::Transport { receiver, counter } => {
                 let session = self.sides[to].core.session(receiver, self.now).ok_or(Refused::Invalid)?;
-                let range = session.opener().open(message, counter, u64::MAX).map_err(|error| match error {
+                let range = session.open(message, counter, u64::MAX).map_err(|error| match error {
                     Unopened::Replayed => Refused::Replayed,
                     Unopened::Forged => Refused::Invalid,
                 })?;

@@ -10,6 +10,11 @@ use super::address::RawAddress;
 /// Messages in one call, and the room for each: a UDP datagram, or a run of them, is below 64 KB.
 const MESSAGES: usize = 8;
 const ROOM: usize = 1 << 16;
+/// Messages in one call while they are long runs: what is received together should still be in the processor's cache
+/// when it is opened and written, and another thread may work on the next.
+const LONG_MESSAGES: usize = 2;
+/// Bytes of a message from which it is a long run.
+const LONG: usize = ROOM / 4;
 
 /// A run of datagrams from one sender: all of `segment` bytes but the last, which may be shorter.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +29,8 @@ pub struct Received {
 pub struct Inbox {
     room: Vec<u8>,
     received: Vec<Received>,
+    /// Messages to ask for.
+    ask: usize,
 }
 
 /// Room for the control message of `UDP_GRO` (an int), aligned as a cmsghdr.
@@ -33,11 +40,11 @@ struct Control([u8; 64]);
 
 impl Inbox {
     pub fn new() -> Inbox {
-        Inbox { room: vec![0; MESSAGES * ROOM], received: Vec::with_capacity(MESSAGES) }
+        Inbox { room: vec![0; MESSAGES * ROOM], received: Vec::with_capacity(MESSAGES), ask: MESSAGES }
     }
 
-    /// Takes what is there without waiting; none is the error `WouldBlock`. Returns the bytes and what lies where.
-    pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<(&mut [u8], &[Received])> {
+    /// Takes what is there without waiting; none is the error `WouldBlock`. See [`Inbox::parts`].
+    pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<()> {
         self.received.clear();
         // SAFETY: iovec and mmsghdr are plain data for which all zeros (null pointers, no lengths) is a valid value.
         let (mut iovecs, mut messages): ([libc::iovec; MESSAGES], [libc::mmsghdr; MESSAGES]) = unsafe { mem::zeroed() };
@@ -59,7 +66,7 @@ impl Inbox {
             libc::recvmmsg(
                 socket.as_raw_fd(),
                 messages.as_mut_ptr(),
-                MESSAGES as u32,
+                self.ask as u32,
                 libc::MSG_DONTWAIT as _,
                 std::ptr::null_mut(),
             )
@@ -78,7 +85,14 @@ impl Inbox {
             let segment = segment_of(&message.msg_hdr).filter(|size| *size > 0).unwrap_or(len);
             self.received.push(Received { from, start: i * ROOM, len, segment });
         }
-        Ok((&mut self.room, &self.received))
+        let has_long = self.received.iter().any(|message| message.len >= LONG);
+        self.ask = if has_long { LONG_MESSAGES } else { MESSAGES };
+        Ok(())
+    }
+
+    /// The bytes that were received last, and what lies where.
+    pub fn parts(&mut self) -> (&mut [u8], &[Received]) {
+        (&mut self.room, &self.received)
     }
 }
 
