@@ -130,6 +130,9 @@ async fn ports_of_one_node_are_open_on_its_ipv6_addresses_or_on_one_of_them() {
     assert!(made.ipv6.unwrap().subnet.contains(&address.addr()));
     serve_tcp(&one.netns, 80, "one");
     let node = &w.nodes[0].netns;
+    let announced = network.announced().unwrap();
+    assert_eq!(announced.len(), 2);
+    assert!(announced[0] == w.nodes[0].address && announced[1].is_ipv6(), "{announced:?}");
     for to in [node6(1).to_string(), "2001:db8:99::77".into()] {
         assert_eq!(ask_tcp(&w.hub(), &format!("[{to}]:8081")).unwrap(), format!("one {CLIENT6}"));
     }

@@ -71,7 +71,8 @@ async fn connections_of_ipv6_outlive_a_restart_and_an_older_sandbox_gets_its_twi
     let link = b.links.iter().find(|link| link.mac != b.links[0].mac).unwrap();
     run(&format!("{inside} sh -c 'echo 1 >/proc/sys/net/ipv6/conf/{}/disable_ipv6'", link.name));
     run(&format!("{node} sh -c 'echo 1 >/proc/sys/net/ipv6/conf/skep-t0/disable_ipv6'"));
-    let part: (Vec<Option<Ipv6Net>>, Vec<Option<Ipv6Addr>>, Vec<(Option<Ipv6Net>, Option<Ipv6Addr>)>) =
+    type Link = (Option<Ipv6Net>, Option<Ipv6Addr>);
+    let part: (Vec<Option<Ipv6Net>>, Vec<Option<Ipv6Addr>>, Vec<Link>) =
         (vec![b.links[0].address6], Vec::new(), b.links.iter().map(|link| (link.address6, link.gateway6)).collect());
     let part = postcard::to_stdvec(&part).unwrap();
     let path = w.nodes[1].config.sandbox_dir().join(format!("{}.record", TaskId(2)));

@@ -21,6 +21,10 @@ pub struct Features {
     pub tracked: Option<(u64, u64)>,
     /// The node passes packets on.
     pub forwards: bool,
+    /// The same of IPv6; `None` where the host has none.
+    pub forwards6: Option<bool>,
+    /// Whether anything of this node speaks IPv6 with others: it is in a cluster, or a bridge has it.
+    pub wants6: bool,
     /// How traffic between nodes is protected.
     pub encryption: Encryption,
     /// Whether the node is in a cluster.
@@ -52,10 +56,24 @@ pub fn judge(seen: &Features) -> Vec<Check> {
             "another program set it after the daemon did: find it (sysctl.d, a firewall), then sysctl net.ipv4.ip_forward=1",
         )
     });
+    checks.push(ipv6(seen));
     if seen.in_cluster {
         checks.push(encryption(&seen.encryption));
     }
     checks
+}
+
+fn ipv6(seen: &Features) -> Check {
+    match (seen.forwards6, seen.wants6) {
+        (None, _) => Check::ok("IPv6", "turned off on this host: containers and published ports have IPv4 alone"),
+        (Some(false), true) => Check::failed(
+            "IPv6",
+            "net.ipv6.conf.all.forwarding is 0: containers reach nothing outside over IPv6",
+            "another program set it after the daemon did: find it (sysctl.d, a firewall), then sysctl net.ipv6.conf.all.forwarding=1",
+        ),
+        (Some(true), true) => Check::ok("IPv6", "the host has it, and the node passes packets on"),
+        (Some(_), false) => Check::ok("IPv6", "the host has it"),
+    }
 }
 
 fn tracking(tracked: Option<(u64, u64)>) -> Check {
@@ -120,6 +138,8 @@ mod tests {
             tun: Ok(()),
             tracked: Some((10, 1000)),
             forwards: true,
+            forwards6: Some(true),
+            wants6: true,
             encryption: Encryption { path: Some(TunnelPath::Userspace), ..Encryption::default() },
             in_cluster: true,
         }
@@ -143,6 +163,9 @@ mod tests {
         assert_eq!(bad(&Features { tracked: Some((90, 100)), ..well() }), [("conntrack".into(), Outcome::Warning)]);
         assert_eq!(bad(&Features { tracked: Some((99, 100)), ..well() }), [("conntrack".into(), Outcome::Failed)]);
         assert_eq!(bad(&Features { forwards: false, ..well() }), [("forwarding".into(), Outcome::Failed)]);
+        assert_eq!(bad(&Features { forwards6: Some(false), ..well() }), [("IPv6".into(), Outcome::Failed)]);
+        assert_eq!(bad(&Features { forwards6: Some(false), wants6: false, ..well() }), []);
+        assert_eq!(bad(&Features { forwards6: None, ..well() }), []);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use skep_proto::model::doctor::{Check, Known};
 use skep_proto::model::view::Peer;
 use skep_proto::model::{NetworkId, NodeId};
 
-use super::{Inner, NodeNetwork, SwitchCell, blocking, lock};
+use super::{Inner, NodeNetwork, SwitchCell, blocking, lock, sysctl};
 use crate::config::{ENCRYPTED_PORT, WIREGUARD_OVERHEAD, first_v4, node_addresses};
 use crate::doctor::{self, Ask, Echo, Features, Link, Needed, Seen, Truth};
 use crate::error::{NetworkError, Step};
@@ -146,6 +146,9 @@ impl Inner {
             tun: open().map(drop).map_err(|error| error.to_string()),
             tracked: read("nf_conntrack_count").zip(read("nf_conntrack_max")),
             forwards: number("/proc/sys/net/ipv4/ip_forward") == Some(1),
+            forwards6: sysctl::has_ipv6(&self.netns)
+                .then(|| number("/proc/sys/net/ipv6/conf/all/forwarding").is_some_and(|value| value != 0)),
+            wants6: in_cluster || self.state().bridges.values().any(|bridge| bridge.ipv6.is_some()),
             encryption,
             in_cluster,
         }

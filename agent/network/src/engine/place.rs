@@ -1,13 +1,34 @@
 //! Entering and leaving a cluster. What is on the node stays; what the cluster told is forgotten or brought elsewhere.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use skep_proto::model::view::NetworkView;
 
 use super::state::Remembered;
-use super::{Inner, SwitchCell, blocking, lock};
+use super::{Inner, NodeNetwork, SwitchCell, blocking, lock};
 use crate::config::Place;
-use crate::error::NetworkError;
+use crate::error::{NetworkError, Step};
+use crate::netlink::Rtnl;
+
+impl NodeNetwork {
+    /// Addresses of this node on the underlay that the other nodes should be told: those of its place, and the first IPv6
+    /// address of the same link. By it they know that a client of theirs is a node.
+    ///
+    /// # Errors
+    /// [`NetworkError::Kernel`].
+    pub fn announced(&self) -> Result<Vec<IpAddr>, NetworkError> {
+        let mut told = self.inner.state().place.data_path.clone();
+        let mut node = Rtnl::open(&self.inner.netns).step("open rtnetlink")?;
+        let all = node.addresses().step("read addresses")?;
+        let link = all.iter().find(|(_, net)| told.contains(&net.addr())).map(|(link, _)| *link);
+        let of_link = all.iter().filter(|(index, net)| Some(*index) == link && net.addr().is_ipv6());
+        if !told.iter().any(IpAddr::is_ipv6) {
+            told.extend(of_link.map(|(_, net)| net.addr()).next());
+        }
+        Ok(told)
+    }
+}
 
 impl Inner {
     pub(super) async fn move_to(self: Arc<Self>, place: Place) -> Result<(), NetworkError> {

@@ -1,8 +1,9 @@
 //! Whether a port of the node is free for publishing.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
 use skep_proto::model::service::Protocol;
 
 use crate::spec::HostPort;
@@ -11,15 +12,34 @@ use crate::spec::HostPort;
 /// without a word. Also false for an address that the node does not have.
 pub fn is_free(port: &HostPort) -> bool {
     let Some(number) = port.published else { return false };
-    let address = (port.bind.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), number);
-    let bound = match port.protocol {
-        Protocol::Tcp => TcpListener::bind(address).map(drop),
-        Protocol::Udp => UdpSocket::bind(address).map(drop),
-        // No socket of the standard library speaks it, and hardly a program listens.
-        Protocol::Sctp => Ok(()),
+    let bindings = match port.bind {
+        Some(address) => vec![address],
+        None => vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)],
     };
-    match bound {
+    bindings.into_iter().all(|address| match try_bind(port.protocol, SocketAddr::new(address, number)) {
         Ok(()) => true,
+        // A host without IPv6 has no programs that listen there.
         Err(error) => !matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::AddrNotAvailable),
+    })
+}
+
+/// Binds as a program would that wants this version of IP alone.
+fn try_bind(protocol: Protocol, address: SocketAddr) -> std::io::Result<()> {
+    let kind = match protocol {
+        Protocol::Tcp => SocketType::STREAM,
+        Protocol::Udp => SocketType::DGRAM,
+        // Hardly a program listens.
+        Protocol::Sctp => return Ok(()),
+    };
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, true)?;
     }
+    if kind == SocketType::STREAM {
+        // Connections that ended a moment ago are in nobody's way.
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+    }
+    bind(&socket, &address)?;
+    if kind == SocketType::STREAM { Ok(listen(&socket, 1)?) } else { Ok(()) }
 }

@@ -154,6 +154,21 @@ impl World {
         self.restart(node);
     }
 
+    /// Takes IPv4 from a node's wire, as a new process of it would find.
+    pub fn leave_ipv6_alone(&mut self, node: usize) {
+        let at = &mut self.nodes[node];
+        let address = IpAddr::V6(node6(self.view.peers[&at.id].index));
+        run(&format!("nsenter --net={} ip -4 addr flush dev uplink", at.netns.display()));
+        self.view.peers.get_mut(&at.id).unwrap().data_path = vec![address];
+        at.network = start(&at.netns, &at.config, Place { node: Some(at.id), data_path: vec![address] }, &at.names);
+    }
+
+    /// Gives a node another data path.
+    pub async fn enter_with(&mut self, node: usize, data_path: Vec<IpAddr>) {
+        let at = &self.nodes[node];
+        at.network.enter(at.id, data_path).await.unwrap();
+    }
+
     pub async fn apply(&self) {
         let view = Arc::new(self.view.clone());
         for node in &self.nodes {

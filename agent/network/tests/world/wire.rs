@@ -72,6 +72,11 @@ impl Frames {
         self.packets().filter(is_udp).map(|p| ([p[12], p[13], p[14], p[15]], p[28..].to_vec())).collect()
     }
 
+    /// Fragments of IPv6 packets (next header 44).
+    pub fn fragments6(&self) -> usize {
+        self.0.iter().filter(|frame| frame.len() > 54 && frame[12..14] == [0x86, 0xdd] && frame[20] == 44).count()
+    }
+
     /// Fragments of packets.
     pub fn fragments(&self) -> usize {
         self.packets().filter(|p| u16::from_be_bytes([p[6], p[7]]) & 0x3fff != 0).count()
