@@ -25,9 +25,12 @@ use crate::manifest::problem::{Place, Problems};
 use crate::manifest::stack::DeclaredVolume;
 use crate::manifest::yaml::Node;
 
-pub use resources::Amount;
+pub use container::default_pull;
+pub use files::File;
+pub use resources::{Amount, PLAIN_DOMAIN};
 
 use super::build::Uses;
+use super::extension;
 use super::meta::{self, Meta};
 use super::object::Objects;
 use super::rest::Rest;
@@ -176,7 +179,8 @@ pub fn read(template: &Template, context: &Context<'_>, uses: &mut Uses, problem
         return pod;
     };
     let mut security = security::Pod::default();
-    let (mut grace, mut host_name, mut hosts) = (GRACE, String::new(), Vec::new());
+    let is_docker = context.owner.is_docker();
+    let (mut grace, mut host_name, mut hosts) = ((!is_docker).then_some(GRACE), String::new(), Vec::new());
     let (mut dns, mut dns_policy) = (None, None);
     let mut volumes = volume::Volumes::default();
     let mut lists: Vec<(Role, &Rc<Node>)> = Vec::new();
@@ -191,7 +195,7 @@ pub fn read(template: &Template, context: &Context<'_>, uses: &mut Uses, problem
                 if let Some(seconds) =
                     parsed::<u32>(value, "terminationGracePeriodSeconds", "a number of seconds", problems)
                 {
-                    grace = Duration::from_secs(seconds.into());
+                    grace = Some(Duration::from_secs(seconds.into()));
                 }
             }
             "nodeSelector" => placement::node_selector(value, &mut pod.placement, problems),
@@ -243,9 +247,22 @@ pub fn read(template: &Template, context: &Context<'_>, uses: &mut Uses, problem
         problems.add(spec.place, "a pod needs at least one container under containers");
     }
     pod.resources = resources::whole(&pod.containers, uses);
+    if let (true, [only]) = (is_docker, pod.containers.as_mut_slice()) {
+        plain(only, &mut pod.resources);
+    }
     uses.requests.clear();
     pod.volumes = volumes.declared;
     pod
+}
+
+/// Makes the only container of a task one of Docker's, unless it has what only pods have.
+fn plain(container: &mut ContainerSpec, whole: &mut Resources) {
+    whole.limits = part(container).limits.take();
+    container.hostname = unescaped(&container.hostname);
+    if *part(container) == PodContainer::default() {
+        container.pod = None;
+        container.name.clear();
+    }
 }
 
 fn restart(node: &Node, problems: &mut Problems) -> Option<Restart> {
@@ -325,10 +342,15 @@ pub fn escaped(text: &str) -> String {
     text.replace("{{", "{{\"{{\"}}")
 }
 
+/// The text that was [`escaped`].
+fn unescaped(text: &str) -> String {
+    text.replace("{{\"{{\"}}", "{{")
+}
+
 /// Labels of a container: the template's labels and annotations.
 fn labels(context: &Context<'_>) -> Labels {
-    let own: BTreeMap<String, String> =
-        context.meta.labels.iter().chain(&context.meta.annotations).map(|(k, v)| (k.clone(), v.clone())).collect();
+    let own = context.meta.labels.iter().chain(&context.meta.annotations).filter(|(key, _)| !extension::is_ours(key));
+    let own: BTreeMap<String, String> = own.map(|(k, v)| (k.clone(), v.clone())).collect();
     own.into_iter().chain([(crate::manifest::stack::STACK_LABEL.to_owned(), context.stack.to_owned())]).collect()
 }
 
