@@ -155,7 +155,7 @@ async fn rollback(client: &Client, stack: &str, number: Option<u64>, how: &HowFl
     for (kind, name) in used {
         wanted.files.push(FileWanted { kind, key: name.clone(), name, is_named: true, has_content: false });
     }
-    super::apply::apply(client, &wanted, &[], &format!("revision {}", found.number), how).await
+    super::apply::apply(client, &wanted, None, &format!("revision {}", found.number), how).await
 }
 
 /// The services of a stack; an error when there is none.

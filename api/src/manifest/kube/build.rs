@@ -236,6 +236,9 @@ impl Build<'_> {
             endpoint: Some(endpoint),
         };
         meta.change(&mut spec, problems);
+        for container in &mut spec.task.containers {
+            container.registry_auth = pod.credentials.iter().find_map(|known| known.for_image(&container.image));
+        }
         for volume in pod.volumes {
             if !self.parts.volumes.iter().any(|known| known.name == volume.name) {
                 self.parts.volumes.push(volume);

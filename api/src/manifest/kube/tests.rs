@@ -100,3 +100,26 @@ fn init_containers_have_no_probes_but_sidecars_do() {
     // The first container is the one that Docker's clients see.
     assert_eq!(containers.iter().map(|c| c.name.as_str()).collect::<Vec<_>>(), ["web", "first"]);
 }
+
+#[test]
+fn credentials_of_a_secret_are_those_of_the_images_they_fit_and_are_shown_to_nobody() {
+    let secret = |of_type: &str, content: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Secret\nmetadata: {{name: login}}\ntype: {of_type}\nstringData: {{.dockerconfigjson: '{content}'}}\n"
+        )
+    };
+    let pod = deployment(
+        "      imagePullSecrets: [{name: login}]\n      containers: [{name: a, image: r.example/a}, {name: b, image: b}]\n",
+    );
+    let auths = r#"{"auths": {"r.example": {"username": "ann", "password": "sesame"}}}"#;
+    let stack = read(&format!("{pod}{}", secret("kubernetes.io/dockerconfigjson", auths))).unwrap();
+    let containers = &stack.parts.services[0].spec.task.containers;
+    assert_eq!(containers.iter().map(|c| c.registry_auth.is_some()).collect::<Vec<_>>(), [true, false]);
+    assert!(stack.parts.files.is_empty(), "it is no file of the pod");
+    assert!(!format!("{stack:?}").contains("sesame"));
+    let wrong = read(&format!("{pod}{}", secret("Opaque", auths))).unwrap_err();
+    assert!(wrong.contains("of type \"Opaque\""), "{wrong}");
+    let wrong = read(&format!("{pod}{}", secret("kubernetes.io/dockerconfigjson", "sesame"))).unwrap_err();
+    assert!(wrong.contains("no JSON of credentials") && !wrong.contains("sesame"), "{wrong}");
+    assert!(read(&pod).unwrap().warnings[0].contains("use --with-registry-auth"));
+}

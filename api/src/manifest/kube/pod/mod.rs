@@ -5,6 +5,7 @@ mod env;
 mod files;
 mod placement;
 mod probe;
+mod pull;
 pub mod quantity;
 mod resources;
 mod security;
@@ -20,6 +21,7 @@ use skep_proto::model::service::{PortConfig, Protocol};
 use skep_proto::model::task::{Placement, Resources};
 use skep_proto::model::{ContainerSpec, Labels};
 
+use crate::credentials::Credentials;
 use crate::manifest::decode::{boolean, entries, items, parsed, text, texts};
 use crate::manifest::problem::{Place, Problems};
 use crate::manifest::stack::DeclaredVolume;
@@ -118,6 +120,8 @@ pub struct Pod {
     pub restart: Option<(Restart, Place)>,
     /// Volumes that it mounts.
     pub volumes: Vec<DeclaredVolume>,
+    /// Credentials for the registries of its images.
+    pub credentials: Vec<Credentials>,
 }
 
 const REST: Rest<'_> = Rest {
@@ -140,6 +144,7 @@ const REST: Rest<'_> = Rest {
         "subdomain",
         "dnsPolicy",
         "dnsConfig",
+        "imagePullSecrets",
     ],
     refused: &[
         ("hostPID", "tasks have their own processes"),
@@ -157,10 +162,6 @@ const REST: Rest<'_> = Rest {
         ("os", "use nodeSelector with kubernetes.io/os"),
     ],
     left_out: &[
-        (
-            "imagePullSecrets",
-            "no credentials are sent with a manifest yet: pull the image on the nodes, as by skep login and skep pull",
-        ),
         ("serviceAccountName", "tasks have no account: there is no API server that they could ask"),
         ("serviceAccount", "tasks have no account: there is no API server that they could ask"),
         ("priorityClassName", "no task is ended to make room for another"),
@@ -214,6 +215,7 @@ pub fn read(template: &Template, context: &Context<'_>, uses: &mut Uses, problem
             "subdomain" => {
                 problems.warn(field.place, "subdomain is left out: members of a StatefulSet have names of their own")
             }
+            "imagePullSecrets" => pod.credentials = pull::secrets(value, context, problems),
             "dnsPolicy" => dns_policy = Some((text(value, "dnsPolicy", problems), value.place)),
             "dnsConfig" => dns = Some(dns_config(value, problems)),
             "schedulerName" if value.as_text() == Some("default-scheduler") => {}
