@@ -56,6 +56,7 @@ pub fn export(from: &Export<'_>) -> Result<Exported, String> {
     }
     let mut documents = writer.documents();
     let found = read_again(from.stack, &documents)?;
+    let mut notes = Vec::new();
     for (index, (spec, shown)) in services.iter().enumerate() {
         let name = &spec.annotations.name;
         let Some(found) = found.services.get(name) else {
@@ -64,7 +65,7 @@ pub fn export(from: &Export<'_>) -> Result<Exported, String> {
         let Some(patch) = extension::difference(&writer.seen(found), &canonical(shown)) else { continue };
         let mut members = Vec::new();
         leaves(&patch, &mut Vec::new(), &mut members);
-        writer.warnings.push(format!(
+        notes.push(format!(
             "service {name}: kept in the annotation {}, as Kubernetes has no word for it: {}",
             extension::SPEC,
             members.join(", ")
@@ -85,7 +86,14 @@ pub fn export(from: &Export<'_>) -> Result<Exported, String> {
         return Err(problems.join("\n"));
     }
     let mut text = format!("# skep apply --stack {} -f FILE\n", from.stack);
-    text.extend(writer.warnings.iter().map(|line| format!("# {line}\n")));
+    text.extend(writer.warnings.iter().chain(&notes).map(|line| format!("# {line}\n")));
+    if !notes.is_empty() {
+        let count = notes.len();
+        writer.warnings.push(format!(
+            "{count} of {} services have what Kubernetes has no word for, kept in annotations: the comments at the top name it",
+            services.len()
+        ));
+    }
     if documents.iter().any(|document| document["kind"] == "PersistentVolumeClaim") {
         text.push_str("# Kubernetes wants sizes of claims, which volumes of skep do not have\n");
     }
