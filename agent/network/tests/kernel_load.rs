@@ -143,7 +143,8 @@ async fn a_connection_that_was_lost_on_its_way_to_a_task_is_led_to_another_once_
     let deaf = w.task(1, 0, Some(service), net, "10.0.1.11/24").await;
     let inside = format!("nsenter --net={}", deaf.netns.display());
     run(&format!(
-        "{inside} nft 'add table ip deaf; add chain ip deaf in {{ type filter hook input priority 0; policy drop; }}'"
+        "{inside} nft 'add table ip deaf; add chain ip deaf in {{ type filter hook input priority 0; policy drop; }}; \
+         add rule ip deaf in tcp dport 80 counter'"
     ));
     let client = w.task(2, 0, None, net, "10.0.1.12/24").await;
     w.apply().await;
@@ -152,7 +153,12 @@ async fn a_connection_that_was_lost_on_its_way_to_a_task_is_led_to_another_once_
         .map(|(netns, to)| {
             within(&netns, move || TcpStream::connect_timeout(&to.parse().unwrap(), Duration::from_secs(30)))
         });
-    thread::sleep(Duration::from_millis(100));
+    // Both were led to it.
+    world::eventually("packets of both at the deaf task", || {
+        let text = run(&format!("{inside} nft list chain ip deaf in"));
+        let count = text.split_once("counter packets ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+        count.unwrap_or(0u32) >= 2
+    });
     let other = w.task(3, 0, Some(service), net, "10.0.1.13/24").await;
     serve_slowly(&other.netns);
     w.view.endpoints.get_mut(&TaskId(1)).unwrap().serving = false;
