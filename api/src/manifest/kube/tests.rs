@@ -139,3 +139,12 @@ fn runs_overlap_by_default_where_all_their_tasks_start_at_once() {
     assert_eq!(of("", "completions: 3, parallelism: 3, "), (Concurrency::Allow, 0));
     assert_eq!(of("", "completions: 3, "), (Concurrency::Forbid, 1));
 }
+
+#[test]
+fn extended_resources_are_generic_resources_of_nodes() {
+    let pod = "      initContainers:\n      - {name: first, image: x, resources: {limits: {nvidia.com/gpu: 3}}}\n      containers:\n      - {name: web, image: x, resources: {limits: {nvidia.com/gpu: 1, skep/ssd: 2}}}\n      - {name: b, image: x, resources: {requests: {nvidia.com/gpu: 1}, limits: {nvidia.com/gpu: 1}}}\n";
+    let stack = read(&deployment(pod)).unwrap();
+    let reserved = stack.parts.services[0].spec.task.resources.reservations.clone().unwrap();
+    let generic: Vec<_> = reserved.generic.into_iter().collect();
+    assert_eq!(generic, [("nvidia.com-gpu".to_owned(), 3), ("ssd".to_owned(), 2)]);
+}
