@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use skep_api::ports::control::{ControlError, ObjectFilter, ServiceStatus, ServiceUpdate};
-use skep_proto::model::schedule::LABEL as SCHEDULE;
+use skep_proto::model::schedule::{Concurrency, LABEL as SCHEDULE};
 use skep_proto::model::service::{Endpoint, EndpointMode, PreviousSpec, UpdateState, UpdateStatus};
 use skep_proto::model::{Meta, Service, ServiceId, ServiceMode, ServiceSpec, dependency};
 
@@ -279,6 +279,17 @@ fn check_labels(spec: &ServiceSpec) -> Result<(), ControlError> {
     if scheduled.is_some() && !spec.mode.is_job() {
         let message =
             format!("a schedule is for jobs: the label {SCHEDULE} needs the mode replicated-job or global-job");
+        return Err(ControlError::InvalidArgument(message));
+    }
+    // An earlier run fills no place that is empty: what completed there may be forgotten by then.
+    if let (Some((scheduled, _)), ServiceMode::ReplicatedJob { max_concurrent, total_completions }) =
+        (&scheduled, spec.mode)
+        && scheduled.concurrency == Concurrency::Allow
+        && max_concurrent < total_completions
+    {
+        let message = format!(
+            "runs that overlap start all their tasks at once: {total_completions} completions need as many at a time, not {max_concurrent}"
+        );
         return Err(ControlError::InvalidArgument(message));
     }
     Ok(())

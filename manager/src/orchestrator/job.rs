@@ -6,10 +6,12 @@
 //!
 //! A job that has a schedule is executed when that says so ([`crate::schedule`]), not when its spec changes: its iteration is
 //! that of the last run ([`Service::iteration`]), which goes on with the spec that it began with. Its runs do not overlap, and
-//! the tasks of earlier ones stay as history.
+//! the tasks of earlier ones stay as history, unless the schedule allows that: then earlier runs go on, each with its own spec, but
+//! fill no place that is empty. All tasks of such runs start at once.
 
 use std::collections::BTreeMap;
 
+use skep_proto::model::schedule::{Concurrency, Schedule};
 use skep_proto::model::{Service, ServiceMode, TaskState, Timestamp};
 
 use super::place::{self, Verdict};
@@ -25,17 +27,58 @@ type Rows<'a> = Vec<(u32, &'a TaskRow)>;
 pub(super) fn plan(input: &Input<'_>, env: &mut Env<'_>) -> Plan {
     let Some(service) = executed(input.state, input.service) else { return Plan::default() };
     let input = Input { service, ..*input };
-    if input.service.runs.is_some() && any_earlier_is_up(&input) {
+    let overlaps = may_overlap(input.service);
+    if input.service.runs.is_some() && !overlaps && any_earlier_is_up(&input) {
         let mut plan = Plan::default();
         places(&input, &mut plan);
         return plan;
     }
-    match input.service.spec.mode {
+    let mut plan = match input.service.spec.mode {
         ServiceMode::ReplicatedJob { max_concurrent, total_completions } => {
             replicated(&input, max_concurrent, total_completions, env)
         }
         ServiceMode::GlobalJob => global(&input, env),
         ServiceMode::Replicated { .. } | ServiceMode::Global => Plan::default(),
+    };
+    if overlaps {
+        earlier(&input, env, &mut plan);
+    }
+    plan
+}
+
+/// Whether earlier runs go on beside the last one.
+fn may_overlap(service: &Service) -> bool {
+    let schedule = service.runs.and_then(|_| Schedule::read(&service.spec.annotations.labels).ok().flatten());
+    schedule.is_some_and(|schedule| schedule.concurrency == Concurrency::Allow)
+}
+
+/// What the runs before the last one lack: tasks that failed are tried again as the spec of their run says. What is done there
+/// becomes history.
+fn earlier(input: &Input<'_>, env: &mut Env<'_>, plan: &mut Plan) {
+    let mut runs: BTreeMap<(u64, u32), Rows<'_>> = BTreeMap::new();
+    for (handle, row) in input.state.rows_of_service(input.reference) {
+        if row.spec_version != input.service.spec_version {
+            runs.entry((row.spec_version, row.place())).or_default().push((handle, row));
+        }
+    }
+    for ((version, place), rows) in runs {
+        let Some(spec) = input.state.spec(input.reference, version) else { continue };
+        let input = Input { service: &spec.service, ..*input };
+        start_ready(&input, &rows, env, plan);
+        match judge(&input, &rows, env.now) {
+            Verdict::Replace { .. } if is_lost(&input, &rows) && rows.iter().all(|(_, row)| row.slot == 0) => {}
+            Verdict::Replace { at, restarts } => {
+                let (slot, node) =
+                    rows.first().map_or((0, None), |(_, row)| (row.slot, row.node.filter(|_| row.slot == 0)));
+                let creation = Creation { slot, node, place, start: start(at, env.now), restarts };
+                plan.groups.push(retire(&rows, input.create(creation, env)));
+            }
+            Verdict::Finished => {
+                let past = rows.iter().filter_map(|(handle, row)| desire(*handle, row, TaskState::Shutdown));
+                plan.groups.extend(past.map(Group::of));
+            }
+            Verdict::Lived(_) | Verdict::Empty => {}
+        }
     }
 }
 
@@ -143,7 +186,7 @@ fn places<'a>(input: &Input<'a>, plan: &mut Plan) -> BTreeMap<u32, Rows<'a>> {
     for (handle, row) in input.state.rows_of_service(input.reference) {
         if row.spec_version == input.service.spec_version {
             places.entry(row.place()).or_default().push((handle, row));
-        } else {
+        } else if !may_overlap(input.service) {
             let to = if input.service.runs.is_some() { TaskState::Shutdown } else { TaskState::Remove };
             plan.groups.extend(desire(handle, row, to).map(Group::of));
         }

@@ -8,7 +8,7 @@
 //!
 //! | time is due and | then |
 //! |---|---|
-//! | nothing goes on, or the policy is `replace` | it runs |
+//! | nothing goes on, or the policy is `replace` or `allow` | it runs |
 //! | the last run goes on, `forbid` | it is left out |
 //! | others came due before it, and none was decided (no manager was there) | only the newest counts |
 //! | it is later than the deadline, and than [`ON_TIME`] | it is left out |
@@ -96,7 +96,7 @@ pub fn plan(state: &State, handle: u32, now: Timestamp) -> Plan {
         return plan;
     };
     let is_in_time = schedule.deadline.is_none_or(|deadline| now.since(due) <= deadline.max(ON_TIME));
-    let is_free = schedule.concurrency == Concurrency::Replace || !job::goes_on(state, service, now);
+    let is_free = schedule.concurrency != Concurrency::Forbid || !job::goes_on(state, service, now);
     let last_at = if is_in_time && is_free { Some(due) } else { runs.last_at };
     let mut decided = (**service).clone();
     decided.runs = Some(ScheduledRuns { decided_at: due, last_at, ..runs });

@@ -175,6 +175,43 @@ fn with_replace_the_last_run_stops_before_the_next_one_starts() {
 }
 
 #[test]
+fn with_allow_runs_go_on_side_by_side_each_to_its_end() {
+    let mut world = world();
+    let id = job(&mut world, &[(LABEL, "@hourly"), (CONCURRENCY_LABEL, "allow")]);
+    world.update_service(id, |s| {
+        let policy = RestartPolicy { condition: RestartCondition::OnFailure, ..RestartPolicy::default() };
+        s.spec.task.restart = Some(policy);
+    });
+    world.pass(30 * MINUTE);
+    let first = world.running(id).remove(0);
+    world.pass(2 * HOUR);
+    let running = world.running(id);
+    assert_eq!((running.len(), iterations(&running).len(), last_run(&world, id)), (3, 3, Some(150)));
+    // One that fails is tried again, with the spec that its run began with.
+    world.update_service(id, |s| s.spec.task.containers[0].image = "another".into());
+    world.settle();
+    world.end(&first, TaskState::Failed, "exit");
+    world.settle();
+    world.pass(RestartPolicy::DEFAULT_DELAY);
+    let again = world.running(id);
+    let of_first: Vec<&Task> = again.iter().filter(|task| task.spec_version == first.spec_version).collect();
+    assert_eq!((again.len(), of_first.len()), (3, 1));
+    assert!(of_first[0].id != first.id && of_first[0].spec == first.spec);
+    // What completed is not run again, however long the others go on.
+    let done = again.iter().min_by_key(|task| task.spec_version).unwrap();
+    world.end(done, TaskState::Complete, "");
+    world.settle();
+    world.pass(50 * MINUTE);
+    assert_eq!(world.running(id).len(), 2);
+    for _ in 0..10 {
+        complete(&mut world, id);
+        world.pass(HOUR);
+    }
+    assert_eq!(world.running(id).len(), 1, "the last run alone");
+    assert!(world.tasks(id).len() <= 6, "the others are history: {}", world.tasks(id).len());
+}
+
+#[test]
 fn of_the_runs_that_were_missed_one_is_made_up_for_within_the_deadline() {
     // Minutes after which managers are back, the deadline, the minute of the run.
     for (back, deadline, expected) in [

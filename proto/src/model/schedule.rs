@@ -37,8 +37,7 @@ pub struct Schedule {
     pub is_suspended: bool,
 }
 
-/// What a due run does while the last one still runs. Runs of one service never overlap: a new one replaces what is left
-/// of the old one.
+/// What a due run does while the last one still runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Concurrency {
     /// It is left out.
@@ -46,6 +45,8 @@ pub enum Concurrency {
     Forbid,
     /// It ends the other.
     Replace,
+    /// It begins beside it.
+    Allow,
 }
 
 /// The times of a schedule: what each field allows, as bits.
@@ -138,8 +139,13 @@ impl Schedule {
         if !self.time_zone.is_empty() {
             labels.insert(ZONE_LABEL.to_owned(), self.time_zone.clone());
         }
-        if self.concurrency == Concurrency::Replace {
-            labels.insert(CONCURRENCY_LABEL.to_owned(), "replace".to_owned());
+        let word = match self.concurrency {
+            Concurrency::Forbid => None,
+            Concurrency::Replace => Some("replace"),
+            Concurrency::Allow => Some("allow"),
+        };
+        if let Some(word) = word {
+            labels.insert(CONCURRENCY_LABEL.to_owned(), word.to_owned());
         }
         if let Some(deadline) = self.deadline {
             labels.insert(DEADLINE_LABEL.to_owned(), deadline.as_secs().to_string());
@@ -158,7 +164,10 @@ impl Schedule {
         let concurrency = match labels.get(CONCURRENCY_LABEL).map(String::as_str) {
             None | Some("forbid") => Concurrency::Forbid,
             Some("replace") => Concurrency::Replace,
-            Some(other) => return Err(format!("the label {CONCURRENCY_LABEL} is forbid or replace, not {other:?}")),
+            Some("allow") => Concurrency::Allow,
+            Some(other) => {
+                return Err(format!("the label {CONCURRENCY_LABEL} is forbid, replace or allow, not {other:?}"));
+            }
         };
         let deadline = labels.get(DEADLINE_LABEL).map(|text| {
             let seconds: u32 =
@@ -223,6 +232,8 @@ mod tests {
         schedule.write(&mut labels);
         assert_eq!(Schedule::read(&labels), Ok(Some(schedule)));
         labels.insert(CONCURRENCY_LABEL.to_owned(), "allow".to_owned());
-        assert!(Schedule::read(&labels).unwrap_err().contains("forbid or replace"));
+        assert_eq!(Schedule::read(&labels).unwrap().unwrap().concurrency, Concurrency::Allow);
+        labels.insert(CONCURRENCY_LABEL.to_owned(), "queue".to_owned());
+        assert!(Schedule::read(&labels).unwrap_err().contains("forbid, replace or allow"));
     }
 }

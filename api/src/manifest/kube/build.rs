@@ -2,17 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use skep_proto::model::container::{ConfigReference, ContainerSpec, Driver, FileTarget, SecretReference};
+use skep_proto::model::container::{ConfigReference, ContainerSpec, FileTarget, SecretReference};
 use skep_proto::model::pod::PortRedirect;
 use skep_proto::model::service::{EndpointMode, EndpointSpec, PortConfig, PublishMode};
 use skep_proto::model::task::{NetworkAttachmentSpec, RestartCondition, RestartPolicy};
-use skep_proto::model::{Annotations, ConfigId, Labels, NetworkSpec, SecretId, ServiceSpec, TaskSpec};
+use skep_proto::model::{Annotations, ConfigId, Labels, SecretId, ServiceSpec, TaskSpec};
 
 use crate::manifest::problem::{Place, Problems};
 use crate::manifest::stack::{DeclaredFile, FileKind, IMAGE_LABEL, Parts, STACK_LABEL, StackService};
 
 use super::extension;
 use super::meta::{DEFAULT, Meta};
+use super::network::{Names, Networks, OF_EACH_TASK};
 use super::object::Objects;
 use super::pod::{self, Context, Pod, Restart};
 use super::service::{Reach, Service, TargetPort};
@@ -65,104 +66,6 @@ pub fn service_name(stack: &str, meta: &Meta) -> String {
         None => cluster_name(stack, &meta.namespace, &meta.name),
     }
 }
-
-/// Networks of the stack: one for each namespace, and one for all when there are several, where only full names hold.
-struct Networks {
-    stack: String,
-    has_several: bool,
-    /// Namespaces with a Service that is reached by IPv6, too.
-    dual: BTreeSet<String>,
-    used: BTreeMap<String, NetworkSpec>,
-}
-
-impl Networks {
-    fn of(objects: &Objects, stack: &str) -> Self {
-        let dual = objects.services.iter().filter(|service| service.ipv6);
-        Self {
-            stack: stack.to_owned(),
-            has_several: objects.namespaces().len() > 1,
-            dual: dual.map(|service| service.meta.namespace.clone()).collect(),
-            used: BTreeMap::new(),
-        }
-    }
-
-    fn take(&mut self, name: String, ipv6: bool) -> String {
-        self.used.entry(name.clone()).or_insert_with(|| NetworkSpec {
-            annotations: Annotations {
-                name: name.clone(),
-                labels: [(STACK_LABEL.to_owned(), self.stack.clone())].into(),
-            },
-            driver: Driver { name: "overlay".into(), options: BTreeMap::new() },
-            ipv6,
-            ..NetworkSpec::default()
-        });
-        name
-    }
-
-    /// Attachments of a workload that names its networks itself; those that must exist go to `external`.
-    fn attach_to(
-        &mut self,
-        declared: BTreeMap<String, Option<NetworkSpec>>,
-        names: &Names,
-        external: &mut Vec<String>,
-    ) -> Vec<NetworkAttachmentSpec> {
-        let mut attachments = Vec::new();
-        for (target, spec) in declared {
-            // The node's own networks know no names.
-            let is_local = matches!(target.as_str(), "host" | "none" | "bridge");
-            let all = names.short.iter().chain(&names.full).filter(|_| !is_local).cloned();
-            let aliases = all.collect();
-            match spec {
-                Some(spec) => drop(self.used.insert(target.clone(), spec)),
-                None if !external.contains(&target) => external.push(target.clone()),
-                None => {}
-            }
-            attachments.push(NetworkAttachmentSpec { target, aliases, ..NetworkAttachmentSpec::default() });
-        }
-        attachments
-    }
-
-    /// Attachments of a workload with these names; the short ones hold in the namespace alone.
-    fn attach(&mut self, namespace: &str, names: Names) -> Vec<NetworkAttachmentSpec> {
-        let attachment =
-            |target, aliases| NetworkAttachmentSpec { target, aliases, ..NetworkAttachmentSpec::default() };
-        let Names { short, full } = names;
-        if !self.has_several {
-            let name = self.take(format!("{}_default", self.stack), !self.dual.is_empty());
-            return vec![attachment(name, short.into_iter().chain(full).collect())];
-        }
-        let own = if namespace == self.stack { DEFAULT } else { namespace };
-        let own = self.take(format!("{}_{own}", self.stack), self.dual.contains(namespace));
-        let all = self.take(format!("{}_all-namespaces", self.stack), !self.dual.is_empty());
-        vec![attachment(own, short.into_iter().chain(full.clone()).collect()), attachment(all, full)]
-    }
-}
-
-/// Names of a workload.
-#[derive(Debug, Default)]
-struct Names {
-    /// In its own namespace.
-    short: Vec<String>,
-    /// In every namespace.
-    full: Vec<String>,
-}
-
-impl Names {
-    /// Adds what Kubernetes answers for `name` in `namespace`. `suffix` ends each of them.
-    fn add(&mut self, name: &str, namespace: &str, suffix: &str) {
-        self.short.push(format!("{name}{suffix}"));
-        self.add_full(name, namespace, suffix);
-    }
-
-    fn add_full(&mut self, name: &str, namespace: &str, suffix: &str) {
-        for domain in ["", ".svc", ".svc.cluster.local"] {
-            self.full.push(format!("{name}.{namespace}{domain}{suffix}"));
-        }
-    }
-}
-
-/// The end of a name that makes it one of each task, held whether the task is ready or not: a placeholder for nothing.
-pub const OF_EACH_TASK: &str = "{{\"\"}}";
 
 struct Build<'a> {
     objects: &'a Objects,

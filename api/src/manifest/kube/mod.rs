@@ -14,6 +14,7 @@ mod data;
 pub mod export;
 mod extension;
 mod meta;
+mod network;
 mod object;
 mod pod;
 mod rest;

@@ -141,3 +141,28 @@ fn credentials_of_a_secret_are_those_of_the_images_they_fit_and_are_shown_to_nob
     assert!(wrong.contains("no JSON of credentials") && !wrong.contains("sesame"), "{wrong}");
     assert!(read(&pod).unwrap().warnings[0].contains("use --with-registry-auth"));
 }
+
+#[test]
+fn runs_overlap_by_default_where_all_their_tasks_start_at_once() {
+    use crate::manifest::stack::Concurrency;
+    let of = |more: &str, job: &str| {
+        let text = format!(
+            "apiVersion: batch/v1\nkind: CronJob\nmetadata: {{name: x}}\nspec:\n  schedule: '0 3 * * *'\n{more}  jobTemplate: {{spec: {{{job}template: {{spec: {{restartPolicy: Never, containers: [{{name: x, image: y}}]}}}}}}}}\n"
+        );
+        let stack = read(&text).unwrap();
+        (stack.parts.services[0].schedule.as_ref().unwrap().concurrency, stack.warnings.len())
+    };
+    assert_eq!(of("", ""), (Concurrency::Allow, 0));
+    assert_eq!(of("  concurrencyPolicy: Forbid\n", ""), (Concurrency::Forbid, 0));
+    assert_eq!(of("", "completions: 3, parallelism: 3, "), (Concurrency::Allow, 0));
+    assert_eq!(of("", "completions: 3, "), (Concurrency::Forbid, 1));
+}
+
+#[test]
+fn extended_resources_are_generic_resources_of_nodes() {
+    let pod = "      initContainers:\n      - {name: first, image: x, resources: {limits: {nvidia.com/gpu: 3}}}\n      containers:\n      - {name: web, image: x, resources: {limits: {nvidia.com/gpu: 1, skep/ssd: 2}}}\n      - {name: b, image: x, resources: {requests: {nvidia.com/gpu: 1}, limits: {nvidia.com/gpu: 1}}}\n";
+    let stack = read(&deployment(pod)).unwrap();
+    let reserved = stack.parts.services[0].spec.task.resources.reservations.clone().unwrap();
+    let generic: Vec<_> = reserved.generic.into_iter().collect();
+    assert_eq!(generic, [("nvidia.com-gpu".to_owned(), 3), ("ssd".to_owned(), 2)]);
+}

@@ -31,7 +31,8 @@ pub fn read(node: &Node, problems: &mut Problems) -> Option<Schedule> {
                 "concurrency" => match text(value, "concurrency", problems).as_str() {
                     "forbid" => {}
                     "replace" => schedule.concurrency = Concurrency::Replace,
-                    other => problems.add(value.place, format!("concurrency is forbid (leave the run out) or replace (end the other), not {other:?}: runs of one service never overlap")),
+                    "allow" => schedule.concurrency = Concurrency::Allow,
+                    other => problems.add(value.place, format!("concurrency is forbid (leave the run out), replace (end the other) or allow (begin beside it), not {other:?}")),
                 },
                 "deadline" => schedule.deadline = duration(value, "deadline", problems),
                 "suspend" => schedule.is_suspended = boolean(value, "suspend", problems),

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use skep_proto::model::service::{EndpointMode, EndpointSpec, PortConfig, Protocol, PublishMode};
 use skep_proto::model::{Labels, ServiceSpec};
 
-use crate::manifest::kube::build::OF_EACH_TASK;
 use crate::manifest::kube::extension::{NAME, SELECTED};
+use crate::manifest::kube::network::OF_EACH_TASK;
 use crate::manifest::kube::service::plain_name;
 
 use super::names::{self, Origin};

@@ -150,6 +150,7 @@ fn cron(schedule: &Schedule, job: Value) -> Value {
     body["concurrencyPolicy"] = json!(match schedule.concurrency {
         Concurrency::Forbid => "Forbid",
         Concurrency::Replace => "Replace",
+        Concurrency::Allow => "Allow",
     });
     put(&mut body, "startingDeadlineSeconds", json!(schedule.deadline.and_then(seconds)));
     if schedule.is_suspended {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use skep_proto::model::ServiceMode;
 use skep_proto::model::schedule::Times;
 
 use crate::manifest::decode::{boolean, entries, parsed, text, unknown_key};
@@ -31,18 +32,19 @@ pub fn read(spec: &Node, mut workload: Workload, problems: &mut Problems) -> Wor
         deadline: None,
         is_suspended: false,
     };
-    let mut template = None;
+    let (mut template, mut concurrency) = (None, None);
     for field in entries(spec, "a CronJob", problems) {
         let value = &field.value;
         match field.key.as_str() {
             "schedule" => schedule.times = text(value, "schedule", problems),
             "timeZone" => schedule.time_zone = text(value, "timeZone", problems),
             "concurrencyPolicy" => match text(value, "concurrencyPolicy", problems).as_str() {
-                "Forbid" => {}
-                "Replace" => schedule.concurrency = Concurrency::Replace,
-                "Allow" => problems
-                    .warn(value.place, "runs never overlap: one that is due while the last one runs is left out"),
-                other => problems.add(value.place, format!("concurrencyPolicy is Forbid or Replace, not {other:?}")),
+                "Forbid" => concurrency = Some(Concurrency::Forbid),
+                "Replace" => concurrency = Some(Concurrency::Replace),
+                "Allow" => concurrency = Some(Concurrency::Allow),
+                other => {
+                    problems.add(value.place, format!("concurrencyPolicy is Allow, Forbid or Replace, not {other:?}"));
+                }
             },
             "startingDeadlineSeconds" => {
                 let seconds: Option<u32> = parsed(value, "startingDeadlineSeconds", "a number of seconds", problems);
@@ -68,6 +70,17 @@ pub fn read(spec: &Node, mut workload: Workload, problems: &mut Problems) -> Wor
             "spec" => workload = job::read(&field.value, workload, problems),
             _ => unknown_key(field, "a jobTemplate", &["metadata", "spec"], problems),
         }
+    }
+    // Kubernetes' default.
+    let by_default = if workload.meta.is_docker() { Concurrency::Forbid } else { Concurrency::Allow };
+    schedule.concurrency = concurrency.unwrap_or(by_default);
+    if let ServiceMode::ReplicatedJob { max_concurrent, total_completions } = workload.mode
+        && max_concurrent < total_completions
+        && schedule.concurrency == Concurrency::Allow
+    {
+        let text = "runs do not overlap where completions are more than parallelism: one that is due while the last one runs is left out";
+        problems.warn(spec.place, text);
+        schedule.concurrency = Concurrency::Forbid;
     }
     workload.schedule = Some(schedule);
     workload
