@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use ipnet::IpNet;
 use skep_api::ports::control::Reference;
 use skep_api::ports::engine::{
     AttachStreams, Attached, Created, Distribution, Engine, EngineError, EngineInfo, NewVolume, TerminalSize,
@@ -241,6 +242,10 @@ impl Engine for NodeEngine {
 
     async fn cluster_networks(&self) -> Result<Vec<Network>, EngineError> {
         self.list_cluster_networks().await
+    }
+
+    fn mesh_subnets(&self) -> Vec<IpNet> {
+        self.inner.sandboxes.mesh_subnets()
     }
 
     async fn create_network(&self, network: LocalNetwork) -> Result<LocalNetwork, EngineError> {

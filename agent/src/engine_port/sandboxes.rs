@@ -163,6 +163,11 @@ pub trait Sandboxes: Send + Sync + 'static {
     /// Networks of the cluster that the managers told of: those that this node uses.
     fn overlays(&self) -> Vec<NetworkId>;
 
+    /// Subnets of the routing mesh.
+    fn mesh_subnets(&self) -> Vec<IpNet> {
+        Vec::new()
+    }
+
     /// Makes a bridge, or gives the one that has the name.
     async fn ensure_bridge(&self, request: BridgeRequest) -> Result<Bridge, SandboxError>;
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
+use ipnet::IpNet;
 use skep_proto::model::Timestamp;
 use skep_proto::model::container::RegistryAuth;
 use skep_proto::model::doctor::{Question, Report};
@@ -135,6 +136,10 @@ pub trait Engine: Send + Sync + 'static {
     /// Networks of the cluster that this node uses, as the managers describe them; for nodes that are no managers.
     async fn cluster_networks(&self) -> Result<Vec<Network>, EngineError> {
         Ok(Vec::new())
+    }
+    /// Subnets of the routing mesh: the links that published ports lead through.
+    fn mesh_subnets(&self) -> Vec<IpNet> {
+        Vec::new()
     }
     /// Makes a bridge network of this node.
     async fn create_network(&self, network: LocalNetwork) -> Result<LocalNetwork, EngineError>;

@@ -171,9 +171,14 @@ async fn remove_each(client: &Client, root: &str, names: &[String]) -> anyhow::R
 
 /// Prints objects of a kind as one JSON list: those that are found, though others are not.
 async fn inspect_each(client: &Client, root: &str, names: &[String]) -> anyhow::Result<()> {
+    inspect_each_with(client, root, "", names).await
+}
+
+/// The same, with a query.
+async fn inspect_each_with(client: &Client, root: &str, query: &str, names: &[String]) -> anyhow::Result<()> {
     let mut found: Vec<Value> = Vec::new();
     let result = each(names, async |name: &str| {
-        found.push(client.get(&format!("{root}/{}", encode(name))).await?);
+        found.push(client.get(&format!("{root}/{}{query}", encode(name))).await?);
         Ok(())
     });
     let result = result.await;

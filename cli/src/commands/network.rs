@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::{filter_pairs, filters, inspect_each, pairs, remove_each, text};
+use super::{filter_pairs, filters, inspect_each_with, pairs, remove_each, text};
 use crate::client::Client;
 use crate::output::format::Format;
 use crate::output::human::short_id;
@@ -72,6 +72,9 @@ enum Action {
     },
     /// Show networks in full, as JSON
     Inspect {
+        /// Also services and tasks on networks of the cluster
+        #[arg(short, long)]
+        verbose: bool,
         /// The networks
         #[arg(required = true)]
         networks: Vec<String>,
@@ -154,7 +157,10 @@ pub async fn run(command: NetworkCommand, client: &Client) -> anyhow::Result<()>
             let request = json!({"Container": container, "Force": force});
             client.post(&format!("/networks/{network}/disconnect"), &request).await?;
         }
-        Action::Inspect { networks } => inspect_each(client, "/networks", &networks).await?,
+        Action::Inspect { verbose, networks } => {
+            let query = if verbose { "?verbose=true" } else { "" };
+            inspect_each_with(client, "/networks", query, &networks).await?;
+        }
         Action::Rm { networks } => remove_each(client, "/networks", &networks).await?,
     }
     Ok(())

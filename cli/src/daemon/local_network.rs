@@ -50,6 +50,10 @@ impl Sandboxes for LocalNetwork {
         self.0.view().networks.keys().copied().collect()
     }
 
+    fn mesh_subnets(&self) -> Vec<IpNet> {
+        self.0.mesh_subnets()
+    }
+
     async fn ensure_bridge(&self, request: BridgeRequest) -> Result<Bridge, SandboxError> {
         let layer = self.0.layer();
         if let Some(known) = layer.bridges().into_iter().find(|b| b.name == request.name) {

@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use async_trait::async_trait;
+use ipnet::IpNet;
 use skep_agent::executor::node::sandbox::{Sandbox as TaskSandbox, SandboxError, SandboxRequest, Sandboxes};
 use skep_agent::network::{Network, NetworkError as ViewError};
+use skep_network::config::twin_net;
 use skep_network::{
     BridgeAttachment, Config as NetworkConfig, HostPort, LinkKind, Names, NetworkError, NodeNetwork, OverlayAttachment,
     Place, Resolver, Sandbox, SandboxId, SandboxLink, SandboxSpec,
@@ -24,7 +26,11 @@ use super::config::Config;
 const VXLAN_PORT: u16 = 4789;
 
 /// The network of this node.
-pub struct ClusterNetwork(NodeNetwork);
+pub struct ClusterNetwork {
+    layer: NodeNetwork,
+    /// Where addresses of links between nodes and tasks are from.
+    infra: IpNet,
+}
 
 impl ClusterNetwork {
     /// Starts it for a node of which it is not known yet whether it is in a cluster: local bridges work, and what an earlier
@@ -44,7 +50,8 @@ impl ClusterNetwork {
             netd_exe: netd,
         };
         let place = Place { node: None, data_path: vec![data_path] };
-        NodeNetwork::start(settings, place, names).context("starting the node's network").map(Self)
+        let layer = NodeNetwork::start(settings, place, names).context("starting the node's network")?;
+        Ok(Self { layer, infra: config.infra_subnet })
     }
 
     /// Takes the node's place in a cluster.
@@ -52,7 +59,7 @@ impl ClusterNetwork {
     /// # Errors
     /// When the kernel refuses, or the data path cannot be.
     pub async fn enter_cluster(&self, node: NodeId, data_path: IpAddr) -> anyhow::Result<()> {
-        self.0.enter(node, vec![data_path]).await.context("taking the node's place in the cluster's network")
+        self.layer.enter(node, vec![data_path]).await.context("taking the node's place in the cluster's network")
     }
 
     /// Forgets the cluster.
@@ -60,24 +67,30 @@ impl ClusterNetwork {
     /// # Errors
     /// When the kernel refuses.
     pub async fn leave_cluster(&self) -> anyhow::Result<()> {
-        self.0.leave().await.context("taking the node out of the cluster's network")
+        self.layer.leave().await.context("taking the node out of the cluster's network")
     }
 
     /// What the managers told last.
     pub fn view(&self) -> Arc<NetworkView> {
-        self.0.view()
+        self.layer.view()
+    }
+
+    /// Subnets of the routing mesh.
+    pub fn mesh_subnets(&self) -> Vec<IpNet> {
+        let twin = if let IpNet::V4(net) = self.infra { Some(twin_net(net).into()) } else { None };
+        [self.infra].into_iter().chain(twin).collect()
     }
 
     /// The network layer.
     pub fn layer(&self) -> &NodeNetwork {
-        &self.0
+        &self.layer
     }
 }
 
 #[async_trait]
 impl Network for ClusterNetwork {
     async fn apply(&self, view: Arc<NetworkView>) -> Result<(), ViewError> {
-        self.0.apply(view).await.map_err(|error| ViewError(text(error)))
+        self.layer.apply(view).await.map_err(|error| ViewError(text(error)))
     }
 }
 
@@ -121,7 +134,7 @@ impl Sandboxes for ClusterNetwork {
     }
 
     fn is_internal(&self, network: NetworkId) -> bool {
-        self.0.view().networks.get(&network).is_some_and(|n| n.internal)
+        self.layer.view().networks.get(&network).is_some_and(|n| n.internal)
     }
 }
 

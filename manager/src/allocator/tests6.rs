@@ -118,6 +118,10 @@ fn services_and_tasks_get_one_address_of_each_family_where_there_are_both() {
         all.extend(&task.attachments[0].addresses);
     }
     assert_eq!((all.len(), all.iter().collect::<BTreeSet<_>>().len()), (3 + 9 + 6, 3 + 9 + 6));
+    // A task on one network needs no rare part for its two addresses.
+    let state = world.view();
+    let handle = |t: &skep_proto::model::Task| state.reference(t.id).unwrap().handle();
+    assert!(world.running(round_robin).iter().all(|t| state.extra(handle(t)).is_none()));
     // What was given stays when something else changes.
     world.update_service(id, |s| s.spec.annotations.labels = [("a".to_owned(), "b".to_owned())].into());
     world.settle();
@@ -242,8 +246,8 @@ fn a_network_that_is_gone_leaves_nothing_of_itself_to_the_next() {
 /// What a release before IPv6 wrote: a snapshot, and the log that led to it.
 #[test]
 fn the_log_and_the_snapshot_of_a_release_without_ipv6_are_read() {
-    let snapshot = include_bytes!("testdata/before-ipv6.snapshot");
-    let log = include_bytes!("testdata/before-ipv6.log");
+    let snapshot = include_bytes!("testdata/before-ipv6-snapshot.bin");
+    let log = include_bytes!("testdata/before-ipv6-log.bin");
     let (mut replica, store) = crate::store::Replica::new();
     crate::raft::machine::Machine::restore(&mut replica, &mut snapshot.as_slice()).unwrap();
     let state = store.view();

@@ -1,8 +1,8 @@
 //! Addresses of networks: which are in use, and where the search for the next one goes on.
 //!
 //! Both are kept apart by family. IPv4 addresses are few bytes and many, so theirs are the dense tables that were there
-//! first; IPv6 ones cost only the networks that have them. A task's first IPv4 address is in its row, all others are in
-//! its rare part.
+//! first; IPv6 ones cost only the networks that have them. A task's address on its first network is in its row, the IPv6
+//! address there in a table of its own (some 20 bytes, where the rare part takes 200), all others are in its rare part.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -106,6 +106,19 @@ impl State {
     /// The same of IPv6.
     pub fn address_cursor6(&self, network: NetworkRef) -> Option<Ipv6Addr> {
         self.cursors.v6.get(&network.handle()).copied()
+    }
+
+    /// A task has an IPv6 address beside its row's address.
+    pub(super) fn put_address6(&mut self, handle: u32, address: Ipv6Addr) {
+        self.digest ^= digest::of(Domain::Address6, handle, address);
+        self.addresses6.insert(handle, address);
+    }
+
+    /// The task is gone.
+    pub(super) fn remove_address6(&mut self, handle: u32) {
+        if let Some(address) = self.addresses6.remove(&handle) {
+            self.digest ^= digest::of(Domain::Address6, handle, address);
+        }
     }
 
     /// How many addresses of a network tasks and services hold, of both families.

@@ -244,6 +244,7 @@ impl State {
         }
         let mut extra = self.extra_of(task.handle());
         extra.error = String::new();
+        let mut address6 = None;
         for (network, nets) in addresses {
             let mut further = Vec::new();
             for net in nets {
@@ -251,7 +252,12 @@ impl State {
                     IpAddr::V4(address) if row.attachment.is_none() => {
                         row.attachment = Some(Attachment { network: *network, address });
                     }
-                    _ => further.push(*net),
+                    IpAddr::V6(address)
+                        if address6.is_none() && row.attachment.is_some_and(|first| first.network == *network) =>
+                    {
+                        address6 = Some(address);
+                    }
+                    IpAddr::V4(_) | IpAddr::V6(_) => further.push(*net),
                 }
                 self.move_cursor(*network, net.addr());
             }
@@ -262,6 +268,10 @@ impl State {
         // A container's place on a network needs no node to be found and nothing to be started.
         row.state = if self.attached(task.handle()).is_some() { TaskState::Running } else { TaskState::Pending };
         (row.version, row.updated_ms, row.status_ms) = (context.index, context.at.0, context.at.0);
+        // Before the row, which did not name the network until now.
+        if let Some(address) = address6 {
+            self.put_address6(task.handle(), address);
+        }
         self.write(context, task.handle(), Some(row), Extra::Set(extra));
         Ok(())
     }
@@ -431,10 +441,11 @@ impl State {
         let Some(any) = new.as_ref().or(old.as_ref()) else { return };
         let key = any.service.map(|s| (s.handle(), any.spec_version));
         let spec = key.and_then(|key| self.specs.get(&key));
+        let address6 = self.addresses6.get(&handle).copied();
         self.derived.task(
             handle,
-            old.as_ref().map(|row| Parts { row, extra: old_extra.as_deref() }),
-            new.as_ref().map(|row| Parts { row, extra: new_extra.as_deref() }),
+            old.as_ref().map(|row| Parts { row, address6, extra: old_extra.as_deref() }),
+            new.as_ref().map(|row| Parts { row, address6, extra: new_extra.as_deref() }),
             spec,
         );
         context.touched.tasks.push(TouchedTask {
@@ -469,6 +480,7 @@ impl State {
                 self.count_spec(key, 1);
             }
             (_, None) => {
+                self.remove_address6(handle);
                 self.rows.remove(handle);
                 self.count_spec(key, -1);
             }

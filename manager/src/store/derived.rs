@@ -3,7 +3,7 @@
 //! Only partial indexes are worth their memory: "waits for an address", "waits for a node", "due at a time". "Every
 //! running task" is the table itself.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use imbl::{OrdMap, OrdSet};
 use skep_proto::model::service::Protocol;
@@ -80,7 +80,15 @@ pub(super) fn top_bits(id: u128) -> u32 {
 #[derive(Clone, Copy)]
 pub(super) struct Parts<'a> {
     pub row: &'a TaskRow,
+    /// Its IPv6 address on the network of the row's address.
+    pub address6: Option<Ipv6Addr>,
     pub extra: Option<&'a TaskExtra>,
+}
+
+/// The addresses of a live task on its first network.
+fn first_addresses(parts: Parts<'_>) -> Option<(NetworkRef, Ipv4Addr, Option<Ipv6Addr>)> {
+    let held = parts.row.attachment.filter(|_| !parts.row.is_dead());
+    held.map(|first| (first.network, first.address, parts.address6))
 }
 
 /// Addresses that a live task holds beyond its row's.
@@ -124,6 +132,14 @@ impl Derived {
                 after.into_iter().for_each(|(network, address)| self.addresses.insert(network, address));
             }
         }
+        let (before, after) = (old.and_then(first_addresses), new.and_then(first_addresses));
+        if before != after {
+            let both = |(network, v4, v6): (NetworkRef, Ipv4Addr, Option<Ipv6Addr>)| {
+                [IpAddr::V4(v4)].into_iter().chain(v6.map(IpAddr::V6)).map(move |address| (network, address))
+            };
+            before.into_iter().flat_map(both).for_each(|(network, address)| self.addresses.remove(network, address));
+            after.into_iter().flat_map(both).for_each(|(network, address)| self.addresses.insert(network, address));
+        }
         self.row(handle, old.map(|p| p.row), new.map(|p| p.row), spec);
     }
 
@@ -145,15 +161,6 @@ impl Derived {
         let is_removable = |row: &TaskRow| (row.desired == TaskState::Remove || row.service.is_none()) && row.is_dead();
         let removable = |row: &TaskRow| is_removable(row).then_some(handle);
         move_key(&mut self.removable, old.and_then(removable), new.and_then(removable));
-        let address = |row: &TaskRow| {
-            let held = row.attachment.filter(|_| !row.is_dead());
-            held.map(|a| (a.network, IpAddr::V4(a.address)))
-        };
-        let (before, after) = (old.and_then(address), new.and_then(address));
-        if before != after {
-            before.into_iter().for_each(|(network, address)| self.addresses.remove(network, address));
-            after.into_iter().for_each(|(network, address)| self.addresses.insert(network, address));
-        }
 
         let place = |row: &TaskRow| row.node.filter(|_| row.occupies_node()).map(Reference::handle);
         let (old_place, new_place) = (old.and_then(place), new.and_then(place));

@@ -18,6 +18,7 @@ pub(super) enum Domain {
     Attached,
     Cursor6,
     Asked6,
+    Address6,
 }
 
 /// The contribution of one row.

@@ -31,7 +31,7 @@ pub struct TaskRow {
     pub service: Option<ServiceRef>,
     /// Its node.
     pub node: Option<NodeRef>,
-    /// First network and the IPv4 address there.
+    /// First network and the IPv4 address there; an IPv6 one there is in a table of its own.
     pub attachment: Option<Attachment>,
     /// Address on its node's task bridge, for the routing mesh: told by the node's agent.
     pub mesh: Option<Ipv4Addr>,
@@ -120,7 +120,7 @@ pub struct TaskExtra {
     pub message: String,
     /// What went wrong.
     pub error: String,
-    /// Addresses beyond the row's: further networks, and IPv6.
+    /// Addresses on further networks, of both families.
     pub attachments: Vec<ExtraAttachment>,
     /// Ports published in host mode, as taken.
     pub host_ports: Vec<HostPort>,

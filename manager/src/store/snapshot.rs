@@ -100,6 +100,11 @@ enum Record {
         task: u32,
         address: Ipv6Addr,
     },
+    /// A task's IPv6 address on its first network.
+    Address6 {
+        task: u32,
+        address: Ipv6Addr,
+    },
 }
 
 /// Writes a version.
@@ -137,6 +142,9 @@ pub(super) fn write(state: &State, out: &mut dyn Write) -> io::Result<()> {
     }
     for ((service, version), text) in &state.blocked {
         put(Record::Blocked { service: *service, version: *version, text: text.to_string() })?;
+    }
+    for (task, address) in &state.addresses6 {
+        put(Record::Address6 { task: *task, address: *address })?;
     }
     for (task, address) in &state.asked6 {
         put(Record::Asked6 { task: *task, address: *address })?;
@@ -259,6 +267,7 @@ impl Restore {
             }
             Record::Cursor6 { network, address } => state.restore_cursor(network, IpAddr::V6(address)),
             Record::Asked6 { task, address } => state.ask_address6(task, address),
+            Record::Address6 { task, address } => state.put_address6(task, address),
             Record::Request { id, request } => {
                 state.digest ^= digest::of(Domain::Request, id, request.at_ms);
                 state.request_times.insert((request.at_ms, id));
@@ -315,7 +324,8 @@ impl State {
             let extra = self.extras.get(&handle).cloned();
             let key = row.service.map(|s| (s.handle(), row.spec_version));
             let spec = key.and_then(|key| self.specs.get(&key));
-            self.derived.task(handle, None, Some(Parts { row, extra: extra.as_deref() }), spec);
+            let address6 = self.addresses6.get(&handle).copied();
+            self.derived.task(handle, None, Some(Parts { row, address6, extra: extra.as_deref() }), spec);
             if let Some(key) = key {
                 *counts.entry(key).or_default() += 1;
             }
@@ -370,6 +380,7 @@ impl State {
         digest ^= self.attached.iter().fold(0, |sum, (h, one)| sum ^ digest::of(Domain::Attached, *h, &**one));
         digest ^= self.blocked.iter().fold(0, |sum, (key, text)| sum ^ digest::of(Domain::Blocked, *key, &**text));
         digest ^= self.asked6.iter().fold(0, |sum, (h, asked)| sum ^ digest::of(Domain::Asked6, *h, *asked));
+        digest ^= self.addresses6.iter().fold(0, |sum, (h, own)| sum ^ digest::of(Domain::Address6, *h, *own));
         digest ^= self.cursors.digest();
         digest ^= self.requests.iter().fold(0, |sum, (id, r)| sum ^ digest::of(Domain::Request, *id, r.at_ms));
         digest ^= self.removed_digest();

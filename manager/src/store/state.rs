@@ -33,6 +33,8 @@ pub struct State {
     pub(super) now: Timestamp,
     pub(super) rows: Rows<TaskRow>,
     pub(super) extras: OrdMap<u32, Arc<TaskExtra>>,
+    /// IPv6 addresses of tasks on the network of their row's address.
+    pub(super) addresses6: OrdMap<u32, Ipv6Addr>,
     /// Of tasks without a service, what they stand for.
     pub(super) attached: OrdMap<u32, Arc<Attached>>,
     /// IPv6 addresses that plain containers asked for: few ask, so they are kept apart.
@@ -395,13 +397,17 @@ impl State {
         let mut out: Vec<NetworkAttachment> = Vec::new();
         let first = row.attachment.and_then(|a| {
             let network = self.networks.lookup(a.network)?;
-            let subnet = network.subnets.iter().find(|s| s.subnet.contains(&IpAddr::V4(a.address)))?;
-            Some((network, IpNet::new(a.address.into(), subnet.subnet.prefix_len()).ok()?))
+            let second = self.addresses6.get(&handle).map(|address| IpAddr::V6(*address));
+            let with_prefix = |address: IpAddr| {
+                let subnet = network.subnets.iter().find(|s| s.subnet.contains(&address))?;
+                IpNet::new(address, subnet.subnet.prefix_len()).ok()
+            };
+            let both = [IpAddr::V4(a.address)].into_iter().chain(second).filter_map(with_prefix);
+            Some((network, both.collect::<Vec<_>>()))
         });
         let further = extra.into_iter().flat_map(|e| &e.attachments);
         let further = further.filter_map(|a| Some((self.networks.lookup(a.network)?, &a.addresses)));
-        let one = first.into_iter().map(|(network, address)| (network, vec![address]));
-        for (network, addresses) in one.chain(further.map(|(n, a)| (n, a.clone()))) {
+        for (network, addresses) in first.into_iter().chain(further.map(|(n, a)| (n, a.clone()))) {
             if let Some(known) = out.iter_mut().find(|a| a.network == network.id) {
                 known.addresses.extend(addresses);
             } else {

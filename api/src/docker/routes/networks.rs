@@ -57,7 +57,7 @@ async fn ingress(app: &App) -> Result<Option<json::Network>, ApiError> {
         // Nodes that are no managers are not told.
         Err(_) => Timestamp::default(),
     };
-    Ok(Some(network::show_ingress(created)))
+    Ok(Some(network::show_ingress(created, &app.engine().mesh_subnets())))
 }
 
 #[derive(Deserialize)]

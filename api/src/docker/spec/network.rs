@@ -227,15 +227,19 @@ pub(crate) fn show_local(network: &LocalNetwork, containers: &[&Container]) -> j
     }
 }
 
-/// The routing mesh, which every cluster has, as Docker shows it. It has no subnet of its own: tasks keep their clients'
-/// addresses.
-pub(crate) fn show_ingress(created: Timestamp) -> json::Network {
+/// The routing mesh, which every cluster has, as Docker shows it. `subnets` are those of its links on this node; there is
+/// no gateway for all.
+pub(crate) fn show_ingress(created: Timestamp, subnets: &[IpNet]) -> json::Network {
     let driver = Driver { name: "overlay".into(), options: BTreeMap::new() };
     let annotations = Annotations { name: INGRESS.into(), labels: BTreeMap::new() };
     let spec = NetworkSpec { annotations, driver, ingress: true, ..NetworkSpec::default() };
     let meta = Meta { created_at: created, ..Meta::default() };
     let network = Network { id: NetworkId(0), meta, spec, vni: None, subnets: Vec::new(), pending_delete: false };
-    json::Network { id: INGRESS.into(), ..show_cluster(&network, &[]) }
+    let mut shown = json::Network { id: INGRESS.into(), ..show_cluster(&network, &[]) };
+    let config = |subnet: &IpNet| json::IpamConfig { subnet: subnet.to_string(), ..json::IpamConfig::default() };
+    shown.ipam.config = subnets.iter().map(config).collect();
+    shown.enable_ipv6 = subnets.iter().any(|subnet| matches!(subnet, IpNet::V6(_)));
+    shown
 }
 
 /// A network that every node has (`host`, `bridge`, `none`), as a service may name it: its name is its id.
