@@ -3,6 +3,7 @@
 //! A face extracts, parses, calls one port and converts the answer. It holds no business rule, and never knows whether
 //! an object lives on this node or on another.
 
+pub mod credentials;
 pub mod docker;
 pub mod ports;
 

@@ -3,6 +3,7 @@
 //! What is made is named after the task, so that every operation finds what an earlier one, or an earlier process, left.
 
 mod act;
+mod again;
 mod files;
 mod mounts;
 pub mod plan;
@@ -82,6 +83,8 @@ pub struct NodeExecutor {
     choosing: tokio::sync::Mutex<()>,
     /// Probes of running containers.
     watchers: watch::Shared,
+    /// Pauses before containers of tasks are started again.
+    pauses: again::Pauses,
     /// Held while containers of a task are started: a start goes on when its caller does not wait any more.
     turns: Mutex<HashMap<TaskId, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -122,6 +125,7 @@ impl NodeExecutor {
             asked: Mutex::default(),
             choosing: tokio::sync::Mutex::default(),
             watchers: watch::Shared::default(),
+            pauses: again::Pauses::default(),
             turns: Mutex::default(),
         }
     }
@@ -275,7 +279,9 @@ impl Executor for NodeExecutor {
         self.watchers.forget(task);
         // A start that goes on ends first.
         let _turn = self.turn(task).lock_owned().await;
-        for container in self.leftovers(task) {
+        let leftovers = self.leftovers(task);
+        self.pauses.forget(leftovers.iter().map(|container| container.config.id));
+        for container in leftovers {
             match self.parts.containers.remove(container.config.id, true).await {
                 Ok(()) | Err(ContainerError::NotFound(_)) => {}
                 Err(error) => return Err(ExecutorError::Temporary(crate::chain(&error).to_string())),

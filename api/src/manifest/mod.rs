@@ -6,6 +6,7 @@
 
 pub mod compose;
 pub mod decode;
+pub mod export;
 #[cfg(test)]
 pub mod fake;
 pub mod kube;
@@ -14,6 +15,7 @@ pub mod problem;
 pub mod reader;
 pub mod stack;
 pub mod yaml;
+mod yaml_text;
 
 pub use problem::{Problem, Problems};
 pub use reader::{Disk, Input, Options, read};

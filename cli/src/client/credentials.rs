@@ -1,12 +1,14 @@
 //! Credentials for registries, in the file that the docker CLI uses too: `$DOCKER_CONFIG/config.json`, else
-//! `~/.docker/config.json` (docker/cli `config/configfile`). Programs that keep credentials elsewhere are not asked.
+//! `~/.docker/config.json` (docker/cli `config/configfile`). Where the file names programs that keep credentials (`credsStore`,
+//! `credHelpers`), those are asked (docker/docker-credential-helpers, "Development").
 
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE};
 use serde_json::{Value, json};
@@ -43,8 +45,32 @@ impl Credentials {
         Ok(Self { path, content })
     }
 
-    /// User and password for a registry.
-    pub fn get(&self, server: &str) -> Option<(String, String)> {
+    /// The program that keeps the credentials of a registry, if one does.
+    fn helper(&self, server: &str) -> Option<&str> {
+        let own = self.content["credHelpers"][server].as_str().or_else(|| self.content["credsStore"].as_str());
+        own.filter(|helper| !helper.is_empty())
+    }
+
+    /// User and password for a registry. The user `<token>` has an identity token for a password.
+    ///
+    /// # Errors
+    /// When a program keeps them that does not answer.
+    pub fn get(&self, server: &str) -> anyhow::Result<Option<(String, String)>> {
+        let Some(helper) = self.helper(server) else { return Ok(self.of_file(server)) };
+        match ask(helper, "get", server)? {
+            Ok(answer) => {
+                let answer: Value = serde_json::from_slice(&answer)
+                    .with_context(|| format!("docker-credential-{helper} does not answer in JSON"))?;
+                let text = |key: &str| answer[key].as_str().unwrap_or_default().to_owned();
+                Ok(Some((text("Username"), text("Secret"))).filter(|(user, _)| !user.is_empty()))
+            }
+            // The word for what it does not have.
+            Err(error) if error.contains("not found") => Ok(None),
+            Err(error) => bail!("docker-credential-{helper} does not give the credentials of {server}: {error}"),
+        }
+    }
+
+    fn of_file(&self, server: &str) -> Option<(String, String)> {
         let entry = &self.content["auths"][server];
         if let Some(encoded) = entry["auth"].as_str().filter(|e| !e.is_empty()) {
             let plain = String::from_utf8(BASE64_STANDARD.decode(encoded).ok()?).ok()?;
@@ -57,29 +83,43 @@ impl Credentials {
     /// Keeps user and password for a registry.
     ///
     /// # Errors
-    /// When the file names a program that keeps credentials, or cannot be written.
+    /// When the program that keeps credentials does not take them, or the file cannot be written.
     pub fn put(&mut self, server: &str, user: &str, password: &str) -> anyhow::Result<()> {
-        let helper = self.content["credHelpers"][server].as_str().or_else(|| self.content["credsStore"].as_str());
-        if let Some(helper) = helper.filter(|h| !h.is_empty()) {
-            anyhow::bail!(
-                "{} leaves credentials to docker-credential-{helper}, which skep does not run: log in with the docker CLI, \
-                 or set DOCKER_CONFIG to a directory of its own",
-                self.path.display()
-            );
+        if let Some(helper) = self.helper(server) {
+            let given = json!({"ServerURL": server, "Username": user, "Secret": password});
+            if let Err(error) = ask(helper, "store", &given.to_string())? {
+                bail!(
+                    "docker-credential-{helper}, to which {} leaves credentials, does not take them: {error}",
+                    self.path.display()
+                );
+            }
+            // Clients look there to know where they are logged in.
+            self.note(server, json!({}));
+            return self.write();
         }
         let encoded = BASE64_STANDARD.encode(format!("{user}:{password}"));
+        self.note(server, json!({"auth": encoded}));
+        self.write()
+    }
+
+    fn note(&mut self, server: &str, entry: Value) {
         if !self.content["auths"].is_object() {
             self.content["auths"] = json!({});
         }
-        self.content["auths"][server] = json!({"auth": encoded});
-        self.write()
+        self.content["auths"][server] = entry;
     }
 
     /// Forgets a registry; whether it was known.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// When the program that keeps credentials refuses, or the file cannot be written.
     pub fn forget(&mut self, server: &str) -> anyhow::Result<bool> {
+        if let Some(helper) = self.helper(server)
+            && let Err(error) = ask(helper, "erase", server)?
+            && !error.contains("not found")
+        {
+            bail!("docker-credential-{helper} does not forget {server}: {error}");
+        }
         let known = self.content["auths"].as_object_mut().is_some_and(|all| all.remove(server).is_some());
         if known {
             self.write()?;
@@ -102,14 +142,45 @@ impl Credentials {
     }
 }
 
+/// Runs `docker-credential-HELPER VERB` with a line as its input; what it prints, as an error when it ends with one.
+fn ask(helper: &str, verb: &str, input: &str) -> anyhow::Result<Result<Vec<u8>, String>> {
+    let program = format!("docker-credential-{helper}");
+    // A name, not a path: the file decides about a program on the PATH alone.
+    ensure!(!helper.contains('/'), "{program} is no name of a program that keeps credentials");
+    let mut child = Command::new(&program)
+        .arg(verb)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .with_context(|| format!("running {program}, which the file of credentials names"))?;
+    let mut stdin = child.stdin.take().with_context(|| format!("{program} has no input"))?;
+    match stdin.write_all(input.as_bytes()) {
+        // It may have ended without reading: its answer says why.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            return Err(error).with_context(|| format!("asking {program}"));
+        }
+        _ => drop(stdin),
+    }
+    let output = child.wait_with_output().with_context(|| format!("waiting for {program}"))?;
+    if output.status.success() {
+        return Ok(Ok(output.stdout));
+    }
+    Ok(Err(String::from_utf8_lossy(&output.stdout).trim().to_owned()))
+}
+
 /// The value of `X-Registry-Auth` for an image, if there are credentials for its registry.
 ///
 /// # Errors
-/// When the file cannot be read.
+/// When the file cannot be read, or a program that it names gives none.
 pub fn header_for(image: &str) -> anyhow::Result<Option<String>> {
     let server = server_of(image);
-    Ok(Credentials::read()?.get(&server).map(|(user, password)| {
-        let value = json!({"username": user, "password": password, "serveraddress": server});
+    Ok(Credentials::read()?.get(&server)?.map(|(user, secret)| {
+        let value = if user == "<token>" {
+            json!({"identitytoken": secret, "serveraddress": server})
+        } else {
+            json!({"username": user, "password": secret, "serveraddress": server})
+        };
         BASE64_URL_SAFE.encode(value.to_string())
     }))
 }
@@ -117,12 +188,9 @@ pub fn header_for(image: &str) -> anyhow::Result<Option<String>> {
 /// The registry of an image, as the file calls it (distribution/reference: a first part with a dot or a port, or
 /// `localhost`, is a registry).
 fn server_of(image: &str) -> String {
-    match image.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => match host {
-            "docker.io" | "index.docker.io" => HUB.to_owned(),
-            host => host.to_owned(),
-        },
-        _ => HUB.to_owned(),
+    match skep_api::credentials::split(image).0 {
+        "docker.io" => HUB.to_owned(),
+        host => host.to_owned(),
     }
 }
 
@@ -149,17 +217,24 @@ mod tests {
         file.put("r:5000", "u", "p:w").unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let mut again = Credentials::at(path).unwrap();
-        assert_eq!(again.get("r:5000"), Some(("u".into(), "p:w".into())));
+        assert_eq!(again.get("r:5000").unwrap(), Some(("u".into(), "p:w".into())));
         assert!(again.forget("r:5000").unwrap() && !again.forget("r:5000").unwrap());
     }
 
     #[test]
-    fn credentials_that_a_program_keeps_are_not_written_beside_it() {
+    fn credentials_that_a_program_keeps_are_asked_of_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
-        fs::write(&path, r#"{"credsStore": "pass"}"#).unwrap();
-        let error = Credentials::at(path).unwrap().put("r:5000", "u", "p").unwrap_err();
-        assert!(error.to_string().contains("docker-credential-pass"));
+        let none = "skep-test-that-is-not-there";
+        let content = json!({"credsStore": none, "auths": {"r:5000": {"auth": BASE64_STANDARD.encode("u:p")}}});
+        fs::write(&path, content.to_string()).unwrap();
+        let mut file = Credentials::at(path.clone()).unwrap();
+        for error in [file.get("r:5000").unwrap_err(), file.put("r:5000", "u", "p").unwrap_err()] {
+            assert!(format!("{error:#}").contains(&format!("running docker-credential-{none}")), "{error:#}");
+        }
+        fs::write(&path, json!({"credHelpers": {"r:5000": "../x"}}).to_string()).unwrap();
+        let error = Credentials::at(path).unwrap().get("r:5000").unwrap_err();
+        assert!(error.to_string().contains("no name of a program"), "{error:#}");
     }
 
     #[test]

@@ -44,8 +44,8 @@ pub async fn login(flags: LoginFlags, client: &Client) -> anyhow::Result<()> {
         std::io::stdin().read_to_string(&mut password).context("reading the password")?;
         (user, password.trim_end_matches(['\r', '\n']).to_owned())
     } else {
-        let known = credentials.get(&server).filter(|_| flags.username.is_none() && flags.password.is_none());
-        match known {
+        let asks = flags.username.is_none() && flags.password.is_none();
+        match if asks { credentials.get(&server)? } else { None } {
             Some(known) => known,
             None => {
                 let user = flags.username.map_or_else(|| terminal::ask("Username: "), Ok)?;

@@ -1,6 +1,6 @@
 //! `skep stack`.
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use clap::{Args, Subcommand};
 use http::Method;
 use serde_json::Value;
@@ -117,11 +117,7 @@ pub async fn run(command: StackCommand, client: &Client) -> anyhow::Result<()> {
 }
 
 async fn history(client: &Client, stack: &str, json: bool) -> anyhow::Result<()> {
-    let revisions = Revisions::read(&revisions::configs_of(client, stack).await?)?;
-    ensure!(
-        !revisions.all.is_empty(),
-        "no revision of stack {stack}: `skep apply` keeps them, `docker stack deploy` does not"
-    );
+    let revisions = revisions_of(client, stack).await?;
     if json {
         println!("{}", serde_json::to_string_pretty(&revisions.all)?);
         return Ok(());
@@ -135,8 +131,18 @@ async fn history(client: &Client, stack: &str, json: bool) -> anyhow::Result<()>
     Ok(())
 }
 
-async fn rollback(client: &Client, stack: &str, number: Option<u64>, how: &HowFlags) -> anyhow::Result<()> {
+/// The revisions of a stack; an error when there is none.
+async fn revisions_of(client: &Client, stack: &str) -> anyhow::Result<Revisions> {
     let revisions = Revisions::read(&revisions::configs_of(client, stack).await?)?;
+    if revisions.all.is_empty() {
+        services_of(client, stack, &[]).await?;
+        anyhow::bail!("no revision of stack {stack}: `skep apply` keeps them, `docker stack deploy` does not");
+    }
+    Ok(revisions)
+}
+
+async fn rollback(client: &Client, stack: &str, number: Option<u64>, how: &HowFlags) -> anyhow::Result<()> {
+    let revisions = revisions_of(client, stack).await?;
     let found = match number {
         Some(number) => revisions.all.iter().find(|r| r.number == number),
         None => revisions.all.iter().rev().nth(1),
@@ -155,7 +161,7 @@ async fn rollback(client: &Client, stack: &str, number: Option<u64>, how: &HowFl
     for (kind, name) in used {
         wanted.files.push(FileWanted { kind, key: name.clone(), name, is_named: true, has_content: false });
     }
-    super::apply::apply(client, &wanted, &[], &format!("revision {}", found.number), how).await
+    super::apply::apply(client, &wanted, None, &format!("revision {}", found.number), how).await
 }
 
 /// The services of a stack; an error when there is none.

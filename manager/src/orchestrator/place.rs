@@ -6,6 +6,10 @@ use super::restart::{self, Decision};
 use super::{Homeless, homeless};
 use crate::store::{State, TaskRow};
 
+/// How often a failed task of a run is tried again where its policy does not say: Kubernetes' number (batch/v1, `JobSpec`,
+/// `backoffLimit`).
+const SCHEDULED_ATTEMPTS: u64 = 6;
+
 /// What a place needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
@@ -70,7 +74,13 @@ pub fn judge(state: &State, rows: &[(u32, &TaskRow)], now: Timestamp) -> Verdict
 /// What the restart policy says of a task that ended. It ended when the cluster learned of it: nodes' clocks differ, and a
 /// late one would take the pause away.
 pub(super) fn decide(state: &State, handle: u32, row: &TaskRow, now: Timestamp) -> Decision {
-    let policy = state.spec_of(row).and_then(|spec| spec.task.restart.clone()).unwrap_or_default();
+    let mut policy = state.spec_of(row).and_then(|spec| spec.task.restart.clone()).unwrap_or_default();
+    let is_scheduled =
+        row.service.and_then(|service| state.services().lookup(service)).is_some_and(|s| s.runs.is_some());
+    if is_scheduled {
+        // Else a run that always fails would hold back those after it for ever. Zero still asks for that.
+        policy.max_attempts.get_or_insert(SCHEDULED_ATTEMPTS);
+    }
     let earlier = state.extra(handle).map(|e| e.restarts.clone()).unwrap_or_default();
     restart::decide(&policy, row.state, Timestamp(row.updated_ms), &earlier, now)
 }

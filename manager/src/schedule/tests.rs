@@ -111,6 +111,54 @@ fn a_run_that_failed_for_good_holds_nothing_up() {
 }
 
 #[test]
+fn a_run_whose_tasks_always_fail_is_given_up_and_the_next_one_comes() {
+    // What the policy says of attempts, and how many tasks a run has then.
+    for (attempts, expected) in [(None, 7), (Some(2), 3)] {
+        let mut world = world();
+        let id = job(&mut world, &[(LABEL, "@hourly")]);
+        world.update_service(id, |s| {
+            s.spec.task.restart = Some(RestartPolicy { max_attempts: attempts, ..RestartPolicy::default() });
+        });
+        world.settle();
+        let fail = |world: &mut World| {
+            let mut tried = 0;
+            for _ in 0..20 {
+                for task in world.running(id) {
+                    world.end(&task, TaskState::Failed, "exit");
+                    tried += 1;
+                }
+                world.settle();
+                world.pass(RestartPolicy::DEFAULT_DELAY);
+            }
+            tried
+        };
+        world.pass(30 * MINUTE);
+        assert_eq!(fail(&mut world), expected, "{attempts:?}");
+        world.pass(HOUR);
+        assert_eq!((last_run(&world, id), fail(&mut world)), (Some(90), expected), "{attempts:?}");
+    }
+}
+
+#[test]
+fn one_that_is_to_be_tried_for_ever_is() {
+    let mut world = world();
+    let id = job(&mut world, &[(LABEL, "@hourly")]);
+    world.update_service(id, |s| {
+        s.spec.task.restart = Some(RestartPolicy { max_attempts: Some(0), ..RestartPolicy::default() });
+    });
+    world.pass(30 * MINUTE);
+    for _ in 0..20 {
+        for task in world.running(id) {
+            world.end(&task, TaskState::Failed, "exit");
+        }
+        world.settle();
+        world.pass(RestartPolicy::DEFAULT_DELAY);
+    }
+    world.pass(HOUR);
+    assert_eq!((world.running(id).len(), last_run(&world, id)), (1, Some(30)));
+}
+
+#[test]
 fn with_replace_the_last_run_stops_before_the_next_one_starts() {
     let mut world = world();
     let id = job(&mut world, &[(LABEL, "@hourly"), (CONCURRENCY_LABEL, "replace")]);

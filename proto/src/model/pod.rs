@@ -20,7 +20,7 @@ pub struct PodContainer {
     pub startup: Option<Probe>,
     /// While it fails the task gets no new connections.
     pub readiness: Option<Probe>,
-    /// When it fails the container is ended, and the task with it.
+    /// When it fails the container is ended, and started again or the task with it.
     pub liveness: Option<Probe>,
     /// Done before the stop signal. The time that it takes counts as grace.
     pub pre_stop: Option<Action>,
@@ -40,7 +40,7 @@ pub enum Role {
     Main,
     /// Alone, in order, to its end: before the main ones.
     Init,
-    /// From its turn among the init containers to the end of the main ones.
+    /// From its turn among the init containers to the end of the main ones; started again when it ends before.
     Sidecar,
 }
 

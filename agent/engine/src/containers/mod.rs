@@ -91,8 +91,11 @@ pub struct StartWith {
     /// Content of files given to the container; `None` leaves what is there.
     pub etc: Option<EtcContents>,
     /// Files that exist in memory only, as long as the container runs. Nothing of them is kept, so that a restart by the
-    /// policy does not have them: they are for containers that run once.
+    /// policy does not have them: they are for containers that
+    /// their owner starts.
     pub files: Vec<ContainerFile>,
+    /// It ran before, and whoever it belongs to starts it again: that counts as a restart.
+    pub again: bool,
     /// A running container whose System V and POSIX objects it shares; `None` for its own.
     pub ipc_of: Option<ContainerId>,
 }

@@ -1,4 +1,4 @@
-//! Restart policies of plain containers. Tasks have none: the orchestrator replaces them.
+//! Restart policies of plain containers. Tasks have none: the orchestrator replaces them, the agent starts sidecars again.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -29,7 +29,7 @@ impl Containers {
         if matches!(entry.state().status, ContainerStatus::Created | ContainerStatus::Exited) {
             turn.failures = 0;
             entry.update(|r| {
-                r.restart_count = 0;
+                r.restart_count = if with.again { r.restart_count.saturating_add(1) } else { 0 };
                 r.stopped_by_hand = false;
                 r.network.clone_from(&with.network);
             });

@@ -93,7 +93,7 @@ fn apply(view: &mut NetworkView, step: &Step) {
         6 => drop(view.services.remove(&ServiceId(u128::from(step.service)))),
         _ => {
             let mode = if step.task < 8 { EndpointMode::Vip } else { EndpointMode::DnsRoundRobin };
-            let service = service(step.service, step.network, mode, step.task % 2 == 0);
+            let service = service(step.service, step.network, mode, step.task.is_multiple_of(2));
             view.services.insert(service.id, service);
         }
     }

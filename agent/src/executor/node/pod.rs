@@ -3,8 +3,10 @@
 //! | role | its turn comes | its end |
 //! |---|---|---|
 //! | init | when those before it among init containers and sidecars are through | with 0: the next one's turn; else the task has failed |
-//! | sidecar | likewise; it is through when its startup probe has succeeded | the task has failed, unless the main ones are done |
-//! | main | when all of the above are through | the task's, see [`decisive`] |
+//! | sidecar | likewise; it is through when its startup probe has succeeded | it is started again, see [`again`] |
+//! | main | when all of the above are through | the task's, see [`decisive`]; or it is started again |
+
+use std::time::Duration;
 
 use skep_proto::model::engine::{Container, ContainerState, ContainerStatus};
 use skep_proto::model::pod::Role;
@@ -42,6 +44,14 @@ pub struct Member {
     pub probed: Probed,
 }
 
+/// A main container that ran for so long is started again in place: one that ends sooner is the task's failure, which updates
+/// and restart policies are to see.
+const RAN_WELL: Duration = Duration::from_secs(10);
+/// After a run of that length the pause begins anew (kubelet).
+const FORGIVEN: Duration = Duration::from_secs(600);
+/// The longest pause before a container is started again (kubelet, `MaxContainerBackOff`).
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
 /// When a container runs.
 pub fn role(spec: &ContainerSpec) -> Role {
     spec.pod.as_ref().map_or(Role::Main, |pod| pod.role)
@@ -72,6 +82,12 @@ impl Member {
         }
     }
 
+    /// How long it ran; `None` when it never did.
+    fn ran(&self) -> Option<Duration> {
+        let state = &self.container.as_ref()?.state;
+        Some(state.finished_at.unwrap_or(Timestamp(0)).since(state.started_at?))
+    }
+
     fn ended_at(&self) -> Timestamp {
         self.container.as_ref().and_then(|c| c.state.finished_at).unwrap_or(Timestamp(0))
     }
@@ -81,6 +97,46 @@ impl Member {
 fn in_turn(members: &[Member]) -> impl Iterator<Item = (usize, &Member)> {
     let first = members.iter().enumerate().filter(|(_, member)| member.role != Role::Main);
     first.chain(members.iter().enumerate().filter(|(_, member)| member.role == Role::Main))
+}
+
+/// Whether a container that ends is started again in its task, which goes on: where another one that stays runs, a sidecar always,
+/// a main one that has run well where tasks are to run for ever. When none is left the task has ended.
+fn is_again(index: usize, members: &[Member], restart: RestartCondition) -> bool {
+    let stays = |(other, member): (usize, &Member)| other != index && member.role != Role::Init && member.is_live();
+    let goes_on = || members.iter().enumerate().any(stays) && !are_done(members);
+    let Some(ran) = members[index].ran() else { return false };
+    match members[index].role {
+        Role::Init => false,
+        Role::Sidecar => goes_on(),
+        Role::Main => restart == RestartCondition::Any && (members[index].is_live() || ran >= RAN_WELL) && goes_on(),
+    }
+}
+
+/// The containers that have ended and are to be started again, each after its pause.
+pub fn again(members: &[Member], restart: RestartCondition) -> Vec<usize> {
+    let ended = (0..members.len()).filter(|index| members[*index].end().is_some());
+    ended.filter(|index| is_again(*index, members, restart)).collect()
+}
+
+/// The containers that their probes want ended and that are started again then.
+pub fn ailing(members: &[Member], restart: RestartCondition) -> Vec<usize> {
+    let ails = |index: &usize| members[*index].is_live() && members[*index].probed.failed.is_some();
+    (0..members.len()).filter(ails).filter(|index| is_again(*index, members, restart)).collect()
+}
+
+/// Ends in a row, this one included, `before` it.
+pub fn ends_in_a_row(member: &Member, before: u32) -> u32 {
+    if member.ran().is_some_and(|ran| ran >= FORGIVEN) { 1 } else { before.saturating_add(1) }
+}
+
+/// The pause before a container is started again after so many ends in a row: a second, then ten, doubled each time.
+pub fn pause(ends: u32) -> Duration {
+    match ends {
+        0 | 1 => Duration::from_secs(1),
+        more => {
+            Duration::from_secs(10).saturating_mul(1u32.checked_shl(more - 2).unwrap_or(u32::MAX)).min(LONGEST_PAUSE)
+        }
+    }
 }
 
 /// The containers to be started now, in this order.
@@ -114,10 +170,11 @@ pub fn together(members: &[Member], restart: RestartCondition, running: Running)
         return Containers::Ended(Exit { error, ..Exit::default() });
     }
     let main = members.iter().filter(|member| member.role == Role::Main).filter_map(|m| m.container.as_ref());
+    let waits = !again(members, restart).is_empty();
     Containers::Running(Running {
         pid: main.map(|container| container.state.pid).next().unwrap_or_default(),
-        health: health(members),
-        unready: members.iter().any(|member| member.is_live() && !member.probed.ready),
+        health: health(members, restart),
+        unready: waits || members.iter().any(|member| member.is_live() && !member.probed.ready),
         unfinished: members.iter().any(Member::is_untouched),
         ..running
     })
@@ -125,12 +182,13 @@ pub fn together(members: &[Member], restart: RestartCondition, running: Running)
 
 /// The end that is the task's, if there is one.
 ///
-/// A container that fails takes the task with it, the first one if several do. A main container that ends well does so
-/// too where tasks are to run for ever; where they are to run to completion, the last one's end is the task's.
+/// A container that fails takes the task with it, the first one if several do, unless it is started again. A main container that
+/// ends well does so too where tasks are to run for ever; where they are to run to completion, the last one's end is the task's.
 fn decisive(members: &[Member], restart: RestartCondition) -> Option<Exit> {
     let mains = || members.iter().filter(|member| member.role == Role::Main);
-    let done = mains().all(|member| member.end().is_some() && !member.has_failed());
-    if done && let Some(last) = mains().max_by_key(|member| member.ended_at()) {
+    if are_done(members)
+        && let Some(last) = mains().max_by_key(|member| member.ended_at())
+    {
         return last.end();
     }
     let decides = |member: &&Member| match member.role {
@@ -138,8 +196,13 @@ fn decisive(members: &[Member], restart: RestartCondition) -> Option<Exit> {
         Role::Init => member.has_failed(),
         Role::Sidecar => member.end().is_some(),
     };
-    let first = members.iter().filter(decides).min_by_key(|member| member.ended_at())?;
+    let again = again(members, restart);
+    let others = members.iter().enumerate().filter(|(index, _)| !again.contains(index)).map(|(_, member)| member);
+    let first = others.filter(decides).min_by_key(|member| member.ended_at())?;
     let mut exit = first.end()?;
+    if let Some(why) = &first.probed.failed {
+        exit = Exit { error: format!("{}: {why}", first.name), unhealthy: true, ..exit };
+    }
     if !first.name.is_empty() && members.len() > 1 && exit.error.is_empty() {
         let kind = match first.role {
             Role::Main if exit.code == 0 => return Some(exit),
@@ -152,8 +215,16 @@ fn decisive(members: &[Member], restart: RestartCondition) -> Option<Exit> {
     Some(exit)
 }
 
-/// One that is unhealthy makes the task so; one that still starts lets it wait.
-fn health(members: &[Member]) -> Option<HealthStatus> {
+/// All main containers have ended well.
+fn are_done(members: &[Member]) -> bool {
+    members
+        .iter()
+        .filter(|member| member.role == Role::Main)
+        .all(|member| member.end().is_some() && !member.has_failed())
+}
+
+/// One that is unhealthy makes the task so, unless it is started again; one that still starts lets it wait.
+fn health(members: &[Member], restart: RestartCondition) -> Option<HealthStatus> {
     let mut worst = None;
     let mut consider = |status: HealthStatus| {
         let rank = |status: HealthStatus| match status {
@@ -165,7 +236,12 @@ fn health(members: &[Member]) -> Option<HealthStatus> {
             worst = Some(status);
         }
     };
-    for member in members {
+    let (again, ailing) = (again(members, restart), ailing(members, restart));
+    for (index, member) in members.iter().enumerate() {
+        if again.contains(&index) || ailing.contains(&index) {
+            consider(HealthStatus::Starting);
+            continue;
+        }
         if let Some(health) = member.container.as_ref().and_then(|container| container.health.as_ref()) {
             consider(health.status);
         }

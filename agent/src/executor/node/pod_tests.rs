@@ -145,6 +145,66 @@ fn one_containers_failure_is_the_tasks_and_the_first_one_counts() {
     assert!(matches!(unfinished, Containers::Running(_)), "{unfinished:?}");
 }
 
+/// One that ran for so many seconds until then.
+fn ran(code: i32, seconds: u64, at: u64) -> Option<Container> {
+    let mut container = container(ContainerStatus::Exited, code, "", at * 1000);
+    container.state.started_at = Some(Timestamp((at - seconds) * 1000));
+    Some(container)
+}
+
+#[test]
+fn a_sidecar_and_a_main_container_that_ran_well_are_started_again_while_another_one_runs() {
+    use RestartCondition::{Any, OnFailure};
+    let rows: [(All<'_>, RestartCondition, &[usize]); 10] = [
+        (&[(Main, runs()), (Sidecar, ran(0, 1, 9))], Any, &[1]),
+        (&[(Main, runs()), (Sidecar, ran(1, 1, 9)), (Sidecar, ran(1, 1, 9))], OnFailure, &[1, 2]),
+        (&[(Main, runs()), (Main, ran(0, 10, 99))], Any, &[1]),
+        (&[(Main, ran(2, 60, 99)), (Sidecar, runs())], Any, &[0]),
+        // That is for the restart policy, and for the update under way.
+        (&[(Main, runs()), (Main, ran(1, 9, 99))], Any, &[]),
+        (&[(Main, runs()), (Main, ran(1, 60, 99))], OnFailure, &[]),
+        (&[(Main, runs()), (Init, ran(0, 1, 9))], Any, &[]),
+        // None is left, as after a failure of the node.
+        (&[(Main, ran(255, 60, 99)), (Sidecar, ran(255, 60, 99))], Any, &[]),
+        (&[(Main, ran(0, 60, 99)), (Sidecar, ran(0, 60, 99)), (Init, runs())], Any, &[]),
+        // The work is done.
+        (&[(Main, ran(0, 60, 99)), (Sidecar, ran(1, 60, 99)), (Sidecar, runs())], OnFailure, &[]),
+    ];
+    for (all, restart, expected) in rows {
+        let members = members(all);
+        assert_eq!(again(&members, restart), expected, "{:?}", all.iter().map(|(role, _)| role).collect::<Vec<_>>());
+        if !expected.is_empty() {
+            let Containers::Running(running) = together(&members, restart, Running::default()) else { panic!() };
+            assert_eq!((running.unready, running.health), (true, Some(HealthStatus::Starting)));
+        }
+    }
+    assert_eq!(stands(&[(Main, runs()), (Main, ran(1, 9, 99))], Any), exit(1, "container main ended"));
+}
+
+#[test]
+fn a_sidecar_whose_probe_wants_it_ended_takes_nobody_with_it() {
+    let mut all = members(&[(Main, runs()), (Sidecar, runs())]);
+    all.iter_mut().for_each(|member| member.container.as_mut().unwrap().state.started_at = Some(Timestamp(0)));
+    all[1].probed.failed = Some("its liveness probe failed".into());
+    assert_eq!(ailing(&all, RestartCondition::OnFailure), [1]);
+    let Containers::Running(running) = together(&all, RestartCondition::OnFailure, Running::default()) else {
+        panic!()
+    };
+    assert_eq!(running.health, Some(HealthStatus::Starting));
+    all[0].probed.failed = Some("its liveness probe failed".into());
+    assert_eq!(ailing(&all, RestartCondition::OnFailure), [1], "a job's main container fails its task");
+    assert_eq!(ailing(&all, RestartCondition::Any), [0, 1]);
+}
+
+#[test]
+fn pauses_grow_and_are_forgiven_after_a_long_run() {
+    let pauses: Vec<u64> = (1..=9).map(|ends| pause(ends).as_secs()).collect();
+    assert_eq!(pauses, [1, 10, 20, 40, 80, 160, 300, 300, 300]);
+    assert_eq!(pause(u32::MAX), LONGEST_PAUSE);
+    let after = |seconds| ends_in_a_row(&members(&[(Sidecar, ran(1, seconds, 10_000))])[0], 4);
+    assert_eq!((after(599), after(600)), (5, 1));
+}
+
 #[test]
 fn a_container_that_could_not_be_started_has_failed_and_one_that_was_unhealthy_is_remembered_so() {
     let failed = Some(container(ContainerStatus::Created, 127, "no such file", 0));

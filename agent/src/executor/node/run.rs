@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use tracing::warn;
 
 use super::act::{Target, act};
+use super::again::Again;
 use super::plan::Connection;
 use super::pod::{self, Member, Probed};
 use super::watch::Watched;
@@ -35,7 +36,7 @@ const LEAST_GRACE: Duration = Duration::from_secs(2);
 
 impl NodeExecutor {
     /// The containers of the task, and what their probes have shown.
-    fn members(&self, unit: &TaskUnit) -> Vec<Member> {
+    pub(super) fn members(&self, unit: &TaskUnit) -> Vec<Member> {
         let specs = unit.spec.task.containers.iter().enumerate();
         let member = |(index, spec): (usize, &skep_proto::model::ContainerSpec)| {
             let id = unit.container_id(index);
@@ -129,13 +130,13 @@ impl NodeExecutor {
     pub(super) async fn advance(&self, unit: &TaskUnit) -> Result<(), ExecutorError> {
         for index in pod::next(&self.members(unit)) {
             let prepared = self.prepared_of(unit)?;
-            self.start_one(unit, &prepared, index).await?;
+            self.start_one(unit, &prepared, index, false).await?;
         }
         if pod::next(&self.members(unit)).is_empty()
-            && !self.members(unit).iter().any(|member| member.role != Role::Main)
+            && unit.spec.task.containers.len() == 1
             && let Some(prepared) = self.prepared().get_mut(&unit.task.id)
         {
-            // They are in the containers now. Nothing starts twice.
+            // They are in the container now, which does not start twice.
             prepared.containers.iter_mut().for_each(|(_, files)| files.clear());
         }
         Ok(())
@@ -143,7 +144,13 @@ impl NodeExecutor {
 
     /// # Cancel safety
     /// The start goes on, and holds the task's turn until it is through.
-    async fn start_one(&self, unit: &TaskUnit, prepared: &Prepared, index: usize) -> Result<(), ExecutorError> {
+    pub(super) async fn start_one(
+        &self,
+        unit: &TaskUnit,
+        prepared: &Prepared,
+        index: usize,
+        again: bool,
+    ) -> Result<(), ExecutorError> {
         let id = unit.container_id(index);
         let turn = self.turn(unit.task.id).lock_owned().await;
         let permit = Arc::clone(&self.starts).acquire_owned().await.map_err(|_| stopping())?;
@@ -159,7 +166,7 @@ impl NodeExecutor {
             }
         });
         let files = prepared.containers[index].1.clone();
-        let with = StartWith { network: known.config.network, etc, files, ipc_of: self.ipc_of(unit, index) };
+        let with = StartWith { network: known.config.network, etc, files, again, ipc_of: self.ipc_of(unit, index) };
         // A start is asked for once: whatever went wrong, the task is over.
         let failed = |error: ContainerError| {
             ExecutorError::Permanent(format!("starting container failed: {}", crate::chain(&error)))
@@ -236,7 +243,7 @@ impl NodeExecutor {
     pub(super) async fn wait_for_change(&self, unit: &TaskUnit, seen: Seen) -> Result<Containers, ExecutorError> {
         loop {
             // Before looking, so that nothing falls in between.
-            let changes = self.changes(unit)?;
+            let mut changes = self.changes(unit)?;
             match self.settled(unit).await? {
                 Containers::Running(running) => {
                     let due = !pod::next(&self.members(unit)).is_empty();
@@ -252,6 +259,11 @@ impl NodeExecutor {
                             };
                         }
                         continue;
+                    }
+                    match self.start_again(unit).await? {
+                        Again::None => {}
+                        Again::Changed => continue,
+                        Again::At(at) => changes.push(tokio::time::sleep_until(at).boxed()),
                     }
                 }
                 ended @ Containers::Ended(_) => return Ok(ended),
@@ -322,6 +334,7 @@ impl NodeExecutor {
                 }
             }
         }
+        // Nothing is started again any more: an end is an end.
         let exit = match pod::together(&self.members(unit), restart_condition(unit), Running::default()) {
             Containers::Ended(exit) => exit,
             // Removed by hand meanwhile, or never started: they do not run, which is what was asked for.
@@ -339,7 +352,7 @@ impl NodeExecutor {
     }
 
     /// The hook before the stop, then the stop signal, then SIGKILL; all within the grace.
-    async fn stop_one(&self, unit: &TaskUnit, index: usize, begun: Instant) -> Result<bool, ContainerError> {
+    pub(super) async fn stop_one(&self, unit: &TaskUnit, index: usize, begun: Instant) -> Result<bool, ContainerError> {
         let (spec, id) = (&unit.spec.task.containers[index], unit.container_id(index));
         self.watchers.stop(id);
         let Some(pod) = &spec.pod else { return self.parts.containers.stop(id, None, None).await };
@@ -373,6 +386,6 @@ fn is_running(member: &Member) -> bool {
 }
 
 /// Docker's default is to run for ever.
-fn restart_condition(unit: &TaskUnit) -> RestartCondition {
+pub(super) fn restart_condition(unit: &TaskUnit) -> RestartCondition {
     unit.spec.task.restart.as_ref().map(|policy| policy.condition).unwrap_or_default()
 }

@@ -93,6 +93,13 @@ impl Watchers {
         }
     }
 
+    /// The container is started again: what it showed counts no more.
+    pub fn forget_one(&self, id: ContainerId) {
+        if let Some(watcher) = self.all().remove(&id) {
+            watcher.work.abort();
+        }
+    }
+
     /// Forgets the containers of a task.
     pub fn forget(&self, task: TaskId) {
         self.all().retain(|_, watcher| {

@@ -5,8 +5,10 @@ use axum::extract::{Path, State};
 use axum::routing::{get, post};
 use http::{HeaderMap, StatusCode};
 use serde::Deserialize;
+use skep_proto::model::ContainerSpec;
 use skep_proto::model::service::ServiceSpec;
 
+use crate::credentials::{self, Credentials};
 use crate::docker::error::ApiError;
 use crate::docker::extract::{Filters, Flag, Json, Query, object_version, registry_auth};
 use crate::docker::names;
@@ -138,6 +140,21 @@ async fn rebalance(State(app): State<App>, Path(id): Path<String>) -> Result<Sta
     Ok(StatusCode::NO_CONTENT)
 }
 
+/// Gives the containers the credentials of the request. Docker has one container and one header; for several, ours sends what is
+/// for which image in the header of builds. No registry gets what is another's.
+fn sign(containers: &mut [ContainerSpec], headers: &HeaderMap) {
+    let by_image = headers.get("x-registry-config").and_then(|value| Credentials::of_header(value.to_str().ok()?));
+    let given = registry_auth(headers);
+    let first = containers.first().map(|first| credentials::split(&first.image).0.to_owned());
+    for container in containers {
+        let is_of_first = Some(credentials::split(&container.image).0) == first.as_deref();
+        container.registry_auth = match &by_image {
+            Some(by_image) => by_image.for_image(&container.image),
+            None => given.clone().filter(|_| is_of_first),
+        };
+    }
+}
+
 /// Reads a spec, adds the credential of the request, and replaces names of networks by ids (stacks send names).
 async fn read(
     control: &dyn ControlPlane,
@@ -145,9 +162,7 @@ async fn read(
     headers: &HeaderMap,
 ) -> Result<ServiceSpec, ApiError> {
     let mut spec = service::read(body)?;
-    for container in &mut spec.task.containers {
-        container.registry_auth = registry_auth(headers);
-    }
+    sign(&mut spec.task.containers, headers);
     for network in &mut spec.task.networks {
         match control.network(&network.target).await {
             Ok(found) => network.target = found.id.to_string(),

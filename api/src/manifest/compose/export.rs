@@ -8,20 +8,10 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 use skep_proto::model::dependency::{self, Condition};
 
+use crate::manifest::export::{Export, VNI_OPTION};
 use crate::manifest::plan::{canonical, full_image};
 use crate::manifest::stack::{IMAGE_LABEL, STACK_LABEL};
-
-mod yaml_text;
-
-/// What the cluster has of a stack, in the API's form; names in place of ids.
-pub struct Export<'a> {
-    /// The stack.
-    pub stack: &'a str,
-    /// Specs of services, by name.
-    pub services: BTreeMap<String, Value>,
-    /// Networks of the stack as the API shows them, by name.
-    pub networks: BTreeMap<String, Value>,
-}
+use crate::manifest::yaml_text::{self, Dollar};
 
 /// The file.
 ///
@@ -58,7 +48,7 @@ pub fn export(from: &Export<'_>) -> Result<String, String> {
     if !writer.problems.is_empty() {
         return Err(writer.problems.join("\n"));
     }
-    Ok(yaml_text::write(&Value::Object(file)))
+    Ok(yaml_text::write(&Value::Object(file), Dollar::Doubled))
 }
 
 fn network(from: &Export<'_>, key: &str, name: &str) -> Value {
@@ -71,6 +61,11 @@ fn network(from: &Export<'_>, key: &str, name: &str) -> Value {
         if shown[member] == true {
             out.insert(word.into(), json!(true));
         }
+    }
+    // The cluster adds the identifier that it gave.
+    let options: Map<String, Value> = members(&shown["Options"]).filter(|(k, _)| k.as_str() != VNI_OPTION).collect();
+    if !options.is_empty() {
+        out.insert("driver_opts".into(), Value::Object(options));
     }
     let labels: Map<String, Value> = members(&shown["Labels"]).filter(|(k, _)| k.as_str() != STACK_LABEL).collect();
     if !labels.is_empty() {

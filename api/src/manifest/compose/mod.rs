@@ -107,6 +107,6 @@ impl<'a> TopLevel<'a> {
 #[cfg(test)]
 mod load_tests;
 #[cfg(test)]
-mod recorded;
+pub mod recorded;
 #[cfg(test)]
 mod tests;

@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use crate::docker::requests;
-use crate::manifest::compose::export::{Export, export};
+use crate::manifest::compose::export::export;
+use crate::manifest::export::Export;
 use crate::manifest::fake::{self, FakeDisk};
 use crate::manifest::plan::{How, NetworkSeen, Observed, ServiceSeen, Wanted, plan};
 use crate::manifest::stack::Stack;
 
 /// The stacks; those of `shared-` are as users wrote them.
-const STACKS: [&str; 16] = [
+pub const STACKS: [&str; 16] = [
     "wordpress-mysql",
     "voting-app",
     "traefik",
@@ -50,7 +51,8 @@ fn disk() -> FakeDisk {
     ])
 }
 
-fn read(name: &str) -> Stack {
+/// What the reader makes of one of them.
+pub fn read(name: &str) -> Stack {
     let text = std::fs::read_to_string(path(name, "yml")).unwrap();
     let mut options = fake::options();
     options.environment.insert("SECRET_KEY".into(), "of the caller".into());
@@ -108,7 +110,12 @@ fn an_exported_stack_applies_to_no_changes() {
     for name in STACKS {
         let stack = read(name);
         let wanted = Wanted::from(&stack);
-        let from = Export { stack: "demo", services: wanted.services.clone(), networks: wanted.networks.clone() };
+        let from = Export {
+            stack: "demo",
+            services: wanted.services.clone(),
+            networks: wanted.networks.clone(),
+            ..Export::default()
+        };
         let text = export(&from).unwrap_or_else(|problem| panic!("{name}: {problem}"));
         let again = fake::read(&[("export.yml", &text)], &fake::options(), &FakeDisk::default());
         let again = again.unwrap_or_else(|p| panic!("{name}:\n{p}\n{text}"));

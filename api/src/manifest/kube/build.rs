@@ -9,9 +9,10 @@ use skep_proto::model::task::{NetworkAttachmentSpec, RestartCondition, RestartPo
 use skep_proto::model::{Annotations, ConfigId, Labels, NetworkSpec, SecretId, ServiceSpec, TaskSpec};
 
 use crate::manifest::problem::{Place, Problems};
-use crate::manifest::stack::{Content, DeclaredFile, FileKind, IMAGE_LABEL, Parts, STACK_LABEL, StackService};
+use crate::manifest::stack::{DeclaredFile, FileKind, IMAGE_LABEL, Parts, STACK_LABEL, StackService};
 
-use super::meta::DEFAULT;
+use super::extension;
+use super::meta::{DEFAULT, Meta};
 use super::object::Objects;
 use super::pod::{self, Context, Pod, Restart};
 use super::service::{Reach, Service, TargetPort};
@@ -57,6 +58,14 @@ pub fn cluster_name(stack: &str, namespace: &str, name: &str) -> String {
     }
 }
 
+/// Name in the cluster of a workload's service.
+pub fn service_name(stack: &str, meta: &Meta) -> String {
+    match meta.annotations.get(extension::NAME) {
+        Some(name) => format!("{stack}_{name}"),
+        None => cluster_name(stack, &meta.namespace, &meta.name),
+    }
+}
+
 /// Networks of the stack: one for each namespace, and one for all when there are several, where only full names hold.
 struct Networks {
     stack: String,
@@ -90,6 +99,29 @@ impl Networks {
         name
     }
 
+    /// Attachments of a workload that names its networks itself; those that must exist go to `external`.
+    fn attach_to(
+        &mut self,
+        declared: BTreeMap<String, Option<NetworkSpec>>,
+        names: &Names,
+        external: &mut Vec<String>,
+    ) -> Vec<NetworkAttachmentSpec> {
+        let mut attachments = Vec::new();
+        for (target, spec) in declared {
+            // The node's own networks know no names.
+            let is_local = matches!(target.as_str(), "host" | "none" | "bridge");
+            let all = names.short.iter().chain(&names.full).filter(|_| !is_local).cloned();
+            let aliases = all.collect();
+            match spec {
+                Some(spec) => drop(self.used.insert(target.clone(), spec)),
+                None if !external.contains(&target) => external.push(target.clone()),
+                None => {}
+            }
+            attachments.push(NetworkAttachmentSpec { target, aliases, ..NetworkAttachmentSpec::default() });
+        }
+        attachments
+    }
+
     /// Attachments of a workload with these names; the short ones hold in the namespace alone.
     fn attach(&mut self, namespace: &str, names: Names) -> Vec<NetworkAttachmentSpec> {
         let attachment =
@@ -119,6 +151,10 @@ impl Names {
     /// Adds what Kubernetes answers for `name` in `namespace`. `suffix` ends each of them.
     fn add(&mut self, name: &str, namespace: &str, suffix: &str) {
         self.short.push(format!("{name}{suffix}"));
+        self.add_full(name, namespace, suffix);
+    }
+
+    fn add_full(&mut self, name: &str, namespace: &str, suffix: &str) {
         for domain in ["", ".svc", ".svc.cluster.local"] {
             self.full.push(format!("{name}.{namespace}{domain}{suffix}"));
         }
@@ -126,7 +162,7 @@ impl Names {
 }
 
 /// The end of a name that makes it one of each task, held whether the task is ready or not: a placeholder for nothing.
-const OF_EACH_TASK: &str = "{{\"\"}}";
+pub const OF_EACH_TASK: &str = "{{\"\"}}";
 
 struct Build<'a> {
     objects: &'a Objects,
@@ -139,7 +175,8 @@ struct Build<'a> {
 impl Build<'_> {
     fn workload(&mut self, workload: &Workload, selected: &mut BTreeSet<usize>, problems: &mut Problems) {
         let meta = &workload.meta;
-        let name = cluster_name(self.stack, &meta.namespace, &meta.name);
+        meta.check(problems);
+        let name = service_name(self.stack, meta);
         if name.len() > LONGEST_NAME {
             let text = format!(
                 "the service would be called {name}, which is longer than {LONGEST_NAME} characters: use shorter names"
@@ -180,7 +217,9 @@ impl Build<'_> {
         selected.extend(services.iter().map(|(index, _)| *index));
         let services: Vec<&Service> = services.into_iter().map(|(_, service)| service).collect();
         let (endpoint, names) = reach(workload, &services, &pod, problems);
-        let networks = if pod.host_network {
+        let networks = if let Some(declared) = meta.networks(self.stack, problems) {
+            self.networks.attach_to(declared, &names, &mut self.parts.external_networks)
+        } else if pod.host_network {
             if let Some(service) = services.first() {
                 let text = format!("the pods of {} use the node's own network: no Service can lead to them", meta.name);
                 problems.add(service.meta.place, text);
@@ -190,10 +229,10 @@ impl Build<'_> {
             self.networks.attach(&meta.namespace, names)
         };
         let image = pod.containers.first().map(|container| container.image.clone()).unwrap_or_default();
-        let spec = ServiceSpec {
+        let mut spec = ServiceSpec {
             annotations: Annotations { name, labels: self.labels(workload, image) },
             task: TaskSpec {
-                restart: Some(restart(workload, &pod, problems)),
+                restart: restart(workload, &pod, problems),
                 containers: pod.containers,
                 resources: pod.resources,
                 placement: pod.placement,
@@ -205,13 +244,17 @@ impl Build<'_> {
             rollback: None,
             endpoint: Some(endpoint),
         };
+        meta.change(&mut spec, problems);
+        for container in &mut spec.task.containers {
+            container.registry_auth = pod.credentials.iter().find_map(|known| known.for_image(&container.image));
+        }
         for volume in pod.volumes {
             if !self.parts.volumes.iter().any(|known| known.name == volume.name) {
                 self.parts.volumes.push(volume);
             }
         }
         self.parts.services.push(StackService {
-            key: meta.name.clone(),
+            key: meta.stack_name().to_owned(),
             place: meta.place,
             spec,
             depends_on: Vec::new(),
@@ -221,14 +264,16 @@ impl Build<'_> {
 
     fn labels(&self, workload: &Workload, image: String) -> Labels {
         let meta = &workload.meta;
-        let own = meta.labels.iter().chain(&meta.annotations).map(|(key, value)| (key.clone(), value.clone()));
-        let object = format!("{} {}/{}", workload.kind.as_str(), meta.namespace, meta.name);
-        own.chain([
-            (STACK_LABEL.to_owned(), self.stack.to_owned()),
-            (IMAGE_LABEL.to_owned(), image),
-            (OBJECT_LABEL.to_owned(), object),
-        ])
-        .collect()
+        let own = meta.labels.iter().chain(&meta.annotations).filter(|(key, _)| !extension::is_ours(key));
+        let own = own.map(|(key, value)| (key.clone(), value.clone()));
+        let object = (!meta.is_docker()).then(|| {
+            let object = format!("{} {}/{}", workload.kind.as_str(), meta.namespace, meta.name);
+            (OBJECT_LABEL.to_owned(), object)
+        });
+        let of_stack = [(STACK_LABEL.to_owned(), self.stack.to_owned()), (IMAGE_LABEL.to_owned(), image)]
+            .into_iter()
+            .chain(object);
+        own.chain(of_stack).collect()
     }
 }
 
@@ -237,6 +282,7 @@ fn reach(workload: &Workload, services: &[&Service], pod: &Pod, problems: &mut P
     let (mut names, mut endpoint) = (Names::default(), EndpointSpec::default());
     let has_address = services.iter().any(|service| service.reach != Reach::Headless);
     let is_headless = !services.is_empty() && !has_address;
+    let is_docker = workload.meta.is_docker();
     if is_headless {
         endpoint.mode = EndpointMode::DnsRoundRobin;
     }
@@ -244,7 +290,11 @@ fn reach(workload: &Workload, services: &[&Service], pod: &Pod, problems: &mut P
         let meta = &service.meta;
         // A headless Service beside another one, or one whose names hold before the pods are ready.
         let of_each = service.reach == Reach::Headless && (has_address || service.publishes_unready);
-        names.add(&meta.name, &meta.namespace, if of_each { OF_EACH_TASK } else { "" });
+        let suffix = if of_each { OF_EACH_TASK } else { "" };
+        names.short.push(format!("{}{suffix}", meta.stack_name()));
+        if !is_docker {
+            names.add_full(&meta.name, &meta.namespace, suffix);
+        }
         if workload.governing.as_ref() == Some(&meta.name) {
             let member = format!("{}-{{{{.Task.Ordinal}}}}.{}", workload.meta.name, meta.name);
             names.add(&member, &meta.namespace, "");
@@ -273,13 +323,14 @@ fn reach(workload: &Workload, services: &[&Service], pod: &Pod, problems: &mut P
                 Reach::LoadBalancer => [Some(port.port), port.node_port].into_iter().filter(Option::is_some).collect(),
             };
             endpoint.ports.extend(published.into_iter().map(|published| PortConfig {
-                name: port.name.clone(),
+                name: if is_docker && port.has_plain_name() { String::new() } else { port.name.clone() },
                 protocol: port.protocol,
                 target,
                 published,
                 mode: PublishMode::Ingress,
             }));
-            if target != port.port && service.reach != Reach::Headless {
+            // A virtual address of Docker's leads each port to the same one of the tasks.
+            if target != port.port && service.reach != Reach::Headless && !is_docker {
                 let led = PortRedirect { protocol: port.protocol, port: port.port, target };
                 let other =
                     endpoint.redirects.iter().find(|known| (known.protocol, known.port) == (led.protocol, led.port));
@@ -320,7 +371,10 @@ fn check_published(ports: &[PortConfig], place: Place, problems: &mut Problems) 
     }
 }
 
-fn restart(workload: &Workload, pod: &Pod, problems: &mut Problems) -> RestartPolicy {
+fn restart(workload: &Workload, pod: &Pod, problems: &mut Problems) -> Option<RestartPolicy> {
+    if workload.meta.is_docker() && pod.restart.is_none() && workload.attempts.is_none() {
+        return None;
+    }
     let asked = pod.restart.map_or(workload.restart, |(restart, _)| restart);
     if let Some((restart, place)) = pod.restart {
         let fits = match workload.kind {
@@ -341,11 +395,11 @@ fn restart(workload: &Workload, pod: &Pod, problems: &mut Problems) -> RestartPo
         Restart::Never => RestartCondition::None,
     };
     let max_attempts = workload.attempts.filter(|_| condition != RestartCondition::Any);
-    match max_attempts {
+    Some(match max_attempts {
         // Zero means no limit to Docker: nothing is tried again.
         Some(0) => RestartPolicy { condition: RestartCondition::None, ..RestartPolicy::default() },
         max_attempts => RestartPolicy { condition, max_attempts, ..RestartPolicy::default() },
-    }
+    })
 }
 
 /// What pods use of the files, gathered while they are read.
@@ -360,20 +414,17 @@ pub struct Uses {
 
 impl Uses {
     /// A file in a container: declares its content once, and refers to it.
-    #[allow(clippy::too_many_arguments)] // One call; a struct would only repeat the names.
     pub fn file(
         &mut self,
-        kind: FileKind,
-        (object, key): &(String, String),
-        content: &Content,
-        is_template: bool,
+        file: &pod::File,
         target: FileTarget,
-        place: Place,
         container: &mut ContainerSpec,
         context: &Context<'_>,
         problems: &mut Problems,
     ) {
-        if content.0.len() >= kind.limit() {
+        let pod::File { kind, of: (object, key), place, .. } = file;
+        let (kind, place) = (*kind, *place);
+        if let Some(content) = file.content.as_ref().filter(|content| content.0.len() >= kind.limit()) {
             let text = format!(
                 "{object}/{key} has {} bytes: a {} has fewer than {}",
                 content.0.len(),
@@ -384,7 +435,7 @@ impl Uses {
             return;
         }
         let whole = format!("{}.{key}", cluster_name(context.stack, &context.owner.namespace, object));
-        let name = file_name(&whole);
+        let name = file.name.clone().unwrap_or_else(|| file_name(&whole));
         self.files.entry((kind, name.clone())).or_insert_with(|| DeclaredFile {
             kind,
             key: format!("{object}/{key}"),
@@ -392,8 +443,8 @@ impl Uses {
             name: name.clone(),
             is_named: false,
             labels: [(STACK_LABEL.to_owned(), context.stack.to_owned())].into(),
-            template_driver: is_template.then(|| "golang".to_owned()),
-            content: Some(content.clone()),
+            template_driver: file.is_template.then(|| "golang".to_owned()),
+            content: file.content.clone(),
         });
         let path = target.name.clone();
         let taken = container
@@ -418,7 +469,7 @@ impl Uses {
 
 /// A name that secrets and configs may have: short enough, with letters and digits at its ends. What is cut is told apart
 /// by a number made from the whole.
-fn file_name(whole: &str) -> String {
+pub fn file_name(whole: &str) -> String {
     let is_edge = |c: char| c.is_ascii_alphanumeric();
     if whole.len() <= LONGEST_FILE && whole.ends_with(is_edge) {
         return whole.to_owned();

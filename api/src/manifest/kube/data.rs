@@ -24,6 +24,8 @@ pub struct Data {
     pub of_type: String,
     /// Values by key, with their places.
     pub values: BTreeMap<String, (Content, Place)>,
+    /// Names in the cluster by key, where they are not made from the object's; a key without a value must exist there.
+    pub names: BTreeMap<String, String>,
 }
 
 /// Reads the object's keys beside `metadata`.
@@ -35,7 +37,8 @@ pub fn read(kind: FileKind, node: &Node, meta: Meta, problems: &mut Problems) ->
         refused: &[],
         left_out: &[],
     };
-    let mut data = Data { kind, meta, of_type: String::new(), values: BTreeMap::new() };
+    let names = meta.files(problems);
+    let mut data = Data { kind, meta, of_type: String::new(), values: BTreeMap::new(), names };
     let mut plain = BTreeMap::new();
     for field in entries(node, what, problems) {
         let is_secret = kind == FileKind::Secret;

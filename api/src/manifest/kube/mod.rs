@@ -11,6 +11,8 @@
 mod build;
 mod claim;
 mod data;
+pub mod export;
+mod extension;
 mod meta;
 mod object;
 mod pod;
@@ -22,7 +24,7 @@ mod workload;
 #[cfg(test)]
 mod fuzz;
 #[cfg(test)]
-mod recorded;
+pub mod recorded;
 #[cfg(test)]
 mod tests;
 

@@ -32,6 +32,12 @@ pub fn manifest(name: &str) -> String {
     std::fs::read_to_string(path(name, "yml")).unwrap()
 }
 
+/// What the reader makes of one of them.
+pub fn read(name: &str) -> Stack {
+    let stack = fake::read(&[(&format!("{name}.yml"), &manifest(name))], &fake::options(), &FakeDisk::default());
+    stack.unwrap_or_else(|problems| panic!("{name}:\n{problems}"))
+}
+
 fn shown(stack: &Stack) -> Value {
     let parts = &stack.parts;
     let content = |content: &[u8]| String::from_utf8_lossy(content).into_owned();
@@ -51,11 +57,7 @@ fn shown(stack: &Stack) -> Value {
 fn stacks_become_what_was_recorded() {
     let records = std::env::var_os("SKEP_RECORD").is_some();
     for name in MANIFESTS {
-        let file = format!("{name}.yml");
-        let text = manifest(name);
-        let stack = fake::read(&[(&file, &text)], &fake::options(), &FakeDisk::default());
-        let stack = stack.unwrap_or_else(|problems| panic!("{name}:\n{problems}"));
-        let found = format!("{:#}\n", shown(&stack));
+        let found = format!("{:#}\n", shown(&read(name)));
         if records {
             std::fs::write(path(name, "json"), &found).unwrap();
             continue;

@@ -39,6 +39,23 @@ pub struct ServicePort {
     pub place: Place,
 }
 
+impl ServicePort {
+    /// The name is one that says nothing: Kubernetes wants names where a Service has several ports.
+    pub fn has_plain_name(&self) -> bool {
+        let TargetPort::Number(target) = self.target else { return false };
+        [plain_name(Protocol::Tcp, target), plain_name(Protocol::Udp, target)].contains(&self.name)
+    }
+}
+
+/// The name of a port that has none.
+pub fn plain_name(protocol: Protocol, target: u16) -> String {
+    let word = match protocol {
+        Protocol::Udp => "udp",
+        Protocol::Tcp | Protocol::Sctp => "tcp",
+    };
+    format!("{word}-{target}")
+}
+
 /// A port of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TargetPort {

@@ -28,7 +28,9 @@ fn what_cannot_be_expressed_is_refused_with_what_to_do() {
             "no ConfigMap \"no\"",
         ),
         (container("        volumeMounts: [{name: no, mountPath: /x}]\n"), "add it under volumes"),
-        (container("        resources: {limits: {nvidia.com/gpu: 1}}\n"), "generic resource"),
+        (container("        resources: {limits: {nvidia.com/gpu: half}}\n"), "a whole number"),
+        (container("        resources: {limits: {x.y/z: 1}, requests: {x.y/z: 2}}\n"), "they cannot"),
+        (container("        resources: {limits: {hugepages-2Mi: 1}}\n"), "hugepages-2Mi is not supported"),
         (container("        resources: {limits: {memory: lots}}\n"), "a quantity like"),
         (container("      hostPID: true\n"), "tasks have their own processes"),
         (container("      volumes: [{name: v, csi: {driver: x}}]\n"), "use a claim, hostPath or nfs"),
@@ -115,4 +117,27 @@ fn a_service_of_two_families_gives_its_network_both() {
     assert!(warned);
     assert!(with("  ipFamilyPolicy: Both\n").unwrap_err().contains("PreferDualStack"));
     assert!(with("  ipFamilies: [IPX]\n").unwrap_err().contains("a family is IPv4 or IPv6"));
+}
+
+#[test]
+fn credentials_of_a_secret_are_those_of_the_images_they_fit_and_are_shown_to_nobody() {
+    let secret = |of_type: &str, content: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Secret\nmetadata: {{name: login}}\ntype: {of_type}\nstringData: {{.dockerconfigjson: '{content}'}}\n"
+        )
+    };
+    let pod = deployment(
+        "      imagePullSecrets: [{name: login}]\n      containers: [{name: a, image: r.example/a}, {name: b, image: b}]\n",
+    );
+    let auths = r#"{"auths": {"r.example": {"username": "ann", "password": "sesame"}}}"#;
+    let stack = read(&format!("{pod}{}", secret("kubernetes.io/dockerconfigjson", auths))).unwrap();
+    let containers = &stack.parts.services[0].spec.task.containers;
+    assert_eq!(containers.iter().map(|c| c.registry_auth.is_some()).collect::<Vec<_>>(), [true, false]);
+    assert!(stack.parts.files.is_empty(), "it is no file of the pod");
+    assert!(!format!("{stack:?}").contains("sesame"));
+    let wrong = read(&format!("{pod}{}", secret("Opaque", auths))).unwrap_err();
+    assert!(wrong.contains("of type \"Opaque\""), "{wrong}");
+    let wrong = read(&format!("{pod}{}", secret("kubernetes.io/dockerconfigjson", "sesame"))).unwrap_err();
+    assert!(wrong.contains("no JSON of credentials") && !wrong.contains("sesame"), "{wrong}");
+    assert!(read(&pod).unwrap().warnings[0].contains("use --with-registry-auth"));
 }

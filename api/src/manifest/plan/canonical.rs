@@ -20,6 +20,8 @@ const KEYED: [(&str, &str); 6] = [
 const SETS: [&str; 5] = ["Aliases", "CapabilityAdd", "CapabilityDrop", "Groups", "Constraints"];
 /// Numbers and empty objects that say something: zero replicas are not the default.
 const MEANINGFUL: [&str; 6] = ["Replicas", "MaxConcurrent", "TotalCompletions", "Parallelism", "Global", "GlobalJob"];
+/// What only pods have is in the model's form, in which nothing may be absent but what is null.
+const POD: &str = "Pod";
 /// A label that the cluster takes away, while its value is `once`.
 const REBALANCE: &str = "skep.rebalance";
 
@@ -96,6 +98,7 @@ pub fn full_image(image: &str) -> String {
 fn keyed(name: &str, value: &Value) -> Option<Value> {
     let is_meaningful = MEANINGFUL.contains(&name);
     match value {
+        Value::Object(_) if name == POD => Some(without_nulls(value)),
         Value::Null => None,
         Value::Bool(false) => None,
         Value::Number(n) if n.as_f64() == Some(0.0) && !is_meaningful => None,
@@ -116,6 +119,9 @@ fn keyed(name: &str, value: &Value) -> Option<Value> {
                 return Some(Value::Object(map));
             }
             let mut items: Vec<Value> = list.iter().map(|item| keyed("", item).unwrap_or(Value::Null)).collect();
+            if name == "Constraints" {
+                items.iter_mut().for_each(|item| *item = json!(constraint(item.as_str().unwrap_or_default())));
+            }
             if SETS.contains(&name) {
                 items.sort_by_key(Value::to_string);
             }
@@ -135,6 +141,17 @@ fn keyed(name: &str, value: &Value) -> Option<Value> {
             (!kept.is_empty() || is_meaningful).then_some(Value::Object(kept))
         }
         other => Some(other.clone()),
+    }
+}
+
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let members = map.iter().filter(|(_, member)| !member.is_null());
+            Value::Object(members.map(|(key, member)| (key.clone(), without_nulls(member))).collect())
+        }
+        Value::Array(list) => Value::Array(list.iter().map(without_nulls).collect()),
+        other => other.clone(),
     }
 }
 
@@ -161,13 +178,30 @@ fn key_of(item: &Value, key: &str) -> String {
     }
 }
 
+/// A constraint as one writes it: blanks around the comparison say nothing.
+fn constraint(text: &str) -> String {
+    let compared = ["==", "!="].iter().find_map(|sign| Some((text.split_once(sign)?, sign)));
+    compared.map_or_else(
+        || text.trim().to_owned(),
+        |((left, right), sign)| format!("{}{sign}{}", left.trim(), right.trim()),
+    )
+}
+
 /// A spec for the API again.
 pub fn plain(canonical: &Value) -> Value {
-    unkeyed("", canonical)
+    let mut spec = unkeyed("", canonical);
+    for key in ["UpdateConfig", "RollbackConfig"] {
+        // One at a time went without saying; in a spec what is absent is all at once.
+        if let Some(map) = spec.get_mut(key).and_then(Value::as_object_mut) {
+            map.entry("Parallelism").or_insert(json!(1));
+        }
+    }
+    spec
 }
 
 fn unkeyed(name: &str, value: &Value) -> Value {
     match value {
+        Value::Object(_) if name == POD => value.clone(),
         Value::Object(map) if name == "Env" => {
             let line = |(k, v): (&String, &Value)| v.as_str().map_or_else(|| k.clone(), |v| format!("{k}={v}"));
             json!(map.iter().map(line).collect::<Vec<_>>())
@@ -197,6 +231,30 @@ mod tests {
         assert_ne!(canonical(&all), canonical(&json!({})), "all at once is not one at a time");
         let none = |n| canonical(&json!({"Mode": {"Replicated": {"Replicas": n}}}));
         assert_ne!(none(0), canonical(&json!({"Mode": {"Replicated": {}}})));
+    }
+
+    #[test]
+    fn blanks_in_constraints_say_nothing() {
+        let with = |line: &str| canonical(&json!({"TaskTemplate": {"Placement": {"Constraints": [line]}}}));
+        assert_eq!(with("node.role == manager"), with("node.role==manager"));
+        assert_ne!(with("node.labels.a != x y"), with("node.labels.a!=xy"));
+    }
+
+    #[test]
+    fn one_at_a_time_stays_one_at_a_time() {
+        let spec = json!({"UpdateConfig": {"Parallelism": 1, "Order": "start-first"}, "RollbackConfig": {"Order": "start-first"}});
+        assert_eq!(canonical(&plain(&canonical(&spec))), canonical(&spec));
+        assert_eq!(plain(&canonical(&spec))["UpdateConfig"]["Parallelism"], 1);
+        assert_eq!(plain(&canonical(&spec))["RollbackConfig"]["Parallelism"], 0);
+    }
+
+    #[test]
+    fn what_only_pods_have_can_be_read_again() {
+        let probe =
+            json!({"action": {"TcpSocket": {"host": "", "port": 80}}, "initial_delay": {"secs": 0, "nanos": 0}});
+        let spec = json!({"TaskTemplate": {"Pod": {"First": {"liveness": probe, "startup": null}, "Containers": []}}});
+        let expected = json!({"TaskTemplate": {"Pod": {"First": {"liveness": probe}, "Containers": []}}});
+        assert_eq!(plain(&canonical(&spec)), expected);
     }
 
     #[test]

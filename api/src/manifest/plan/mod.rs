@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 use serde_json::Value;
 
-pub use canonical::{canonical, full_image};
+pub use canonical::{canonical, full_image, plain};
 pub use diff::Field;
 pub use wanted::{FileWanted, Wanted, each_reference};
 
@@ -290,7 +290,7 @@ impl Plan {
         if !drift.is_empty() {
             let mut kept = new.clone();
             drift.iter().for_each(|field| diff::set(&mut kept, &field.path, field.old.as_ref()));
-            spec = canonical::plain(&kept);
+            spec = plain(&kept);
             self.drift.push(Drift { service: name.to_owned(), fields: drift });
         }
         if changes.is_empty() {
@@ -353,7 +353,7 @@ impl Plan {
 }
 
 /// `NAME` is version 1, `NAME-2` the second.
-fn version_of(name: &str, file: &str) -> Option<u64> {
+pub(crate) fn version_of(name: &str, file: &str) -> Option<u64> {
     match name.strip_prefix(file)? {
         "" => Some(1),
         rest => rest.strip_prefix('-')?.parse().ok().filter(|n| *n > 1),
@@ -361,7 +361,7 @@ fn version_of(name: &str, file: &str) -> Option<u64> {
 }
 
 /// The spec with the names that secrets and configs have in the cluster.
-fn with_names(spec: &Value, names: &BTreeMap<(FileKind, String), String>) -> Value {
+pub(crate) fn with_names(spec: &Value, names: &BTreeMap<(FileKind, String), String>) -> Value {
     let mut spec = spec.clone();
     wanted::each_reference(&mut spec, |kind, reference, key, _| {
         let name = reference[key].as_str().map(str::to_owned).unwrap_or_default();

@@ -13,6 +13,7 @@ use skep_api::manifest::stack::{Content, DeclaredFile, FileKind};
 use tokio::time::Instant;
 
 use super::FILE_LABEL;
+use super::logins::Logins;
 use super::observe::path;
 use crate::client::Client;
 use crate::commands::text;
@@ -30,6 +31,7 @@ pub async fn execute(
     client: &Client,
     plan: &Plan,
     contents: &[DeclaredFile],
+    logins: &Logins,
     ids: &mut BTreeMap<(FileKind, String), String>,
 ) -> anyhow::Result<Vec<String>> {
     let mut touched = Vec::new();
@@ -43,7 +45,7 @@ pub async fn execute(
         if stopped {
             bail!("stopped after {done} of {} steps; apply again to finish", plan.steps.len());
         }
-        touched.extend(one(client, step, contents, ids).await?);
+        touched.extend(one(client, step, contents, logins, ids).await?);
     }
     Ok(touched)
 }
@@ -53,6 +55,7 @@ async fn one(
     client: &Client,
     step: &Step,
     contents: &[DeclaredFile],
+    logins: &Logins,
     ids: &mut BTreeMap<(FileKind, String), String>,
 ) -> anyhow::Result<Option<String>> {
     match step {
@@ -67,13 +70,16 @@ async fn one(
             ids.insert((*kind, name.clone()), id);
         }
         Step::MakeService { name, spec } => {
-            let made = client.post("/services/create", &with_ids(spec, ids)).await;
+            let made = logins.post(client, "/services/create", name, &with_ids(spec, ids)).await;
             let made = made.with_context(|| format!("making the service {name}"))?;
             return Ok(Some(text(&serde_json::from_slice::<Value>(&made)?["ID"])));
         }
         Step::ChangeService { name, id, version, spec, .. } => {
             let path = format!("/services/{id}/update?version={version}&registryAuthFrom=spec");
-            client.post(&path, &with_ids(spec, ids)).await.with_context(|| format!("changing the service {name}"))?;
+            logins
+                .post(client, &path, name, &with_ids(spec, ids))
+                .await
+                .with_context(|| format!("changing the service {name}"))?;
             return Ok(Some(id.clone()));
         }
         Step::RemoveService { name, id } => {

@@ -6,6 +6,7 @@
 mod execute;
 pub mod export;
 mod inputs;
+mod logins;
 mod observe;
 pub mod revisions;
 mod wait;
@@ -21,6 +22,7 @@ use skep_api::manifest::stack::DeclaredFile;
 use crate::client::Client;
 pub use execute::remove_when_unused;
 use inputs::InputFlags;
+use logins::Logins;
 use observe::{Seen, observe};
 use revisions::Revision;
 use wait::Show;
@@ -53,6 +55,9 @@ pub struct HowFlags {
     /// Take back what was changed by hand
     #[arg(long)]
     force: bool,
+    /// Give the credentials that are kept for the images' registries to the nodes that pull them
+    #[arg(long)]
+    with_registry_auth: bool,
     /// Wait until the services are what was asked for
     #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     wait: bool,
@@ -104,7 +109,7 @@ pub async fn run(command: ApplyCommand, client: &Client) -> anyhow::Result<()> {
         return show_plan(client, &stack, command.how.how(), command.how.output).await;
     }
     let source = command.inputs.names().join(", ");
-    apply(client, &Wanted::from(&stack), &stack.parts.files, &source, &command.how).await
+    apply(client, &Wanted::from(&stack), Some(&stack), &source, &command.how).await
 }
 
 /// Runs `skep stack diff`.
@@ -133,17 +138,19 @@ fn refuse(plan: &Plan) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Brings the cluster to what is wanted, remembers it, and waits.
+/// Brings the cluster to what is wanted, remembers it, and waits. `stack` are the files, if it comes from such.
 ///
 /// # Errors
 /// What cannot be done, what the cluster says, and services that do not become what was asked for.
 pub async fn apply(
     client: &Client,
     wanted: &Wanted,
-    contents: &[DeclaredFile],
+    stack: Option<&Stack>,
     source: &str,
     flags: &HowFlags,
 ) -> anyhow::Result<()> {
+    let contents = stack.map_or(&[][..], |stack| &stack.parts.files);
+    let logins = Logins::of(stack, flags.with_registry_auth);
     let timeout: jiff::SignedDuration = flags
         .timeout
         .parse()
@@ -153,7 +160,7 @@ pub async fn apply(
     let plan = plan(wanted, &observed, flags.how());
     refuse(&plan)?;
     print(&plan, flags.output);
-    let touched = execute::execute(client, &plan, contents, &mut ids).await?;
+    let touched = execute::execute(client, &plan, contents, &logins, &mut ids).await?;
     let resolved = wanted.resolved(&plan.names);
     if !plan.is_empty() || observed.last.as_ref() != Some(&resolved) {
         let revision = Revision {
@@ -179,5 +186,5 @@ async fn collect(client: &Client, wanted: &Wanted, contents: &[DeclaredFile], ho
     let Seen { observed, mut ids, .. } = observe(client, wanted, contents).await?;
     let mut rest = plan(wanted, &observed, how);
     rest.steps.retain(|step| matches!(step, Step::RemoveFile { .. }));
-    execute::execute(client, &rest, contents, &mut ids).await.map(drop)
+    execute::execute(client, &rest, contents, &Logins::default(), &mut ids).await.map(drop)
 }

@@ -16,9 +16,9 @@ use crate::manifest::problem::Problems;
 use crate::manifest::yaml::Node;
 
 use super::env::{self, Environment};
-use super::resources::{self, Amount};
+use super::resources;
 use super::volume::Volumes;
-use super::{ContainerPort, Context, Pod, escaped, part, probe, security};
+use super::{ContainerPort, Context, Pod, escaped, part, probe, security, unescaped};
 
 /// What the containers of a pod share.
 pub struct Shared<'a> {
@@ -26,8 +26,8 @@ pub struct Shared<'a> {
     pub security: &'a security::Pod,
     /// The pod's volumes.
     pub volumes: &'a mut Volumes,
-    /// Grace between the stop signal and SIGKILL.
-    pub grace: Duration,
+    /// Grace between the stop signal and SIGKILL; `None` for Docker's.
+    pub grace: Option<Duration>,
     /// When containers of this list run.
     pub role: Role,
 }
@@ -75,25 +75,27 @@ pub fn read(
     pod: &mut Pod,
     problems: &mut Problems,
 ) -> Option<ContainerSpec> {
+    let is_docker = context.owner.is_docker();
+    // Kubernetes does not look at the image's.
+    let no_check = || Healthcheck { test: vec!["NONE".to_owned()], ..Healthcheck::default() };
     let mut container = ContainerSpec {
         labels: super::labels(context),
-        stop_grace: Some(shared.grace),
-        // Kubernetes does not look at the image's.
-        healthcheck: Some(Healthcheck { test: vec!["NONE".to_owned()], ..Healthcheck::default() }),
+        stop_grace: shared.grace,
+        healthcheck: (!is_docker).then(no_check),
         pod: Some(PodContainer { role: shared.role, ..PodContainer::default() }),
         ..ContainerSpec::default()
     };
     let fields = entries(node, "a container", problems);
     let of = |key: &str| fields.iter().find(|field| field.key == key).map(|field| &field.value);
     // What others refer to comes first, however it is written.
-    let amounts = of("resources").map_or_else(Default::default, |node| resources::read(node, problems));
+    let amounts = of("resources").map_or_else(Default::default, |node| resources::read(node, is_docker, problems));
     let own_ports = of("ports").map(|node| ports(node, pod, problems)).unwrap_or_default();
     let mut environment = Environment::default();
     if let Some(node) = of("envFrom") {
         env::from(node, context, &mut environment, problems);
     }
     if let Some(node) = of("env") {
-        env::read(node, context, amounts, &mut environment, problems);
+        env::read(node, context, &amounts, &mut environment, problems);
     }
     container.env = environment.lines();
     for field in fields {
@@ -145,10 +147,9 @@ pub fn read(
         problems.add(node.place, "a container needs a name and an image");
         return None;
     }
-    let limits: Amount = amounts.1;
-    let by_default = default_pull(&container.image);
+    let by_default = default_pull(&container.image).filter(|_| !is_docker);
     let own = part(&mut container);
-    own.limits = resources::limits(limits);
+    own.limits = resources::limits(&amounts.1);
     if own.role == Role::Init && (own.liveness.is_some() || own.readiness.is_some() || own.startup.is_some()) {
         problems.add(
             node.place,
@@ -158,7 +159,13 @@ pub fn read(
     if own.pull.is_none() {
         own.pull = by_default;
     }
-    container.labels.insert(crate::manifest::stack::IMAGE_LABEL.to_owned(), container.image.clone());
+    if is_docker {
+        // Placeholders are those of Docker's services.
+        let texts = [&mut container.env, &mut container.command, &mut container.args];
+        texts.into_iter().flatten().for_each(|text| *text = unescaped(text));
+    } else {
+        container.labels.insert(crate::manifest::stack::IMAGE_LABEL.to_owned(), container.image.clone());
+    }
     uses.requests.push(amounts.0);
     pod.ports.extend(own_ports);
     Some(container)
@@ -181,7 +188,7 @@ fn pull(node: &Node, problems: &mut Problems) -> Option<Pull> {
 }
 
 /// `latest`, or no tag: always. Any other tag: when it is not there.
-fn default_pull(image: &str) -> Option<Pull> {
+pub fn default_pull(image: &str) -> Option<Pull> {
     let last = image.rsplit('/').next().unwrap_or_default();
     let is_latest = !image.contains('@') && last.split_once(':').is_none_or(|(_, tag)| tag == "latest");
     Some(if is_latest { Pull::Always } else { Pull::IfNotPresent })

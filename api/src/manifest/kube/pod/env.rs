@@ -89,7 +89,7 @@ pub fn from(node: &Node, context: &Context<'_>, environment: &mut Environment, p
 pub fn read(
     node: &Node,
     context: &Context<'_>,
-    amounts: Amounts,
+    amounts: &Amounts,
     environment: &mut Environment,
     problems: &mut Problems,
 ) {
@@ -125,7 +125,7 @@ fn is_variable(name: &str) -> bool {
         && name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c))
 }
 
-fn value_from(node: &Node, context: &Context<'_>, amounts: Amounts, problems: &mut Problems) -> Option<String> {
+fn value_from(node: &Node, context: &Context<'_>, amounts: &Amounts, problems: &mut Problems) -> Option<String> {
     let mut value = None;
     for field in entries(node, "valueFrom", problems) {
         let of = &field.value;
@@ -239,7 +239,7 @@ pub fn field_of(node: &Node, context: &Context<'_>, problems: &mut Problems) -> 
     Some(value)
 }
 
-fn resource_of(node: &Node, (requests, limits): Amounts, problems: &mut Problems) -> Option<String> {
+fn resource_of(node: &Node, (requests, limits): &Amounts, problems: &mut Problems) -> Option<String> {
     let (mut resource, mut divisor) = (String::new(), 1000);
     for field in entries(node, "resourceFieldRef", problems) {
         match field.key.as_str() {

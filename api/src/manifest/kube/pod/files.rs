@@ -1,5 +1,7 @@
 //! Volumes of data: ConfigMaps, Secrets and what a pod knows of itself, as files.
 
+use std::collections::BTreeSet;
+
 use crate::manifest::decode::{boolean, entries, items, text, unknown_key};
 use crate::manifest::problem::{Place, Problems};
 use crate::manifest::stack::{Content, FileKind};
@@ -21,8 +23,10 @@ pub struct File {
     pub kind: FileKind,
     /// Name of the object and key in it.
     pub of: (String, String),
-    /// What it holds.
-    pub content: Content,
+    /// Its name in the cluster, where the object says one.
+    pub name: Option<String>,
+    /// What it holds; `None` for what must exist.
+    pub content: Option<Content>,
     /// It has placeholders.
     pub is_template: bool,
     /// Where it is asked for.
@@ -54,12 +58,23 @@ pub fn of_data(kind: FileKind, node: &Node, context: &Context<'_>, problems: &mu
         return Vec::new();
     };
     let file = |path: &str, key: &str, mode: u32, place: Place| {
-        let (content, _) = data.values.get(key)?;
-        let of = (name.clone(), key.to_owned());
-        Some(File { path: path.to_owned(), mode, kind, of, content: content.clone(), is_template: false, place })
+        let content = data.values.get(key).map(|(content, _)| content.clone());
+        let (of, named) = ((name.clone(), key.to_owned()), data.names.get(key).cloned());
+        let is_known = content.is_some() || named.is_some();
+        is_known.then(|| File {
+            path: path.to_owned(),
+            mode,
+            kind,
+            of,
+            name: named,
+            content,
+            is_template: false,
+            place,
+        })
     };
     let Some(chosen) = chosen else {
-        return data.values.keys().filter_map(|key| file(key, key, default, node.place)).collect();
+        let keys: BTreeSet<&String> = data.values.keys().chain(data.names.keys()).collect();
+        return keys.into_iter().filter_map(|key| file(key, key, default, node.place)).collect();
     };
     let mut files = Vec::new();
     for item in items(&chosen, "items", problems) {
@@ -133,8 +148,9 @@ pub fn downward(node: &Node, context: &Context<'_>, problems: &mut Problems) -> 
                         mode: bits,
                         kind: FileKind::Config,
                         of: (format!("{}-pod", context.owner.name), key),
+                        name: None,
                         is_template: content.contains("{{"),
-                        content: Content(content.into_bytes()),
+                        content: Some(Content(content.into_bytes())),
                         place: item.place,
                     });
                 }

@@ -5,6 +5,7 @@ mod env;
 mod files;
 mod placement;
 mod probe;
+mod pull;
 pub mod quantity;
 mod resources;
 mod security;
@@ -20,14 +21,18 @@ use skep_proto::model::service::{PortConfig, Protocol};
 use skep_proto::model::task::{Placement, Resources};
 use skep_proto::model::{ContainerSpec, Labels};
 
+use crate::credentials::Credentials;
 use crate::manifest::decode::{boolean, entries, items, parsed, text, texts};
 use crate::manifest::problem::{Place, Problems};
 use crate::manifest::stack::DeclaredVolume;
 use crate::manifest::yaml::Node;
 
-pub use resources::Amount;
+pub use container::default_pull;
+pub use files::File;
+pub use resources::{Amount, PLAIN_DOMAIN};
 
 use super::build::Uses;
+use super::extension;
 use super::meta::{self, Meta};
 use super::object::Objects;
 use super::rest::Rest;
@@ -115,6 +120,8 @@ pub struct Pod {
     pub restart: Option<(Restart, Place)>,
     /// Volumes that it mounts.
     pub volumes: Vec<DeclaredVolume>,
+    /// Credentials for the registries of its images.
+    pub credentials: Vec<Credentials>,
 }
 
 const REST: Rest<'_> = Rest {
@@ -137,6 +144,7 @@ const REST: Rest<'_> = Rest {
         "subdomain",
         "dnsPolicy",
         "dnsConfig",
+        "imagePullSecrets",
     ],
     refused: &[
         ("hostPID", "tasks have their own processes"),
@@ -154,10 +162,6 @@ const REST: Rest<'_> = Rest {
         ("os", "use nodeSelector with kubernetes.io/os"),
     ],
     left_out: &[
-        (
-            "imagePullSecrets",
-            "no credentials are sent with a manifest yet: pull the image on the nodes, as by skep login and skep pull",
-        ),
         ("serviceAccountName", "tasks have no account: there is no API server that they could ask"),
         ("serviceAccount", "tasks have no account: there is no API server that they could ask"),
         ("priorityClassName", "no task is ended to make room for another"),
@@ -176,7 +180,8 @@ pub fn read(template: &Template, context: &Context<'_>, uses: &mut Uses, problem
         return pod;
     };
     let mut security = security::Pod::default();
-    let (mut grace, mut host_name, mut hosts) = (GRACE, String::new(), Vec::new());
+    let is_docker = context.owner.is_docker();
+    let (mut grace, mut host_name, mut hosts) = ((!is_docker).then_some(GRACE), String::new(), Vec::new());
     let (mut dns, mut dns_policy) = (None, None);
     let mut volumes = volume::Volumes::default();
     let mut lists: Vec<(Role, &Rc<Node>)> = Vec::new();
@@ -191,7 +196,7 @@ pub fn read(template: &Template, context: &Context<'_>, uses: &mut Uses, problem
                 if let Some(seconds) =
                     parsed::<u32>(value, "terminationGracePeriodSeconds", "a number of seconds", problems)
                 {
-                    grace = Duration::from_secs(seconds.into());
+                    grace = Some(Duration::from_secs(seconds.into()));
                 }
             }
             "nodeSelector" => placement::node_selector(value, &mut pod.placement, problems),
@@ -210,6 +215,7 @@ pub fn read(template: &Template, context: &Context<'_>, uses: &mut Uses, problem
             "subdomain" => {
                 problems.warn(field.place, "subdomain is left out: members of a StatefulSet have names of their own")
             }
+            "imagePullSecrets" => pod.credentials = pull::secrets(value, context, problems),
             "dnsPolicy" => dns_policy = Some((text(value, "dnsPolicy", problems), value.place)),
             "dnsConfig" => dns = Some(dns_config(value, problems)),
             "schedulerName" if value.as_text() == Some("default-scheduler") => {}
@@ -243,9 +249,22 @@ pub fn read(template: &Template, context: &Context<'_>, uses: &mut Uses, problem
         problems.add(spec.place, "a pod needs at least one container under containers");
     }
     pod.resources = resources::whole(&pod.containers, uses);
+    if let (true, [only]) = (is_docker, pod.containers.as_mut_slice()) {
+        plain(only, &mut pod.resources);
+    }
     uses.requests.clear();
     pod.volumes = volumes.declared;
     pod
+}
+
+/// Makes the only container of a task one of Docker's, unless it has what only pods have.
+fn plain(container: &mut ContainerSpec, whole: &mut Resources) {
+    whole.limits = part(container).limits.take();
+    container.hostname = unescaped(&container.hostname);
+    if *part(container) == PodContainer::default() {
+        container.pod = None;
+        container.name.clear();
+    }
 }
 
 fn restart(node: &Node, problems: &mut Problems) -> Option<Restart> {
@@ -325,10 +344,15 @@ pub fn escaped(text: &str) -> String {
     text.replace("{{", "{{\"{{\"}}")
 }
 
+/// The text that was [`escaped`].
+fn unescaped(text: &str) -> String {
+    text.replace("{{\"{{\"}}", "{{")
+}
+
 /// Labels of a container: the template's labels and annotations.
 fn labels(context: &Context<'_>) -> Labels {
-    let own: BTreeMap<String, String> =
-        context.meta.labels.iter().chain(&context.meta.annotations).map(|(k, v)| (k.clone(), v.clone())).collect();
+    let own = context.meta.labels.iter().chain(&context.meta.annotations).filter(|(key, _)| !extension::is_ours(key));
+    let own: BTreeMap<String, String> = own.map(|(k, v)| (k.clone(), v.clone())).collect();
     own.into_iter().chain([(crate::manifest::stack::STACK_LABEL.to_owned(), context.stack.to_owned())]).collect()
 }
 

@@ -1,10 +1,12 @@
 //! Requests are counted, limits enforced.
 
+use std::collections::BTreeMap;
+
 use skep_proto::model::ContainerSpec;
 use skep_proto::model::pod::Role;
 use skep_proto::model::task::{Limits, Reservations, Resources};
 
-use crate::manifest::decode::{entries, unknown_key};
+use crate::manifest::decode::{entries, parsed, unknown_key};
 use crate::manifest::problem::Problems;
 use crate::manifest::yaml::Node;
 
@@ -12,16 +14,27 @@ use super::super::build::Uses;
 use super::quantity;
 
 /// What a container asks for, in nano-CPUs and bytes.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Amount {
     /// CPU.
     pub nano_cpus: i64,
     /// Memory.
     pub memory: i64,
+    /// Generic resources by kind.
+    pub generic: BTreeMap<String, u64>,
 }
 
-/// Reads `resources`: requests and limits. What is limited and not requested is requested likewise.
-pub fn read(node: &Node, problems: &mut Problems) -> (Amount, Amount) {
+/// Of the names of extended resources, the domain of those that have none in the cluster.
+pub const PLAIN_DOMAIN: &str = "skep/";
+
+/// The kind of generic resource that an extended resource is: nodes name kinds without a slash.
+fn kind_of(name: &str) -> String {
+    name.strip_prefix(PLAIN_DOMAIN).unwrap_or(name).replace('/', "-")
+}
+
+/// Reads `resources`: requests and limits. What is limited and not requested is requested likewise, unless Docker's rules
+/// hold.
+pub fn read(node: &Node, is_docker: bool, problems: &mut Problems) -> (Amount, Amount) {
     let (mut requests, mut limits) = (None, Amount::default());
     for field in entries(node, "resources", problems) {
         match field.key.as_str() {
@@ -31,7 +44,16 @@ pub fn read(node: &Node, problems: &mut Problems) -> (Amount, Amount) {
             _ => unknown_key(field, "resources", &["requests", "limits"], problems),
         }
     }
-    let mut requests = requests.unwrap_or_default();
+    let mut requests: Amount = requests.unwrap_or_default();
+    // Those cannot be shared: Kubernetes wants them limited, and requests to be the same.
+    for (kind, amount) in std::mem::take(&mut limits.generic) {
+        if requests.generic.insert(kind.clone(), amount).is_some_and(|requested| requested != amount) {
+            problems.add(node.place, format!("the request and the limit of {kind} differ: they cannot"));
+        }
+    }
+    if is_docker {
+        return (requests, limits);
+    }
     if requests.nano_cpus == 0 {
         requests.nano_cpus = limits.nano_cpus;
     }
@@ -51,10 +73,13 @@ fn amount(node: &Node, what: &str, problems: &mut Problems) -> Amount {
             "ephemeral-storage" => {
                 problems.warn(field.place, "ephemeral-storage is left out: what a container writes is not limited");
             }
-            other if other.contains('/') || other.starts_with("hugepages-") => {
-                let text =
-                    "not supported by skep: give the nodes a generic resource and use Compose's generic_resources";
-                problems.add(field.place, format!("the resource {other} is {text}"));
+            other if other.starts_with("hugepages-") => {
+                problems.add(field.place, format!("the resource {other} is not supported by skep: remove it"));
+            }
+            // Devices that nodes are said to have.
+            other if other.contains('/') => {
+                let count = parsed(value, other, "a whole number", problems).unwrap_or(0);
+                amount.generic.insert(kind_of(other), count);
             }
             _ => unknown_key(field, what, &["cpu", "memory"], problems),
         }
@@ -69,7 +94,7 @@ fn amount(node: &Node, what: &str, problems: &mut Problems) -> Amount {
 }
 
 /// Limits of a container; `None` when there are none.
-pub fn limits(amount: Amount) -> Option<Limits> {
+pub fn limits(amount: &Amount) -> Option<Limits> {
     let limits = Limits { nano_cpus: amount.nano_cpus, memory: amount.memory, pids: 0 };
     (limits != Limits::default()).then_some(limits)
 }
@@ -82,15 +107,28 @@ pub fn whole(containers: &[ContainerSpec], uses: &Uses) -> Resources {
         if container.pod.as_ref().is_some_and(|pod| pod.role == Role::Init) {
             largest.nano_cpus = largest.nano_cpus.max(request.nano_cpus);
             largest.memory = largest.memory.max(request.memory);
+            for (kind, count) in &request.generic {
+                let known = largest.generic.entry(kind.clone()).or_default();
+                *known = (*known).max(*count);
+            }
         } else {
             together.nano_cpus = together.nano_cpus.saturating_add(request.nano_cpus);
             together.memory = together.memory.saturating_add(request.memory);
+            for (kind, count) in &request.generic {
+                let known = together.generic.entry(kind.clone()).or_default();
+                *known = known.saturating_add(*count);
+            }
         }
+    }
+    let mut generic = together.generic;
+    for (kind, count) in largest.generic {
+        let known = generic.entry(kind).or_default();
+        *known = (*known).max(count);
     }
     let reservations = Reservations {
         nano_cpus: together.nano_cpus.max(largest.nano_cpus),
         memory: together.memory.max(largest.memory),
-        ..Reservations::default()
+        generic,
     };
     Resources { limits: None, reservations: (reservations != Reservations::default()).then_some(reservations) }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use skep_proto::model::ContainerSpec;
-use skep_proto::model::container::{BindOptions, Driver, FileTarget, Mount, MountKind, VolumeOptions};
+use skep_proto::model::container::{BindOptions, Driver, FileTarget, Mount, MountKind, TmpfsOptions, VolumeOptions};
 
 use crate::manifest::decode::{boolean, entries, items, text, unknown_key};
 use crate::manifest::kube::build::Uses;
@@ -76,7 +76,7 @@ pub fn read(node: &Node, context: &Context<'_>, problems: &mut Problems) -> Volu
                     name = text(value, "name", problems);
                     continue;
                 }
-                "emptyDir" => empty_dir(value, problems),
+                "emptyDir" => empty_dir(value, context, problems),
                 "hostPath" => host_path(value, problems),
                 "configMap" => Volume::Files(of_data(FileKind::Config, value, context, problems)),
                 "secret" => Volume::Files(of_data(FileKind::Secret, value, context, problems)),
@@ -123,7 +123,7 @@ fn scratch(driver: Option<Driver>) -> Volume {
     Volume::Mount(Box::new(Mount { volume: Some(options), ..mount(MountKind::Volume, String::new()) }))
 }
 
-fn empty_dir(node: &Node, problems: &mut Problems) -> Volume {
+fn empty_dir(node: &Node, context: &Context<'_>, problems: &mut Problems) -> Volume {
     let (mut in_memory, mut limit) = (false, None);
     for field in entries(node, "emptyDir", problems) {
         match field.key.as_str() {
@@ -135,6 +135,12 @@ fn empty_dir(node: &Node, problems: &mut Problems) -> Volume {
             "sizeLimit" => limit = quantity::read(&field.value, "sizeLimit", problems).map(quantity::units),
             _ => unknown_key(field, "emptyDir", &["medium", "sizeLimit"], problems),
         }
+    }
+    if context.owner.is_docker() {
+        let size = limit.and_then(|bytes| u64::try_from(bytes).ok());
+        let kind = if in_memory { MountKind::Tmpfs } else { MountKind::Volume };
+        let tmpfs = size.filter(|_| in_memory).map(|size| TmpfsOptions { size, ..TmpfsOptions::default() });
+        return Volume::Mount(Box::new(Mount { tmpfs, ..mount(kind, String::new()) }));
     }
     if !in_memory {
         if limit.is_some() {
@@ -187,18 +193,20 @@ fn claim(node: &Node, context: &Context<'_>, declared: &mut Vec<DeclaredVolume>,
         problems.add(node.place, format!("there is no PersistentVolumeClaim {name:?}: apply it together with this"));
         return Volume::Nothing;
     }
-    let (mut mount, volume) = of_claim(&name, context.stack, &context.owner.namespace);
+    let (mut mount, volume) = of_claim(&name, context);
     mount.read_only = read_only;
     declared.push(volume);
     Volume::Mount(Box::new(mount))
 }
 
 /// The mount of a claim, and the volume that it means.
-pub fn of_claim(name: &str, stack: &str, namespace: &str) -> (Mount, DeclaredVolume) {
-    let volume = super::super::build::cluster_name(stack, namespace, name);
+fn of_claim(name: &str, context: &Context<'_>) -> (Mount, DeclaredVolume) {
+    let stack = context.stack;
+    let volume = super::super::build::cluster_name(stack, &context.owner.namespace, name);
     let options = VolumeOptions {
         labels: [(crate::manifest::stack::STACK_LABEL.to_owned(), stack.to_owned())].into(),
-        pinned: true,
+        // To Docker a volume of that name is another one on each node.
+        pinned: !context.owner.is_docker(),
         ..VolumeOptions::default()
     };
     let mount = Mount { volume: Some(options.clone()), ..mount(MountKind::Volume, volume.clone()) };
@@ -250,7 +258,7 @@ impl Volumes {
             let volume = match self.volumes.get(name) {
                 Some(volume) => volume.clone(),
                 None if context.own_claims.contains(name) => {
-                    let (mut mount, mut volume) = of_claim(name, context.stack, &context.owner.namespace);
+                    let (mut mount, mut volume) = of_claim(name, context);
                     // Each member has its own, named as Kubernetes names it: CLAIM-SET-ORDINAL.
                     mount.source = format!("{}-{}-{{{{.Task.Ordinal}}}}", mount.source, context.owner.name);
                     volume.name.clone_from(&mount.source);
@@ -377,18 +385,14 @@ impl Wish {
             };
             // As the kubelet: the pod's group reads what its volumes hold.
             let (group, mode) = gid.map_or((0, file.mode), |gid| (gid, file.mode | 0o440));
+            // Docker's own folder of secrets goes without saying.
+            let in_folder = path.strip_prefix("/run/secrets/").filter(|rest| !rest.contains('/'));
+            let path = match in_folder {
+                Some(rest) if context.owner.is_docker() && file.kind == FileKind::Secret => rest.to_owned(),
+                _ => path,
+            };
             let target = FileTarget { name: path, uid: "0".to_owned(), gid: group.to_string(), mode };
-            uses.file(
-                file.kind,
-                &file.of,
-                &file.content,
-                file.is_template,
-                target,
-                file.place,
-                container,
-                context,
-                problems,
-            );
+            uses.file(file, target, container, context, problems);
         }
     }
 }

@@ -34,7 +34,8 @@ const BACKOFF: u64 = 6;
 
 /// Reads `spec`.
 pub fn read(spec: &Node, mut workload: Workload, problems: &mut Problems) -> Workload {
-    let (mut completions, mut parallelism, mut backoff) = (None, 1, BACKOFF);
+    let (mut completions, mut parallelism) = (None, 1);
+    let mut backoff = (!workload.meta.is_docker()).then_some(BACKOFF);
     for field in entries(spec, "a Job", problems) {
         let value = &field.value;
         let number = |problems: &mut Problems| -> u64 {
@@ -43,7 +44,7 @@ pub fn read(spec: &Node, mut workload: Workload, problems: &mut Problems) -> Wor
         match field.key.as_str() {
             "completions" => completions = Some(number(problems)),
             "parallelism" => parallelism = number(problems),
-            "backoffLimit" => backoff = number(problems),
+            "backoffLimit" => backoff = Some(number(problems)),
             "template" => workload.template = template(value, problems),
             "completionMode" => match text(value, "completionMode", problems).as_str() {
                 "NonIndexed" => {}
@@ -67,7 +68,7 @@ pub fn read(spec: &Node, mut workload: Workload, problems: &mut Problems) -> Wor
         max_concurrent: parallelism.clamp(1, total_completions.max(1)),
         total_completions,
     };
-    workload.attempts = Some(backoff);
+    workload.attempts = backoff;
     workload.restart = Restart::OnFailure;
     workload
 }

@@ -144,7 +144,8 @@ pub fn read(kind: Kind, node: &Rc<Node>, meta: Meta, problems: &mut Problems) ->
             );
         }
     }
-    Some(match kind {
+    let is_docker = workload.meta.is_docker();
+    let mut workload = match kind {
         Kind::Deployment => deployment::read(spec, workload, problems),
         Kind::ReplicaSet | Kind::ReplicationController => replica_set::read(spec, workload, problems),
         Kind::DaemonSet => daemon_set::read(spec, workload, problems),
@@ -152,7 +153,11 @@ pub fn read(kind: Kind, node: &Rc<Node>, meta: Meta, problems: &mut Problems) ->
         Kind::Job => job::read(spec, workload, problems),
         Kind::CronJob => cron_job::read(spec, workload, problems),
         Kind::Pod => pod::read(node, spec, workload),
-    })
+    };
+    if is_docker && ["strategy", "updateStrategy", "minReadySeconds"].iter().all(|key| spec.get(key).is_none()) {
+        workload.update = None;
+    }
+    Some(workload)
 }
 
 /// Tasks of one service at most: as many as the cluster takes.

@@ -1,0 +1,90 @@
+//! Names and labels, as far as Kubernetes takes them.
+
+use skep_proto::model::{ServiceSpec, schedule};
+
+use crate::manifest::kube::build::{OBJECT_LABEL, cluster_name};
+use crate::manifest::kube::meta::DEFAULT;
+use crate::manifest::kube::workload::Kind;
+
+/// The object that a service was made from, or may be written as.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The service's name in the stack, where that does not follow from the object's.
+    pub stack_name: Option<String>,
+    /// No manifest of Kubernetes made it: Docker's defaults hold.
+    pub is_docker: bool,
+}
+
+impl Origin {
+    /// What the label of the service says, or what its name and mode suggest.
+    pub fn of(spec: &ServiceSpec, stack: &str) -> Self {
+        let labels = &spec.annotations.labels;
+        let service = &spec.annotations.name;
+        let own = service.strip_prefix(&format!("{stack}_")).unwrap_or(service);
+        let written = labels.get(OBJECT_LABEL).and_then(|object| {
+            let (kind, path) = object.split_once(' ')?;
+            let (namespace, name) = path.split_once('/')?;
+            Some((Kind::of(kind)?, namespace.to_owned(), name.to_owned()))
+        });
+        let is_docker = written.is_none();
+        let (kind, namespace, name) = written.unwrap_or_else(|| {
+            let kind = super::kind_of(spec, labels.contains_key(schedule::LABEL));
+            (kind, DEFAULT.to_owned(), object_name(own))
+        });
+        let follows = cluster_name(stack, &namespace, &name) == *service;
+        Self { kind, namespace, name, stack_name: (!follows).then(|| own.to_owned()), is_docker }
+    }
+}
+
+/// A name that any object may have (RFC 1123, a label): what is not allowed becomes a dash.
+pub fn object_name(text: &str) -> String {
+    let lower = text.to_ascii_lowercase();
+    let plain: String = lower.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
+    let trimmed = plain.trim_matches('-');
+    if trimmed.is_empty() { "x".to_owned() } else { trimmed.to_owned() }
+}
+
+/// Whether it is a key of labels and annotations (apimachinery, "qualified name").
+pub fn is_qualified(key: &str) -> bool {
+    let (domain, name) = key.rsplit_once('/').map_or((None, key), |(domain, name)| (Some(domain), name));
+    is_word(name) && !name.is_empty() && domain.is_none_or(crate::manifest::kube::meta::is_name)
+}
+
+/// Whether it can be a label.
+pub fn is_label(key: &str, value: &str) -> bool {
+    is_qualified(key) && is_word(value)
+}
+
+fn is_word(text: &str) -> bool {
+    let is_edge = |c: char| c.is_ascii_alphanumeric();
+    text.len() <= 63
+        && (text.is_empty() || (text.starts_with(is_edge) && text.ends_with(is_edge)))
+        && text.chars().all(|c| is_edge(c) || "-_.".contains(c))
+}
+
+/// A key of data: letters, digits, `-`, `_` and `.`.
+pub fn data_key(text: &str) -> String {
+    let plain: String =
+        text.chars().map(|c| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '-' }).collect();
+    if plain.is_empty() || plain.chars().all(|c| c == '.') { "data".to_owned() } else { plain }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_become_those_that_kubernetes_takes() {
+        assert_eq!(object_name("My_App.v2-"), "my-app-v2");
+        assert_eq!(object_name("__"), "x");
+        assert!(is_label("app.kubernetes.io/name", "web") && is_label("a", ""));
+        assert!(!is_label("a", "Host(`x`)") && !is_label("a/b/c", "x") && !is_qualified("a b"));
+        assert_eq!((data_key("a/b c").as_str(), data_key("..").as_str()), ("a-b-c", "data"));
+    }
+}
