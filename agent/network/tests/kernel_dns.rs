@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
@@ -19,6 +19,8 @@ use skep_network::dns::zone::{Zone, ZoneKey, Zones};
 use skep_network::netd::{Client, ClientConfig};
 use skep_network::{DnsPorts, SandboxDns, SandboxId};
 
+/// An address of IPv6 that a name has.
+const SIX: Ipv6Addr = Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 6);
 const SERVER: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 
 /// A namespace with its loopback link up, removed when dropped.
@@ -140,6 +142,8 @@ fn address(network: u8, last: u8) -> Ipv4Addr {
 fn zones() -> Zones {
     let mut red = Zone::new("red");
     red.add("web", address(1, 1));
+    red.add("web", SIX);
+    red.add("six", SIX);
     for last in 0..200 {
         red.add("many", address(2, last));
     }
@@ -177,6 +181,13 @@ async fn each_sandbox_is_answered_from_its_own_zones() {
 
     assert_eq!(addresses(&red.ask(red_ports.udp, "web.", RecordType::A)), [address(1, 1).into()].into());
     assert_eq!(addresses(&blue.ask(blue_ports.udp, "WEB.blue.", RecordType::A)), [address(3, 1).into()].into());
+    for name in ["web.", "six.red."] {
+        assert_eq!(addresses(&red.ask(red_ports.udp, name, RecordType::AAAA)), [SIX.into()].into());
+    }
+    let six = red.ask(red_ports.udp, "six.", RecordType::A);
+    assert_eq!((six.metadata.response_code, six.answers.len()), (ResponseCode::NoError, 0));
+    let reverse = format!("6.{}1.0.0.0.0.0.d.f.ip6.arpa.", "0.".repeat(23));
+    assert_eq!(red.ask(red_ports.udp, &reverse, RecordType::PTR).answers[0].data.to_string(), "web.red.");
     let code = |name, kind| blue.ask(blue_ports.udp, name, kind).metadata.response_code;
     assert_eq!(code("many.", RecordType::A), ResponseCode::NXDomain);
     assert_eq!(code("web.", RecordType::AAAA), ResponseCode::NoError);
@@ -276,6 +287,7 @@ async fn a_killed_process_is_back_within_a_second_on_the_same_ports_and_without_
     assert_eq!(answer.join().unwrap(), [address(1, 1).into()].into());
     let away = killed.elapsed();
     println!("away for {away:?}");
+    assert_eq!(addresses(&stays.ask(ports.udp, "six.", RecordType::AAAA)), [SIX.into()].into());
     assert!(away < Duration::from_secs(1), "away for {away:?}");
     assert_ne!(netd.process_id().await.unwrap(), pid);
     assert_eq!(netd.served().await.unwrap(), [(sandbox("stays", &stays, "red"), ports)]);
@@ -311,6 +323,7 @@ async fn a_successor_takes_over_under_load_without_a_lost_question() {
         pids.insert(netd.replace().await.unwrap());
     }
     assert_eq!(pids.len(), 4);
+    assert_eq!(addresses(&inside.ask(ports.udp, "six.", RecordType::AAAA)), [SIX.into()].into());
     // Changes reach the successor.
     netd.put_sandbox(sandbox("one", &inside, "blue")).await.unwrap();
     eventually("the predecessors are gone", || folder.processes().len() == 1);

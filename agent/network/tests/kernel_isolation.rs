@@ -12,7 +12,7 @@ use std::time::Duration;
 use skep_network::mac::Mac;
 use skep_network::{BridgeAttachment, HostPort, Sandbox, SandboxId, SandboxSpec};
 use skep_proto::model::service::Protocol;
-use world::{CLIENT, World, ask_tcp, bridge, pings, run, serve_tcp, within};
+use world::{CLIENT, CLIENT6, World, ask_tcp, bridge, node6, pings, run, serve_tcp, within};
 
 /// Sends frames by a packet socket: `IFACE HEX…`, from inside a namespace.
 const SEND: &str = "import socket,sys\n\
@@ -190,7 +190,8 @@ async fn networks_are_closed_to_each_other_and_internal_ones_to_the_world() {
 }
 
 /// What docs/operations.md tells to let through, in the test's names of links.
-const PASS: &str = "add rule inet host input ip saddr { 10.99.0.11, 10.99.0.12 } udp dport { 51820, 4789 } accept\n\
+const PASS: &str = "add rule inet host input icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert } accept\n\
+    add rule inet host input ip saddr { 10.99.0.11, 10.99.0.12 } udp dport { 51820, 4789 } accept\n\
     add rule inet host input iifname \"skep-wg\" udp dport 4790 accept\n\
     add rule inet host forward ct state established,related accept\n\
     add rule inet host forward iifname \"skep-*\" accept\n\
@@ -209,6 +210,9 @@ async fn a_host_firewall_that_drops_needs_the_documented_rules_and_no_more() {
     serve_tcp(&b.netns, 80, "b");
     let network = &w.nodes[0].network;
     network.create_bridge(bridge("open", None, false)).await.unwrap();
+    let ipv6 = Some(skep_network::BridgeSpec6::default());
+    network.create_bridge(skep_network::BridgeSpec { ipv6, ..bridge("six", None, false) }).await.unwrap();
+    let six = network.create_sandbox(plain("six", "six")).await.unwrap();
     let plain = network.create_sandbox(plain("plain", "open")).await.unwrap();
     let other = network.create_sandbox(self::plain("other", "bridge")).await.unwrap();
     let works = || {
@@ -217,9 +221,12 @@ async fn a_host_firewall_that_drops_needs_the_documented_rules_and_no_more() {
             ask_tcp(&w.hub(), "10.99.0.11:8080").is_ok_and(|text| text == format!("b {CLIENT}")),
             ask_tcp(&w.nodes[0].netns, "127.0.0.1:8080").is_ok(),
             pings(&plain.netns, CLIENT),
+            ask_tcp(&w.hub(), &format!("[{}]:8080", node6(1))).is_ok_and(|text| text == format!("b {CLIENT6}")),
+            ask_tcp(&w.nodes[0].netns, "[::1]:8080").is_ok(),
+            pings(&six.netns, CLIENT6),
         ]
     };
-    assert_eq!(works(), [true; 4]);
+    assert_eq!(works(), [true; 7]);
     let load = |rules: &str| {
         let path = w.nodes[0].config.state_dir.with_extension("nft");
         std::fs::write(&path, rules).unwrap();
@@ -232,8 +239,8 @@ async fn a_host_firewall_that_drops_needs_the_documented_rules_and_no_more() {
          chain input { type filter hook input priority 0; policy drop; iif lo accept; ct state established accept; }\n\
          chain forward { type filter hook forward priority 0; policy drop; }\n}\n",
     );
-    assert_eq!(works(), [false; 4]);
+    assert_eq!(works(), [false; 7]);
     load(PASS);
-    assert_eq!(works(), [true; 4]);
+    assert_eq!(works(), [true; 7]);
     assert!(!pings(&plain.netns, &address(&other).0.to_string()), "networks stay closed to each other");
 }

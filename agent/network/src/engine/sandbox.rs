@@ -147,10 +147,17 @@ fn set_up_inside(netns: &Netns, links: &[SandboxLink]) -> Result<(), NetworkErro
             requests.add_address(index, address.addr(), address.prefix_len());
         }
         requests.set_up(index);
-        if link.kind == LinkKind::Task {
-            for gateway in link.gateways() {
-                requests.replace_neighbour(index, Neighbour::Address(gateway, Mac::GATEWAY));
+        match (&link.kind, link.gateway, link.gateway6) {
+            (LinkKind::Task, _, _) => {
+                for gateway in link.gateways() {
+                    requests.replace_neighbour(index, Neighbour::Address(gateway, Mac::GATEWAY));
+                }
             }
+            // A firewall of the host that drops by default would not hear who asks for it.
+            (LinkKind::Bridge(_), Some(gateway), Some(gateway6)) => {
+                requests.replace_neighbour(index, Neighbour::Address(gateway6.into(), Mac::of(gateway)));
+            }
+            (LinkKind::Bridge(_) | LinkKind::Overlay(_), _, _) => {}
         }
     }
     inside.send(&requests).step("set up the links of a sandbox")

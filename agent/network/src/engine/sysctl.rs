@@ -56,7 +56,12 @@ pub fn forward6(netns: &Netns) -> io::Result<()> {
             return Ok(());
         }
         for link in fs::read_dir(folder)? {
-            let path = link?.path().join("accept_ra");
+            let link = link?;
+            // Links that are there alone: whatever comes later, of another program's containers say, should not be believed.
+            if ["all", "default"].iter().any(|name| link.file_name() == *name) {
+                continue;
+            }
+            let path = link.path().join("accept_ra");
             // A link may go away meanwhile.
             if fs::read_to_string(&path).is_ok_and(|value| value.trim() == "1") {
                 match fs::write(&path, "2") {

@@ -15,4 +15,6 @@ pub mod vip;
 #[cfg(test)]
 mod change_tests;
 #[cfg(test)]
+mod family_tests;
+#[cfg(test)]
 mod tests;

@@ -33,7 +33,13 @@ const ANSWER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 
 #[tokio::test]
 async fn forged_replies_are_passed_over_and_the_true_one_has_the_clients_id() {
-    let server = UdpSocket::bind((SERVER, 0)).await.unwrap();
+    for at in [SERVER, IpAddr::V6(Ipv6Addr::LOCALHOST)] {
+        forged_replies_of(at).await;
+    }
+}
+
+async fn forged_replies_of(at: IpAddr) {
+    let server = UdpSocket::bind((at, 0)).await.unwrap();
     let forwarder = forwarder(server.local_addr().unwrap().port());
     let serve = async {
         let mut buffer = [0; 512];
@@ -48,7 +54,8 @@ async fn forged_replies_are_passed_over_and_the_true_one_has_the_clients_id() {
         }
     };
     let (request, packet) = question();
-    let (reply, ()) = tokio::join!(forwarder.ask(&request, &packet, &[SERVER], Transport::Udp), serve);
+    let servers = [at];
+    let (reply, ()) = tokio::join!(forwarder.ask(&request, &packet, &servers, Transport::Udp), serve);
     assert_eq!(&reply[..2], &[0, 7]);
     assert_eq!(addresses(&reply), [Some(ANSWER)]);
 }
