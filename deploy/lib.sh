@@ -91,3 +91,32 @@ find_nginx() {
   export NGINX="$place/usr/sbin/nginx"
   [ -x "$NGINX" ] || fail 'the package nginx cannot be downloaded; the tests need it: apt-get download nginx'
 }
+
+# Programs under whose names manifests run here, where no image comes from the internet: Debian's, with all that they need,
+# unpacked into one tree and never installed. `find_stand_ins all` adds what only deploy/stacks uses.
+find_stand_ins() {
+  local place="${CARGO_TARGET_DIR:-$top/target}/stand-ins" package link set=${1:-few}
+  local packages=(tar busybox-static redis-server redis-tools nginx mariadb-server-core mariadb-client-core php-cli php-mysql adminer wordpress)
+  [ "$set" = few ] || packages+=(php-pgsql postgresql prometheus prometheus-node-exporter rabbitmq-server)
+  export SKEP_STAND_INS="$place/root"
+  [ ! -e "$place/made.$set" ] && [ ! -e "$place/made.all" ] || return 0
+  say 'unpacking the programs of the stand-in images'
+  mkdir -p "$place/packages/partial" "$SKEP_STAND_INS"
+  : >"$place/nothing-installed"
+  local download=(apt-get -qq -y --download-only -o "Dir::State::status=$place/nothing-installed"
+    -o "Dir::Cache::archives=$place/packages" -o Debug::NoLocking=1 -o APT::Install-Recommends=0
+    -o APT::Sandbox::User=root install "${packages[@]}")
+  "${download[@]}" >/dev/null 2>&1 || { apt-get update >/dev/null && "${download[@]}" >/dev/null; } ||
+    fail "these packages cannot be downloaded; the tests need them: ${packages[*]}"
+  # A merged /usr, which packages expect and do not bring.
+  for link in bin sbin lib lib64; do
+    mkdir -p "$SKEP_STAND_INS/usr/$link"
+    ln -sfn "usr/$link" "$SKEP_STAND_INS/$link"
+  done
+  for package in "$place"/packages/*.deb; do
+    dpkg-deb --fsys-tarfile "$package" | tar -x -C "$SKEP_STAND_INS" --keep-directory-symlink \
+      --exclude=./usr/share/doc --exclude=./usr/share/man --exclude=./usr/share/locale
+  done
+  rm -r "$place/packages"
+  touch "$place/made.$set"
+}

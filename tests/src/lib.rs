@@ -10,6 +10,7 @@ pub mod host;
 pub mod images;
 pub mod load;
 pub mod registry;
+pub mod stand_ins;
 pub mod terminal;
 
 use std::io::{Read, Write};

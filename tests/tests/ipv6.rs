@@ -280,6 +280,15 @@ fn published(lab: &Lab) {
         }
     }
     lab.docker("m1", &["service", "rm", "old"]).unwrap();
+    // A node is a client, too, also of a task of its own by way of another node.
+    let mut hosts = BTreeSet::new();
+    eventually("a node reaches every task by another node's port", || {
+        let url = format!("http://[{M1}]:8080/");
+        let said = lab.lab(&["exec", "w1", "--", "busybox", "timeout", "2", "busybox", "wget", "-qO-", &url])?;
+        hosts.extend(said.lines().filter(|line| line.starts_with("Hostname: ")).map(str::to_owned));
+        ensure!(hosts.len() == REPLICAS, "{hosts:?}");
+        Ok(())
+    });
 
     lab.docker("m1", &["network", "create", "--ipv6", "--subnet", "fd79::/64", "side"]).unwrap();
     let run = ["run", "-d", "--name", "shown", "--network", "side", "--ip6", "fd79::9"];

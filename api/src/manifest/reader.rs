@@ -65,6 +65,8 @@ pub struct Document {
 
 /// Files read together at most.
 pub const MOST_FILES: usize = 1000;
+/// Values of all files together, those behind an alias counted each time.
+pub const MOST_VALUES: usize = 1_000_000;
 
 /// Reads files as one stack.
 ///
@@ -72,10 +74,18 @@ pub const MOST_FILES: usize = 1000;
 /// Every problem of every file.
 pub fn read(inputs: &[Input], options: &Options, disk: &dyn Disk) -> Result<Stack, Problems> {
     let mut problems = Problems::new();
-    let (mut composes, mut kubes) = (Vec::new(), Vec::new());
+    let (mut composes, mut kubes, mut weight) = (Vec::new(), Vec::new(), 0_usize);
     for input in inputs.iter().take(MOST_FILES) {
         let file = problems.file(&input.name, &input.text);
-        for node in yaml::parse(file, &input.text, &mut problems) {
+        let nodes = yaml::parse(file, &input.text, &mut problems);
+        weight = nodes.iter().fold(weight, |sum, node| sum.saturating_add(node.weight()));
+        if weight > MOST_VALUES {
+            let message =
+                format!("up to here, the files have more than {MOST_VALUES} values together: apply them in parts");
+            problems.add(Place { file, line: 1, column: 1 }, message);
+            break;
+        }
+        for node in nodes {
             if kube::is_kube(&node) {
                 kubes.push(node);
             } else if !node.is_null() {

@@ -284,7 +284,11 @@ fn unknown_tag(word: &str) -> String {
 
 /// The parser's words, and what to do where they do not say.
 fn advice(error: &str) -> String {
-    if error.contains("tab") { format!("{error}: indent with spaces") } else { error.to_owned() }
+    match error {
+        _ if error.contains("tab") => format!("{error}: indent with spaces"),
+        "recursion limit exceeded" => format!("nested more than {MOST_DEPTH} levels deep"),
+        _ => error.to_owned(),
+    }
 }
 
 impl Value {

@@ -70,6 +70,21 @@ impl ClusterNetwork {
         self.layer.leave().await.context("taking the node out of the cluster's network")
     }
 
+    /// Addresses by which other nodes know this one: its data path's first. They come and go with the link's, so that this
+    /// is asked from time to time; `data_path` stands for them while the kernel does not tell.
+    pub async fn announced(&self, data_path: IpAddr) -> Vec<IpAddr> {
+        let layer = self.layer.clone();
+        let told = tokio::task::spawn_blocking(move || layer.announced()).await;
+        match told {
+            Ok(Ok(addresses)) if !addresses.is_empty() => addresses,
+            Ok(Err(error)) => {
+                tracing::warn!(error = text(error), "cannot read the node's addresses");
+                vec![data_path]
+            }
+            Ok(Ok(_)) | Err(_) => vec![data_path],
+        }
+    }
+
     /// What the managers told last.
     pub fn view(&self) -> Arc<NetworkView> {
         self.layer.view()

@@ -90,7 +90,7 @@ impl NodeServices {
     }
 
     /// What the node tells the managers of itself.
-    pub fn description(&self, data_path: IpAddr) -> NodeDescription {
+    pub fn description(&self, data_path: Vec<IpAddr>) -> NodeDescription {
         let machine = machine();
         let capacity = self.config.capacity;
         let pick = |configured: i64, whole: i64| if configured > 0 { configured } else { whole };
@@ -112,7 +112,7 @@ impl NodeServices {
                 plugin("Network", "overlay"),
                 plugin("Volume", "local"),
             ],
-            data_path: vec![data_path],
+            data_path,
             named_generic: self.config.generic.named.clone(),
             trust: None,
             wireguard: None,

@@ -144,4 +144,10 @@ fn what_must_be_built_is_refused_with_its_place() {
         all,
         [(5, "build: building images is not supported by skep yet: build and push the image, and name it under image")]
     );
+    // Another file names what was built: then that runs, and nothing is built.
+    let over = "services: {web: {image: example/web}}\n";
+    let files = [("web-redis.yml", text), ("over.yml", over)];
+    let stack = fake::read(&files, &fake::options(), &disk()).unwrap();
+    assert_eq!(stack.parts.services.len(), 2);
+    assert!(stack.warnings[0].contains("web-redis.yml:5:5: build: it has no effect"), "{:?}", stack.warnings);
 }

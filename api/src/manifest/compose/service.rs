@@ -170,6 +170,11 @@ impl<'a> Reader<'a> {
                 "private" => {}
                 other => problems.add(value.place, format!("{} {other:?} is not supported by skep: every task has its own", field.key)),
             },
+            // What there is to run is said; that nothing is built changes nothing for it (`docker stack deploy` says so, too).
+            "build" if self.entry.value.get("image").is_some_and(|image| image.as_text().is_some()) => problems.warn(
+                field.place,
+                "build: it has no effect: nodes fetch the image that is named under image, so build and push that first",
+            ),
             key => {
                 let of = |table: &[(&str, &'static str)]| table.iter().find(|(name, _)| *name == key).map(|(_, advice)| *advice);
                 if let Some(advice) = of(keys::REFUSED) {

@@ -13,6 +13,7 @@ use skep_api::manifest::stack::{Content, DeclaredFile, FileKind};
 use tokio::time::Instant;
 
 use super::FILE_LABEL;
+use super::interrupt::Interrupt;
 use super::logins::Logins;
 use super::observe::path;
 use crate::client::Client;
@@ -23,31 +24,38 @@ const IN_USE: Duration = Duration::from_secs(60);
 
 /// Does everything that the plan says; ids of the services that were made or changed.
 ///
-/// A signal between two steps ends it: each object is then as it was or as it is wanted.
+/// A signal ends it: each object is then as it was or as it is wanted, and the error says which one was on its way.
 ///
 /// # Errors
-/// What the cluster says to a step, with the name of the object.
+/// What the cluster says to a step, with the name of the object; the signal.
 pub async fn execute(
     client: &Client,
     plan: &Plan,
     contents: &[DeclaredFile],
     logins: &Logins,
     ids: &mut BTreeMap<(FileKind, String), String>,
+    interrupt: &mut Interrupt,
 ) -> anyhow::Result<Vec<String>> {
     let mut touched = Vec::new();
-    let mut signal = std::pin::pin!(tokio::signal::ctrl_c());
     for (done, step) in plan.steps.iter().enumerate() {
-        let stopped = tokio::select! {
-            biased;
-            _ = &mut signal => true,
-            () = std::future::ready(()) => false,
-        };
-        if stopped {
-            bail!("stopped after {done} of {} steps; apply again to finish", plan.steps.len());
-        }
-        touched.extend(one(client, step, contents, logins, ids).await?);
+        let of = plan.steps.len();
+        let said = || format!("stopped after {done} of {of} steps while {}; apply again to finish", doing(step));
+        touched.extend(interrupt.or(one(client, step, contents, logins, ids), said).await?);
     }
     Ok(touched)
+}
+
+/// What a step is about, for messages.
+fn doing(step: &Step) -> String {
+    match step {
+        Step::MakeNetwork { name, .. } => format!("making the network {name}"),
+        Step::MakeFile { kind, name, .. } => format!("making the {} {name}", kind.word()),
+        Step::MakeService { name, .. } => format!("making the service {name}"),
+        Step::ChangeService { name, .. } => format!("changing the service {name}"),
+        Step::RemoveService { name, .. } => format!("removing the service {name}"),
+        Step::RemoveNetwork { name, .. } => format!("removing the network {name}"),
+        Step::RemoveFile { kind, name, .. } => format!("removing the {} {name}", kind.word()),
+    }
 }
 
 /// Does one step; the id of a service that was made or changed.
@@ -59,8 +67,8 @@ async fn one(
     ids: &mut BTreeMap<(FileKind, String), String>,
 ) -> anyhow::Result<Option<String>> {
     match step {
-        Step::MakeNetwork { name, body } => {
-            client.post("/networks/create", body).await.with_context(|| format!("making the network {name}"))?;
+        Step::MakeNetwork { body, .. } => {
+            client.post("/networks/create", body).await.with_context(|| doing(step))?;
         }
         Step::MakeFile { kind, name, file } => {
             let file = contents.get(*file).with_context(|| {
@@ -71,15 +79,12 @@ async fn one(
         }
         Step::MakeService { name, spec } => {
             let made = logins.post(client, "/services/create", name, &with_ids(spec, ids)).await;
-            let made = made.with_context(|| format!("making the service {name}"))?;
+            let made = made.with_context(|| doing(step))?;
             return Ok(Some(text(&serde_json::from_slice::<Value>(&made)?["ID"])));
         }
         Step::ChangeService { name, id, version, spec, .. } => {
             let path = format!("/services/{id}/update?version={version}&registryAuthFrom=spec");
-            logins
-                .post(client, &path, name, &with_ids(spec, ids))
-                .await
-                .with_context(|| format!("changing the service {name}"))?;
+            logins.post(client, &path, name, &with_ids(spec, ids)).await.with_context(|| doing(step))?;
             return Ok(Some(id.clone()));
         }
         Step::RemoveService { name, id } => {

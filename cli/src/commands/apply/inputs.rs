@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
+use skep_api::manifest::reader::MOST_FILES;
 use skep_api::manifest::{Disk, Input, Options, Stack, yaml};
 
 /// Flags that say what is wanted
@@ -25,11 +26,17 @@ pub struct InputFlags {
     profile: Vec<String>,
 }
 
+/// Bytes of all files together.
+const MOST_BYTES: usize = 8 * yaml::MOST_BYTES;
+
 /// The disk itself.
 struct RealDisk;
 
 impl Disk for RealDisk {
     fn read(&self, path: &Path, most: usize) -> std::io::Result<Vec<u8>> {
+        if is_named_pipe(path) {
+            return Err(std::io::Error::other("it is a pipe, which nobody may ever write to"));
+        }
         let limit = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);
         let mut content = Vec::new();
         std::fs::File::open(path)?.take(limit).read_to_end(&mut content)?;
@@ -44,10 +51,17 @@ impl InputFlags {
     /// Every problem of every file.
     pub fn read(&self) -> anyhow::Result<Stack> {
         let here = std::env::current_dir().context("finding the current directory")?;
-        let mut inputs = Vec::new();
+        let (mut inputs, mut bytes) = (Vec::new(), 0);
         for file in &self.file {
             for path in expand(file)? {
-                inputs.push(read(&path, &here)?);
+                let input = read(&path, &here)?;
+                bytes += input.text.len();
+                inputs.push(input);
+                ensure!(
+                    bytes <= MOST_BYTES,
+                    "the files have more than {MOST_BYTES} bytes together: apply them in parts"
+                );
+                ensure!(inputs.len() <= MOST_FILES, "more than {MOST_FILES} files are given: apply them in parts");
             }
         }
         let first = inputs.first().context("there is no file to apply")?;
@@ -78,26 +92,47 @@ fn environment() -> BTreeMap<String, String> {
 }
 
 fn read(path: &Path, here: &Path) -> anyhow::Result<Input> {
-    let limit = yaml::MOST_BYTES + 1;
-    let is_input = path == Path::new("-");
-    let mut bytes = Vec::new();
-    let (name, directory) = if is_input {
-        std::io::stdin()
-            .lock()
-            .take(u64::try_from(limit)?)
-            .read_to_end(&mut bytes)
-            .context("reading standard input")?;
-        ("standard input".to_owned(), here.to_owned())
+    let (name, directory, bytes) = if path == Path::new("-") {
+        ("standard input".to_owned(), here.to_owned(), most(std::io::stdin().lock()).context("reading standard input")?)
     } else {
-        let whole = path.canonicalize().with_context(|| format!("reading {}", path.display()))?;
-        let file = std::fs::File::open(&whole).with_context(|| format!("reading {}", path.display()))?;
-        file.take(u64::try_from(limit)?)
-            .read_to_end(&mut bytes)
-            .with_context(|| format!("reading {}", path.display()))?;
-        (path.display().to_string(), whole.parent().map(Path::to_owned).unwrap_or_default())
+        let name = path.display().to_string();
+        ensure!(!is_named_pipe(path), "{name} is a pipe, which nobody may ever write to: skep apply -f - < {name}");
+        let file = std::fs::File::open(path).with_context(|| format!("reading {name}"))?;
+        let bytes = most(file).with_context(|| format!("reading {name}"))?;
+        // What a shell puts in the place of `<(command)` lies in no directory.
+        let whole = path.canonicalize().ok().filter(|whole| whole.is_file());
+        (name, whole.and_then(|w| w.parent().map(Path::to_owned)).unwrap_or_else(|| here.to_owned()), bytes)
     };
-    let text = String::from_utf8(bytes).map_err(|_| anyhow::anyhow!("{name} is not text in UTF-8"))?;
+    let text = text(bytes).map_err(|problem| anyhow::anyhow!("{name}: {problem}"))?;
     Ok(Input { name, text, directory })
+}
+
+/// One that lies in a file system: to open it waits until somebody writes. What `<(command)` makes has its writer.
+fn is_named_pipe(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    path.canonicalize().and_then(|whole| whole.metadata()).is_ok_and(|found| found.file_type().is_fifo())
+}
+
+/// All that there is, or one byte more than a manifest may have.
+fn most(source: impl Read) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    source.take(u64::try_from(yaml::MOST_BYTES + 1)?).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn text(bytes: Vec<u8>) -> Result<String, String> {
+    if bytes.len() > yaml::MOST_BYTES {
+        return Err(format!("the file has more than {} bytes: split it", yaml::MOST_BYTES));
+    }
+    let is_wide = [&[0xff, 0xfe][..], &[0xfe, 0xff]].iter().any(|mark| bytes.starts_with(mark));
+    String::from_utf8(bytes).map_err(|error| match is_wide {
+        true => "the file is UTF-16: save it as UTF-8".to_owned(),
+        false => {
+            let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+            let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
+            format!("line {line} is not text in UTF-8: save the file as UTF-8")
+        }
+    })
 }
 
 /// A directory is its files, a pattern those that match. Compose's own names come first, what overrides them after them.
@@ -123,8 +158,8 @@ fn expand(given: &Path) -> anyhow::Result<Vec<PathBuf>> {
         if entry.path().is_file() && is_wanted(&entry.file_name().to_string_lossy()) {
             found.push(entry.path());
         }
-        if found.len() > skep_api::manifest::reader::MOST_FILES {
-            bail!("{} has more than {} manifests", directory.display(), skep_api::manifest::reader::MOST_FILES);
+        if found.len() > MOST_FILES {
+            bail!("{} has more than {} manifests", directory.display(), MOST_FILES);
         }
     }
     ensure!(!found.is_empty(), "{} has no manifest: files end in .yml, .yaml or .json", given.display());
@@ -165,34 +200,4 @@ fn matches(pattern: &[u8], name: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn directories_and_patterns_are_expanded_in_an_order_that_lets_overrides_win() {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["b.yml", "compose.override.yaml", "compose.yaml", "a.json", ".hidden.yml", "note.txt"] {
-            std::fs::write(dir.path().join(name), "").unwrap();
-        }
-        let names = |given: &Path| -> Vec<String> {
-            let found = expand(given).unwrap();
-            found.iter().map(|p| p.file_name().unwrap().to_string_lossy().into_owned()).collect()
-        };
-        assert_eq!(names(dir.path()), ["compose.yaml", "compose.override.yaml", "a.json", "b.yml"]);
-        assert_eq!(names(&dir.path().join("*.y?ml")), ["compose.yaml", "compose.override.yaml"]);
-        assert!(expand(&dir.path().join("*.none")).is_err());
-    }
-
-    #[test]
-    fn patterns_match_whole_names() {
-        for (pattern, name, expected) in [
-            ("*", "", true),
-            ("a*b*c", "aXbYbc", true),
-            ("a?c", "abc", true),
-            ("a*", "b", false),
-            ("*.yml", "a.yml.x", false),
-        ] {
-            assert_eq!(matches(pattern.as_bytes(), name.as_bytes()), expected, "{pattern} {name}");
-        }
-    }
-}
+mod tests;

@@ -6,6 +6,7 @@
 mod execute;
 pub mod export;
 mod inputs;
+mod interrupt;
 mod logins;
 mod observe;
 pub mod revisions;
@@ -22,6 +23,7 @@ use skep_api::manifest::stack::DeclaredFile;
 use crate::client::Client;
 pub use execute::remove_when_unused;
 use inputs::InputFlags;
+use interrupt::Interrupt;
 use logins::Logins;
 use observe::{Seen, observe};
 use revisions::Revision;
@@ -159,8 +161,9 @@ pub async fn apply(
     let Seen { observed, revisions, mut ids } = observe(client, wanted, contents).await?;
     let plan = plan(wanted, &observed, flags.how());
     refuse(&plan)?;
+    let mut interrupt = Interrupt::new()?;
     print(&plan, flags.output);
-    let touched = execute::execute(client, &plan, contents, &logins, &mut ids).await?;
+    let touched = execute::execute(client, &plan, contents, &logins, &mut ids, &mut interrupt).await?;
     let resolved = wanted.resolved(&plan.names);
     if !plan.is_empty() || observed.last.as_ref() != Some(&resolved) {
         let revision = Revision {
@@ -170,13 +173,18 @@ pub async fn apply(
             summary: plan.summary(),
             wanted: resolved,
         };
-        if revisions::keep(client, &revisions, &revision).await? {
-            collect(client, wanted, contents, flags.how()).await?;
-        }
+        let keep = async {
+            if revisions::keep(client, &revisions, &revision).await? {
+                collect(client, wanted, contents, flags.how()).await?;
+            }
+            Ok(())
+        };
+        let said = "stopped while keeping the revision; everything was handed to the cluster, apply again to keep it";
+        interrupt.or(keep, || said.to_owned()).await?;
     }
     if flags.wait && !flags.detach {
         let show = if flags.output == Output::Json { Show::Json } else { Show::Text };
-        wait::wait(client, &touched, timeout, show).await?;
+        wait::wait(client, &touched, timeout, show, &mut interrupt).await?;
     }
     Ok(())
 }
@@ -186,5 +194,6 @@ async fn collect(client: &Client, wanted: &Wanted, contents: &[DeclaredFile], ho
     let Seen { observed, mut ids, .. } = observe(client, wanted, contents).await?;
     let mut rest = plan(wanted, &observed, how);
     rest.steps.retain(|step| matches!(step, Step::RemoveFile { .. }));
-    execute::execute(client, &rest, contents, &Logins::default(), &mut ids).await.map(drop)
+    let logins = Logins::default();
+    execute::execute(client, &rest, contents, &logins, &mut ids, &mut Interrupt::new()?).await.map(drop)
 }

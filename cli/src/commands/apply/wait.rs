@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use skep_proto::model::{dependency, schedule};
 use tokio::time::Instant;
 
+use super::interrupt::Interrupt;
 use crate::client::output::Demultiplexer;
 use crate::client::{Client, collect, whole};
 use crate::commands::{filters, text};
@@ -19,6 +20,8 @@ use crate::commands::{filters, text};
 const POLL: Duration = Duration::from_millis(200);
 /// How long a service must stay as it is wanted, as Docker's client has it.
 const STABLE: Duration = Duration::from_secs(5);
+/// How long a cluster may give no answer.
+const UNSEEN: Duration = Duration::from_secs(20);
 /// Lines of the log of a task that failed.
 const LOG_LINES: usize = 10;
 
@@ -114,17 +117,49 @@ impl Look {
 /// Waits until all those services are ready and have been for five seconds.
 ///
 /// # Errors
-/// An update that was paused or rolled back, the time-out, a signal: with what the failing task says.
-pub async fn wait(client: &Client, services: &[String], timeout: Duration, show: Show) -> anyhow::Result<()> {
+/// An update that was paused or rolled back and the time-out, with what the failing task says; a signal; a cluster that does
+/// not answer for long.
+pub async fn wait(
+    client: &Client,
+    services: &[String],
+    timeout: Duration,
+    show: Show,
+    interrupt: &mut Interrupt,
+) -> anyhow::Result<()> {
     let mut progress = Progress::new(show);
+    let waited = until_ready(client, services, timeout, &mut progress);
+    let said = || "not waited for any more; everything was handed to the cluster, which goes on with it".to_owned();
+    let ended = interrupt.or(waited, said).await;
+    progress.end();
+    ended
+}
+
+async fn until_ready(
+    client: &Client,
+    services: &[String],
+    timeout: Duration,
+    progress: &mut Progress,
+) -> anyhow::Result<()> {
     let (start, mut since) = (Instant::now(), BTreeMap::<String, Instant>::new());
-    let mut signal = std::pin::pin!(tokio::signal::ctrl_c());
+    let mut seen = start;
     loop {
-        let looks = look(client, services).await?;
+        let looks = match look(client, services).await {
+            Ok(looks) => looks,
+            // A leader that changes or a daemon that starts anew is back soon; what was asked for goes on meanwhile.
+            Err(_) if seen.elapsed() < UNSEEN => {
+                tokio::time::sleep(POLL).await;
+                continue;
+            }
+            Err(error) => return Err(error.context("everything was handed to the cluster, but it cannot be looked at")),
+        };
+        seen = Instant::now();
+        // One that was removed meanwhile will never be ready.
+        if let Some(gone) = services.iter().find(|id| !looks.contains_key(*id)) {
+            bail!("the service {gone} was removed while it was waited for");
+        }
         for (id, look) in &looks {
             progress.tell(look);
             if look.has_failed() {
-                progress.end();
                 let what = look.update.replace('_', " ");
                 let report = failure(client, id).await;
                 bail!("service {}: the update is {what}: {}{report}", look.name, look.update_message);
@@ -139,11 +174,9 @@ pub async fn wait(client: &Client, services: &[String], timeout: Duration, show:
         let is_stable =
             |(id, look): (&String, &Look)| since.get(id).is_some_and(|at| look.is_job || at.elapsed() >= STABLE);
         if looks.iter().all(is_stable) {
-            progress.end();
             return Ok(());
         }
         if !timeout.is_zero() && start.elapsed() >= timeout {
-            progress.end();
             let mut message = format!("not done after {} s; the cluster goes on with it", timeout.as_secs());
             for (id, look) in looks.iter().filter(|(_, look)| !look.is_ready()) {
                 message.push_str(&format!("\nservice {}", look.line()));
@@ -151,13 +184,7 @@ pub async fn wait(client: &Client, services: &[String], timeout: Duration, show:
             }
             bail!("{message}");
         }
-        tokio::select! {
-            _ = &mut signal => {
-                progress.end();
-                bail!("not waited for any more; everything was handed to the cluster, which goes on with it");
-            }
-            () = tokio::time::sleep(POLL) => {}
-        }
+        tokio::time::sleep(POLL).await;
     }
 }
 
@@ -177,12 +204,7 @@ async fn look(client: &Client, services: &[String]) -> anyhow::Result<BTreeMap<S
         let tasks = of_service.get(id.as_str()).map(Vec::as_slice).unwrap_or_default();
         (id, Look::of(service, tasks))
     };
-    let looks: BTreeMap<String, Look> = found.iter().map(one).collect();
-    // One that was removed meanwhile will never be ready.
-    if let Some(gone) = services.iter().find(|id| !looks.contains_key(*id)) {
-        bail!("the service {gone} was removed while it was waited for");
-    }
-    Ok(looks)
+    Ok(found.iter().map(one).collect())
 }
 
 /// What the newest task that failed says, and the last lines of its log; empty when none did.

@@ -30,6 +30,8 @@ use crate::daemon::places::Way;
 
 /// Time between two looks at the node's volumes.
 const VOLUMES_LOOK: Duration = Duration::from_secs(1);
+/// The same, at its addresses.
+const ADDRESSES_LOOK: Duration = Duration::from_secs(3);
 
 /// What a member starts from.
 pub struct Start {
@@ -83,7 +85,7 @@ impl Member {
         let told = NodeDescription {
             trust: Some(connector.live().current().trust()),
             wireguard: encryption::announced(services.network.layer()),
-            ..services.description(saved.data_path)
+            ..services.description(services.network.announced(saved.data_path).await)
         };
         let (describe, description) = watch::channel(told);
         let agent = start_agent(config, services, &connector, &saved, description, stop.child_token())?;
@@ -97,7 +99,8 @@ impl Member {
         parts.spawn(tell_trust(connector.live().clone(), describe.clone(), stop.clone()));
         let (owner, live) = (Arc::clone(services), connector.live().clone());
         parts.spawn(encryption::keep(owner, live, session.clone(), describe.clone(), stop.clone()));
-        parts.spawn(tell_volumes(Arc::clone(services), describe, stop.clone()));
+        parts.spawn(tell_volumes(Arc::clone(services), describe.clone(), stop.clone()));
+        parts.spawn(tell_addresses(Arc::clone(services), saved.data_path, describe, stop.clone()));
         parts.spawn(renew(connector, disk, session.clone(), stop.clone()));
         parts.spawn(Arc::clone(&seat).keep(session.clone()));
         Ok(Self {
@@ -256,6 +259,31 @@ async fn tell_volumes(services: Arc<NodeServices>, describe: watch::Sender<NodeD
             let differs = description.volumes != volumes;
             if differs {
                 description.volumes = volumes;
+            }
+            differs
+        });
+    }
+}
+
+/// Tells the managers by which addresses others may see this node as their client. An IPv6 one may come after the daemon
+/// has started.
+async fn tell_addresses(
+    services: Arc<NodeServices>,
+    data_path: IpAddr,
+    describe: watch::Sender<NodeDescription>,
+    stop: CancellationToken,
+) {
+    let mut looks = tokio::time::interval(ADDRESSES_LOOK);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = looks.tick() => {}
+        }
+        let addresses = services.network.announced(data_path).await;
+        describe.send_if_modified(|description| {
+            let differs = description.data_path != addresses;
+            if differs {
+                description.data_path = addresses;
             }
             differs
         });
