@@ -149,6 +149,14 @@ async fn nobody_passes_for_another_over_ipv6() {
     eventually("an answer of the other node", || pings(&victim.netns, "fd00:1::c"));
     try_all(&evil, &victim, address(&far));
     assert!(pings(&victim.netns, "fd00:1::c"));
+    // By the task link nobody leaves under another address either.
+    let inside = format!("nsenter --net={}", evil.netns.display());
+    run(&format!("{inside} ip -6 addr add 2001:db8:5::5/128 dev eth1 nodad"));
+    let ping = |from: &str| run(&format!("{inside} busybox ping6 -c1 -W2 -I {from} {CLIENT6} || true"));
+    let own = evil.links[1].address6.unwrap().addr().to_string();
+    assert!(ping(&own).contains(" 1 packets received"), "or this proves nothing");
+    assert!(ping("2001:db8:5::5").contains(" 0 packets received"));
+    run(&format!("{inside} ip -6 addr del 2001:db8:5::5/128 dev eth1"));
     // Groups of IPv4 reach nobody either, although solicitations go to groups.
     let group = [&[1, 0, 0x5e, 0, 0, 0xfb][..], &evil.links[0].mac.0, &[8, 0, 0x45, 0, 0, 20, 0, 0, 0, 0, 1, 17, 0, 0]];
     let group = [&group.concat()[..], &evil.links[0].address.addr().octets(), &[224, 0, 0, 251], &[0; 26]].concat();

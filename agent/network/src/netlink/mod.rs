@@ -4,7 +4,9 @@
 
 mod loopback;
 mod requests;
+mod routes;
 mod socket;
 
-pub use requests::{MarkRule, Neighbour, Requests, Route, Veth, VethPeer, Via, Vxlan};
+pub use requests::{Neighbour, Requests, Veth, VethPeer, Vxlan};
+pub use routes::{MarkRule, Route, Via};
 pub use socket::{Link, Rtnl};

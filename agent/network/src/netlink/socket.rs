@@ -12,7 +12,8 @@ use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, Neig
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::requests::{Neighbour, ROUTE_PROTOCOL, Requests, Route, Via};
+use super::requests::{Neighbour, Requests};
+use super::routes::{ROUTE_PROTOCOL, Route, Via};
 use crate::mac::Mac;
 use crate::sys::netlink::{NetlinkSocket, Protocol};
 use crate::sys::netns::Netns;

@@ -7,6 +7,7 @@
 mod check;
 pub mod diff;
 pub mod expr;
+pub mod frame;
 pub mod part;
 pub mod rule;
 mod socket;

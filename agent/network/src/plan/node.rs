@@ -27,7 +27,8 @@ use crate::config::{
 use crate::mac::Mac;
 use crate::netlink::Neighbour;
 use crate::nft::expr::Verdict;
-use crate::nft::rule::{PortKey, Rule, SCTP, TCP, UDP, link_name};
+use crate::nft::frame::PortKey;
+use crate::nft::rule::{Rule, SCTP, TCP, UDP, link_name};
 use crate::nft::table::{
     Family, Field, Hook, Ip, Kind, MapTo, Set, Table, Value, address_and_port, concat, octets, service_key,
 };

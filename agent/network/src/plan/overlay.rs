@@ -10,7 +10,8 @@ use super::change::Change;
 use super::senders::{self, Groups, Sender};
 use crate::mac::Mac;
 use crate::netlink::Neighbour;
-use crate::nft::rule::{PortKey, Rule};
+use crate::nft::frame::PortKey;
+use crate::nft::rule::Rule;
 use crate::nft::table::{Family, Hook, Kind, Table};
 
 /// Name of the VXLAN link in a switch namespace.

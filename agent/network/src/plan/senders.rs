@@ -9,7 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::mac::Mac;
 use crate::nft::expr::Base;
-use crate::nft::rule::{PortKey, Rule};
+use crate::nft::frame::PortKey;
+use crate::nft::rule::Rule;
 use crate::nft::table::{Field, Ip, Set, Table, concat, octets};
 
 /// EtherType of ARP and offset of the sender's IPv4 address in it (RFC 826).
