@@ -8,12 +8,11 @@ use crate::{
     sys::send::Run,
 };
 
-/// Bytes of a batch: one long read of the interface and many short ones before it.
+/// Bytes of a batch: a run, and a message that does not belong to it.
 const CAPACITY: usize = 128 << 10;
-/// A batch with this many packets goes out, so that the first of them does not wait.
-pub const FULL: usize = 32;
-/// Bytes and datagrams of one `UDP_SEGMENT` send (udp(7): below 64 KB; 64 segments before Linux 6.9).
-const RUN_BYTES: usize = 65_000;
+/// Bytes and datagrams of one `UDP_SEGMENT` send (udp(7): what one datagram may have over IPv4; 64 segments before
+/// Linux 6.9).
+const RUN_BYTES: usize = 65_507;
 const RUN_PACKETS: usize = 64;
 
 /// See the module's text.
@@ -39,6 +38,13 @@ impl Batch {
 
     pub fn len(&self) -> usize {
         self.messages.len()
+    }
+
+    /// Whether the batch fills a run, or its packets would wait too long for more. Each run is a way through the kernels of
+    /// both sides, whose cost hardly depends on its length: so what one read leaves over goes with what the next brings.
+    pub fn is_full(&self) -> bool {
+        let next = self.messages.last().map_or(0, |message| message.len);
+        self.end + next > RUN_BYTES || self.messages.len() >= RUN_PACKETS
     }
 
     /// Bytes on the wire.
@@ -127,6 +133,17 @@ mod tests {
         assert_eq!(lens, [(1452 * 2 + 144, 1452), (1452, 1452), (1456, 1456)]);
         assert_eq!(bytes.len(), runs.iter().map(|run| run.len).sum::<usize>());
         assert_eq!(split(&runs[0]).iter().map(|run| run.len).collect::<Vec<_>>(), [1452, 1452, 144]);
+    }
+
+    #[test]
+    fn a_batch_of_equal_packets_is_full_when_it_is_one_whole_run() {
+        for (mtu, plain, packets) in [(1420, 1420, 45), (1420, 100, 64), (65_455, 65_400, 1)] {
+            let mut batch = Batch::new(mtu);
+            while !batch.is_full() {
+                batch.push(plain).unwrap();
+            }
+            assert_eq!((batch.len(), batch.wire(true).1.len()), (packets, 1), "{plain}");
+        }
     }
 
     proptest! {

@@ -174,8 +174,9 @@ impl Device {
         let end = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|error| Error::Thread { name: "wake-up", source: error.into() })?;
         let (door, knocks) = doorman::door();
-        // One that is filled, one at each thread, and one that waits for each helper.
-        let under_way = 2 * parts.tuning.helpers() + 1;
+        // One at the reader, one at each helper, and some that wait or are done, for a busy machine lets a thread pause in the
+        // middle of the one that is to leave next.
+        let under_way = 4 * parts.tuning.helpers() + 1;
         let shared = Shared {
             name: parts.name,
             mac,

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::{
     PAUSE,
-    batch::{Batch, FULL},
+    batch::Batch,
     line::Stages,
     send::{reserve, send_batch},
     shared::{Remote, Shared, count},
@@ -110,10 +110,8 @@ impl<'a> Sender<'a> {
     }
 
     fn frame(&mut self, frame: &mut [u8]) {
-        if self.reads == 0 {
-            // There was more to read, so what was read before is for others.
-            self.shared.outgoing.call();
-        }
+        // There was more to read, so what was read before is for others.
+        self.shared.outgoing.call();
         let tally = &self.shared.tally;
         let Some((head, packet)) = frame.split_at_mut_checked(FRAME_HEADER) else {
             return count(&tally.malformed_inside, 1);
@@ -136,7 +134,9 @@ impl<'a> Sender<'a> {
             return count(&tally.malformed_inside, 1);
         };
         while let Some(len) = cutter.next_len() {
-            if let Some(slot) = self.parcel.batch.push(len) {
+            if self.parcel.batch.is_full() {
+                self.put(remote);
+            } else if let Some(slot) = self.parcel.batch.push(len) {
                 cutter.write(slot);
             } else if self.parcel.batch.len() > 0 {
                 self.put(remote);
@@ -146,7 +146,7 @@ impl<'a> Sender<'a> {
             }
         }
         self.reads += 1;
-        if self.parcel.batch.len() >= FULL || self.reads >= MAX_READS {
+        if self.parcel.batch.is_full() || self.reads >= MAX_READS {
             self.flush();
         }
     }
