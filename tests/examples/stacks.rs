@@ -132,8 +132,9 @@ const STACKS: &[Stack] = &[
         open_files: 0,
         answers: |lab, stack| {
             eventually("all three have completed", || {
-                let listed = lab.docker("m1", &["service", "ps", &format!("{stack}_migrate")])?;
-                ensure!(listed.matches("Complete ").count() == 3, "{listed}");
+                let format = ["service", "ps", "--format", "{{.CurrentState}}", &format!("{stack}_migrate")];
+                let listed = lab.docker("m1", &format)?;
+                ensure!(listed.lines().filter(|state| state.starts_with("Complete")).count() == 3, "{listed}");
                 Ok(())
             });
         },
@@ -186,6 +187,7 @@ fn all(only: &[String]) -> anyhow::Result<usize> {
     // What the files expect of a cluster.
     for node in ["m1", "m2", "w1"] {
         lab.docker("m1", &["node", "update", "--label-add", "disk=ssd", node])?;
+        lab.skep("m1", &["node", "policy", node, "--allow", "privileged"])?;
     }
     lab.docker_with_input("m1", &["secret", "create", "grafana-admin", "-"], "admin")?;
     let mut failed = 0;

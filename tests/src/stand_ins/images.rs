@@ -39,6 +39,19 @@ const MARIADB: Programs = (
     &["usr/sbin/mariadbd", "usr/bin/mariadb", "usr/bin/mariadb-admin", "usr/bin/mariadb-dump", "usr/share/mysql"],
     &["usr/share/mysql/fill_help_tables.sql", "usr/share/mysql/mysql_sys_schema.sql"],
 );
+/// Without what compiles queries: its library is larger than all the rest.
+const POSTGRES: Programs = (
+    &[
+        "usr/lib/postgresql/*/bin/initdb",
+        "usr/lib/postgresql/*/bin/pg_isready",
+        "usr/lib/postgresql/*/bin/postgres",
+        "usr/lib/postgresql/*/bin/psql",
+        "usr/lib/postgresql/*/lib/dict_snowball.so",
+        "usr/lib/postgresql/*/lib/plpgsql.so",
+        "usr/share/postgresql",
+    ],
+    &[],
+);
 /// Pages without their scripts, which are most of it.
 const WORDPRESS: Programs = (
     &["usr/share/wordpress", "usr/share/php/getid3"],
@@ -145,7 +158,7 @@ pub const IMAGES: &[Image] = &[
     // Debian's PostgreSQL.
     Image {
         names: &["postgres:16", "postgres:15-alpine"],
-        programs: &[(&["usr/lib/postgresql/*/bin", "usr/lib/postgresql/*/lib", "usr/share/postgresql"], &[])],
+        programs: &[POSTGRES],
         scripts: &[
             ("usr/local/bin/start-postgres", include_str!("../../stand-ins/postgres")),
             ("usr/local/bin/pg_isready", POSTGRES_CLIENT),
