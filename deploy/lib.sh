@@ -95,11 +95,15 @@ find_nginx() {
 # Programs under whose names manifests run here, where no image comes from the internet: Debian's, with all that they need,
 # unpacked into one tree and never installed. `find_stand_ins all` adds what only deploy/stacks uses.
 find_stand_ins() {
-  local place="${CARGO_TARGET_DIR:-$top/target}/stand-ins" package link set=${1:-few}
-  local packages=(tar busybox-static redis-server redis-tools nginx mariadb-server-core mariadb-client-core php-cli php-mysql adminer wordpress)
-  [ "$set" = few ] || packages+=(php-pgsql postgresql prometheus prometheus-node-exporter rabbitmq-server)
+  local place="${CARGO_TARGET_DIR:-$top/target}/stand-ins" package link
+  local packages=(tar libc-bin busybox-static redis-server redis-tools nginx mariadb-server-core mariadb-client-core php-cli php-mysql adminer wordpress)
+  [ "${1:-}" != all ] || packages+=(php-pgsql postgresql prometheus prometheus-node-exporter rabbitmq-server)
   export SKEP_STAND_INS="$place/root"
-  [ ! -e "$place/made.$set" ] && [ ! -e "$place/made.all" ] || return 0
+  local wanted missing=0
+  for wanted in "${packages[@]}"; do
+    grep -qsxF "$wanted" "$place/unpacked" || missing=1
+  done
+  [ $missing -ne 0 ] || return 0
   say 'unpacking the programs of the stand-in images'
   mkdir -p "$place/packages/partial" "$SKEP_STAND_INS"
   : >"$place/nothing-installed"
@@ -118,5 +122,5 @@ find_stand_ins() {
       --exclude=./usr/share/doc --exclude=./usr/share/man --exclude=./usr/share/locale
   done
   rm -r "$place/packages"
-  touch "$place/made.$set"
+  printf '%s\n' "${packages[@]}" >"$place/unpacked"
 }

@@ -3,6 +3,7 @@
 //! The programs are those that `deploy/test` has built: `$SKEP` (else `skep` beside the test's own target folder), the
 //! shim that `$SKEP_SHIM` names, and `$DOCKER` (else `docker`).
 
+pub mod answers;
 pub mod api;
 pub mod capture;
 pub mod chaos;

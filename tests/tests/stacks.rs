@@ -3,14 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 use std::fs::DirBuilder;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use skep_tests::answers::{exec_shows, http_shows, no_trace, tcp_says};
 use skep_tests::stand_ins::Archive;
-use skep_tests::{Lab, eventually, host};
+use skep_tests::{Lab, host};
 
 /// The names in the files.
 const IMAGES: [&str; 8] = [
@@ -97,68 +94,6 @@ impl Case {
         lab.docker("m1", &["stack", "rm", &stack]).unwrap();
         no_trace(lab, &stack);
     }
-}
-
-/// Volumes stay, as Docker's do: they hold data.
-fn no_trace(lab: &Lab, stack: &str) {
-    let label = format!("label=com.docker.stack.namespace={stack}");
-    eventually(&format!("nothing of {stack} is left"), || {
-        for kind in ["service", "network", "secret", "config"] {
-            let listed = lab.docker("m1", &[kind, "ls", "--format", "{{.Name}}", "--filter", &label])?;
-            ensure!(listed.is_empty(), "{kind}: {listed}");
-        }
-        for node in lab.nodes() {
-            let left = lab.docker(&node, &["ps", "-a", "--format", "{{.Names}} {{.Status}}", "--filter", &label])?;
-            ensure!(left.is_empty(), "{node}: {left}");
-        }
-        Ok(())
-    });
-}
-
-fn http_shows(lab: &Lab, port: u16, path: &str, text: &str) {
-    for node in lab.nodes() {
-        eventually(&format!("{node}:{port}{path} shows {text:?}"), || {
-            let page = lab.http(&node, port, path)?;
-            ensure!(page.contains(text), "{page}");
-            Ok(())
-        });
-    }
-}
-
-/// What a server says to some bytes, by every node.
-fn tcp_says(lab: &Lab, port: u16, asked: &[u8], expected: &[u8]) {
-    for node in lab.nodes() {
-        eventually(&format!("{node}:{port} says {:?}", String::from_utf8_lossy(expected)), || {
-            let mut stream = TcpStream::connect((lab.address(&node), port))?;
-            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
-            stream.write_all(asked)?;
-            let mut said = vec![0; 512];
-            let mut length = 0;
-            while !said[..length].windows(expected.len()).any(|part| part == expected) {
-                let more = stream.read(&mut said[length..])?;
-                ensure!(more > 0, "it says {:?}", String::from_utf8_lossy(&said[..length]));
-                length += more;
-            }
-            Ok(())
-        });
-    }
-}
-
-/// Runs a command in the container of one of a service's tasks, by a manager that may not have it.
-fn exec(lab: &Lab, service: &str, index: usize, command: &[&str]) -> anyhow::Result<String> {
-    let tasks = lab.running("m1", service);
-    let task = tasks.get(index).and_then(|line| line.split(' ').next()).context("no task runs")?;
-    let format = "{{.Status.ContainerStatus.ContainerID}}";
-    let container = lab.docker("m1", &["inspect", "--format", format, task])?;
-    lab.docker("m1", &[&["exec", container.trim()][..], command].concat())
-}
-
-fn exec_shows(lab: &Lab, service: &str, index: usize, command: &[&str], text: &str) {
-    eventually(&format!("{command:?} in {service} shows {text:?}"), || {
-        let said = exec(lab, service, index, command)?;
-        ensure!(said.contains(text), "{said}");
-        Ok(())
-    });
 }
 
 #[test]

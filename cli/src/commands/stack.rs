@@ -1,14 +1,14 @@
 //! `skep stack`.
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::{Args, Subcommand};
-use http::Method;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::Value;
 use skep_api::manifest::plan::FileWanted;
 use skep_api::manifest::stack::STACK_LABEL;
 
 use super::apply::revisions::{self, Revision, Revisions};
-use super::apply::{HowFlags, remove_when_unused};
+use super::apply::{HowFlags, TOGETHER, remove_when_unused};
 use super::service::print_services;
 use super::{TaskFlags, filter_pairs, filters, text};
 use crate::client::Client;
@@ -178,22 +178,29 @@ async fn labelled(client: &Client, path: &str, stack: &str) -> anyhow::Result<Ve
 }
 
 async fn remove(client: &Client, stack: &str) -> anyhow::Result<()> {
-    let services = services_of(client, stack, &[]).await?;
-    for service in &services {
-        println!("Removing service {}", text(&service["Spec"]["Name"]));
-        client.call(Method::DELETE, &format!("/services/{}", text(&service["ID"])), None).await?;
-    }
-    // Their tasks may be stopping still: what they use goes when they have.
+    let services = labelled(client, "/services?", stack).await?;
+    let networks = labelled(client, "/networks?", stack).await?;
+    let mut files = Vec::new();
     for (word, path) in [("secret", "/secrets"), ("config", "/configs")] {
-        for file in labelled(client, &format!("{path}?"), stack).await? {
-            let name = text(&file["Spec"]["Name"]);
-            if file["Spec"]["Labels"][revisions::LABEL].is_null() {
-                println!("Removing {word} {name}");
-            }
-            remove_when_unused(client, word, &name, &format!("{path}/{}", text(&file["ID"]))).await?;
-        }
+        files.extend(labelled(client, &format!("{path}?"), stack).await?.into_iter().map(|file| (word, path, file)));
     }
-    for network in labelled(client, "/networks?", stack).await? {
+    // One whose making was stopped may have no service yet.
+    ensure!(!(services.is_empty() && networks.is_empty() && files.is_empty()), "nothing found in stack: {stack}");
+    let gone = stream::iter(&services).map(|service| async move {
+        let name = text(&service["Spec"]["Name"]);
+        println!("Removing service {name}");
+        remove_when_unused(client, "service", &name, &format!("/services/{}", text(&service["ID"]))).await
+    });
+    gone.buffer_unordered(TOGETHER).try_collect::<()>().await?;
+    // Their tasks may be stopping still: what they use goes when they have.
+    for (word, path, file) in files {
+        let name = text(&file["Spec"]["Name"]);
+        if file["Spec"]["Labels"][revisions::LABEL].is_null() {
+            println!("Removing {word} {name}");
+        }
+        remove_when_unused(client, word, &name, &format!("{path}/{}", text(&file["ID"]))).await?;
+    }
+    for network in networks {
         let name = text(&network["Name"]);
         println!("Removing network {name}");
         remove_when_unused(client, "network", &name, &format!("/networks/{}", text(&network["Id"]))).await?;

@@ -34,10 +34,23 @@ const EMPTY: Image = Image {
 
 type Programs = (&'static [&'static str], &'static [&'static str]);
 const PHP: Programs = (&["usr/bin/php8.*", "usr/lib/php/20*"], &[]);
-const REDIS: Programs = (&["usr/bin/redis-server", "usr/bin/redis-cli"], &[]);
+const REDIS: Programs = (&["usr/bin/redis-server", "usr/bin/redis-cli", "usr/bin/getent"], &[]);
 const MARIADB: Programs = (
     &["usr/sbin/mariadbd", "usr/bin/mariadb", "usr/bin/mariadb-admin", "usr/bin/mariadb-dump", "usr/share/mysql"],
     &["usr/share/mysql/fill_help_tables.sql", "usr/share/mysql/mysql_sys_schema.sql"],
+);
+/// Without what compiles queries: its library is larger than all the rest.
+const POSTGRES: Programs = (
+    &[
+        "usr/lib/postgresql/*/bin/initdb",
+        "usr/lib/postgresql/*/bin/pg_isready",
+        "usr/lib/postgresql/*/bin/postgres",
+        "usr/lib/postgresql/*/bin/psql",
+        "usr/lib/postgresql/*/lib/dict_snowball.so",
+        "usr/lib/postgresql/*/lib/plpgsql.so",
+        "usr/share/postgresql",
+    ],
+    &[],
 );
 /// Pages without their scripts, which are most of it.
 const WORDPRESS: Programs = (
@@ -47,6 +60,11 @@ const WORDPRESS: Programs = (
 
 /// PHP's own server has a handler for this one.
 const PHP_STOPS: &str = "SIGINT";
+const COUNTER: &[(&str, &str)] = &[
+    PHP_SCRIPT,
+    ("srv/redis.php", include_str!("../../stand-ins/redis.php")),
+    ("srv/counter.php", include_str!("../../stand-ins/counter.php")),
+];
 const PHP_SCRIPT: (&str, &str) = ("usr/local/bin/stand-in-php", include_str!("../../stand-ins/stand-in-php"));
 
 /// All of them.
@@ -56,7 +74,10 @@ pub const IMAGES: &[Image] = &[
     Image {
         names: &["redis:latest", "redis:alpine", "redis:7", "redis:7.2"],
         programs: &[REDIS],
-        scripts: &[("usr/local/bin/start-redis", include_str!("../../stand-ins/redis"))],
+        scripts: &[
+            ("usr/local/bin/start-redis", include_str!("../../stand-ins/redis")),
+            ("usr/local/bin/redis-server", include_str!("../../stand-ins/redis-server")),
+        ],
         entrypoint: &["start-redis"],
         command: &["redis-server"],
         directory: "/data",
@@ -115,9 +136,9 @@ pub const IMAGES: &[Image] = &[
     },
     // The application that users build themselves: a page that counts in a redis.
     Image {
-        names: &["example/counter:1", "example/flask:1"],
+        names: &["example/counter:1", "example/flask:1", "example/shop:1", "registry.example.org/guestbook:v5"],
         programs: &[PHP],
-        scripts: &[PHP_SCRIPT, ("srv/counter.php", include_str!("../../stand-ins/counter.php"))],
+        scripts: COUNTER,
         command: &["stand-in-php", "-S", "0.0.0.0:5000", "/srv/counter.php"],
         stop: PHP_STOPS,
         ..EMPTY
@@ -134,4 +155,66 @@ pub const IMAGES: &[Image] = &[
         stop: "SIGKILL",
         ..EMPTY
     },
+    // Debian's PostgreSQL.
+    Image {
+        names: &["postgres:16", "postgres:15-alpine"],
+        programs: &[POSTGRES],
+        scripts: &[
+            ("usr/local/bin/start-postgres", include_str!("../../stand-ins/postgres")),
+            ("usr/local/bin/pg_isready", POSTGRES_CLIENT),
+            ("usr/local/bin/psql", POSTGRES_CLIENT),
+        ],
+        entrypoint: &["start-postgres"],
+        command: &["postgres"],
+        volumes: &["/var/lib/postgresql/data"],
+        stop: "SIGINT",
+        ..EMPTY
+    },
+    // The voting application, written anew in PHP.
+    voting(&["dockersamples/examplevotingapp_vote:latest"], VOTE),
+    voting(&["dockersamples/examplevotingapp_result:latest"], RESULT),
+    voting(&["dockersamples/examplevotingapp_worker:latest"], WORKER),
+    // Debian's Prometheus and its exporter.
+    Image {
+        names: &["prom/prometheus:v2.53.0"],
+        programs: &[(&["usr/bin/prometheus", "usr/share/prometheus"], &[])],
+        scripts: &[("etc/prometheus/readme", "Its configuration is mounted here.\n")],
+        entrypoint: &["prometheus", "--storage.tsdb.path=/prometheus"],
+        volumes: &["/prometheus"],
+        ..EMPTY
+    },
+    Image {
+        names: &["prom/node-exporter:v1.8.1"],
+        programs: &[(&["usr/bin/prometheus-node-exporter"], &[])],
+        entrypoint: &["prometheus-node-exporter"],
+        ..EMPTY
+    },
+    // Of these there are no packages: a page on their port says so.
+    answering(&["grafana/grafana-oss:11.1.0"], &["answer", "3000", "Grafana"]),
+    answering(&["nginx/nginx-prometheus-exporter:1.1"], &["answer", "9113", "The exporter"]),
+    answering(&["fluent/fluent-bit:3.0"], &["answer", "2020", "Fluent Bit"]),
+    answering(&["registry.example.org/shop/migrate:latest"], &[]),
 ];
+
+const VOTE: &[&str] = &["env", "ROLE=vote", "stand-in-php", "-S", "0.0.0.0:80", "/srv/vote.php"];
+const RESULT: &[&str] = &["env", "ROLE=result", "stand-in-php", "-S", "0.0.0.0:80", "/srv/vote.php"];
+const WORKER: &[&str] = &["env", "ROLE=worker", "stand-in-php", "/srv/vote.php"];
+const POSTGRES_CLIENT: &str = include_str!("../../stand-ins/postgres-client");
+
+const fn voting(names: &'static [&'static str], command: &'static [&'static str]) -> Image {
+    let scripts: &[(&str, &str)] = &[
+        PHP_SCRIPT,
+        ("srv/redis.php", include_str!("../../stand-ins/redis.php")),
+        ("srv/vote.php", include_str!("../../stand-ins/vote.php")),
+    ];
+    // The worker has no handler for the signal of PHP's server.
+    Image { names, programs: &[PHP], scripts, command, stop: "SIGKILL", ..EMPTY }
+}
+
+const fn answering(names: &'static [&'static str], entrypoint: &'static [&'static str]) -> Image {
+    let scripts: &[(&str, &str)] = &[
+        ("usr/local/bin/answer", include_str!("../../stand-ins/answer")),
+        ("usr/local/bin/migrate", "#!/bin/sh\necho \"migrates $*\"\n"),
+    ];
+    Image { names, scripts, entrypoint, stop: "SIGKILL", ..EMPTY }
+}

@@ -125,12 +125,23 @@ impl Workshop {
         let dir = tempfile::tempdir()?;
         let root = dir.path();
         std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o755))?;
-        for made in
-            ["usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "etc", "run", "tmp", "var/tmp", "var/log", "root", "data"]
-        {
+        for made in [
+            "usr/bin",
+            "usr/sbin",
+            "usr/lib",
+            "usr/lib64",
+            "etc",
+            "run",
+            "tmp",
+            "var/tmp",
+            "var/log",
+            "root",
+            "data",
+            "prometheus",
+        ] {
             std::fs::create_dir_all(root.join(made))?;
         }
-        for open in ["tmp", "var/tmp", "run", "data"] {
+        for open in ["tmp", "var/tmp", "run", "data", "prometheus"] {
             std::fs::set_permissions(root.join(open), std::fs::Permissions::from_mode(0o1777))?;
         }
         for link in ["bin", "sbin", "lib", "lib64"] {

@@ -149,6 +149,8 @@ pub fn begin(
     let isolation = &record.config.isolation;
     let mut devices = if record.config.privileged { devices::all() } else { Vec::new() };
     devices.extend(devices::find(&isolation.devices).map_err(ContainerError::StartFailed)?);
+    let limits = spec::limits(&record.config.spec.ulimits).map_err(|e| ContainerError::Invalid(e.to_string()))?;
+    spec::can_be_set(&limits, may_raise_limits(), own_limit).map_err(|e| ContainerError::StartFailed(e.to_string()))?;
     let mounts = record.mounts();
     let given = files::write(&paths.files(), given).map_err(failed("writing secrets and configs"))?;
     let input = spec::Input {
@@ -239,6 +241,36 @@ fn remove_all(dir: &Path) -> io::Result<()> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
     }
+}
+
+fn may_raise_limits() -> bool {
+    use rustix::thread::{CapabilitySet, capabilities};
+    capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SYS_RESOURCE))
+}
+
+/// The daemon's own hard limit; `None` where it has none.
+fn own_limit(number: u32) -> Option<u64> {
+    use rustix::process::{Resource as R, getrlimit};
+    // In the kernel's order (asm-generic/resource.h).
+    let all = [
+        R::Cpu,
+        R::Fsize,
+        R::Data,
+        R::Stack,
+        R::Core,
+        R::Rss,
+        R::Nproc,
+        R::Nofile,
+        R::Memlock,
+        R::As,
+        R::Locks,
+        R::Sigpending,
+        R::Msgqueue,
+        R::Nice,
+        R::Rtprio,
+        R::Rttime,
+    ];
+    getrlimit(*all.get(number as usize)?).maximum
 }
 
 /// Resource limits as the shim's protocol has them.

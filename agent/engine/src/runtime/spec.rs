@@ -75,6 +75,19 @@ pub enum SpecError {
     /// Not a resource limit.
     #[error("invalid ulimit type: {0}")]
     Ulimit(String),
+    /// A limit that only a daemon with `CAP_SYS_RESOURCE` may set.
+    #[error(
+        "the ulimit {name} of {wanted} is above the {allowed} of the daemon, which may not raise its own: lower it, or raise that of the \
+         daemon (LimitNOFILE= and the like in its unit)"
+    )]
+    UlimitTooHigh {
+        /// Its name.
+        name: &'static str,
+        /// The hard limit of the container.
+        wanted: u64,
+        /// That of the daemon.
+        allowed: u64,
+    },
     /// Not a signal.
     #[error("invalid signal: {0}")]
     Signal(String),
@@ -220,6 +233,24 @@ pub fn limits(ulimits: &[Ulimit]) -> Result<BTreeMap<u32, (u64, u64)>, SpecError
         limits.insert(number, (value(limit.soft), value(limit.hard)));
     }
     Ok(limits)
+}
+
+/// Refuses limits that cannot be set, for the kernel's answer would name none: a process without `CAP_SYS_RESOURCE` never raises
+/// its hard limit (setrlimit(2)). `own` is the hard limit of the daemon, by the kernel's number; shims inherit it.
+///
+/// # Errors
+/// [`SpecError::UlimitTooHigh`].
+pub fn can_be_set(
+    limits: &BTreeMap<u32, (u64, u64)>,
+    may_raise: bool,
+    own: impl Fn(u32) -> Option<u64>,
+) -> Result<(), SpecError> {
+    for (number, (_, hard)) in limits.iter().filter(|_| !may_raise) {
+        if let Some(allowed) = own(*number).filter(|own| own < hard) {
+            return Err(SpecError::UlimitTooHigh { name: RLIMITS[*number as usize], wanted: *hard, allowed });
+        }
+    }
+    Ok(())
 }
 
 /// In the kernel's order (asm-generic/resource.h).

@@ -183,3 +183,14 @@ fn signals_are_names_or_numbers() {
     assert_eq!([n("SIGTERM"), n("term"), n("9"), n("SIGRTMIN+3"), n("WINCH")], [15, 15, 9, 37, 28].map(Some));
     assert_eq!([n("0"), n("65"), n("SIGNOPE"), n("")], [None; 4]);
 }
+
+#[test]
+fn a_limit_above_the_daemons_own_is_refused_unless_it_may_raise_it() {
+    let given = limits(&[Ulimit { name: "nofile".into(), soft: 10, hard: 100 }]).unwrap();
+    let own = |number| (number == 7).then_some(99);
+    let refused = can_be_set(&given, false, own).unwrap_err().to_string();
+    assert!(refused.starts_with("the ulimit nofile of 100 is above the 99 of the daemon"), "{refused}");
+    assert_eq!(can_be_set(&given, true, own), Ok(()));
+    assert_eq!(can_be_set(&given, false, |_| Some(100)), Ok(()));
+    assert_eq!(can_be_set(&given, false, |_| None), Ok(()));
+}

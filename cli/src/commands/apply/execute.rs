@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use futures_util::{StreamExt, stream};
 use http::Method;
 use serde_json::{Value, json};
 use skep_api::manifest::plan::{Plan, Step, each_reference};
@@ -21,10 +22,12 @@ use crate::commands::text;
 
 /// How long a network or file may be in use by tasks that are about to stop.
 const IN_USE: Duration = Duration::from_secs(60);
+/// Services that are under way together. Each waits until a majority of the managers has it on disk; they take many at once.
+pub const TOGETHER: usize = 16;
 
 /// Does everything that the plan says; ids of the services that were made or changed.
 ///
-/// A signal ends it: each object is then as it was or as it is wanted, and the error says which one was on its way.
+/// A signal ends it: each object is then as it was or as it is wanted, and the error says which one was waited for.
 ///
 /// # Errors
 /// What the cluster says to a step, with the name of the object; the signal.
@@ -36,13 +39,44 @@ pub async fn execute(
     ids: &mut BTreeMap<(FileKind, String), String>,
     interrupt: &mut Interrupt,
 ) -> anyhow::Result<Vec<String>> {
-    let mut touched = Vec::new();
-    for (done, step) in plan.steps.iter().enumerate() {
-        let of = plan.steps.len();
-        let said = || format!("stopped after {done} of {of} steps while {}; apply again to finish", doing(step));
-        touched.extend(interrupt.or(one(client, step, contents, logins, ids), said).await?);
+    let (mut touched, mut done, of) = (Vec::new(), 0, plan.steps.len());
+    while done < of {
+        // Services do not need each other to be made; all that they do need was made before them.
+        let together = plan.steps[done..].iter().take_while(|step| is_of_service(step)).count().max(1);
+        let batch = &plan.steps[done..done + together];
+        let mut made = Vec::new();
+        let mut outcomes =
+            stream::iter(batch.iter().map(|step| one(client, step, contents, logins, ids))).buffered(TOGETHER);
+        for step in batch {
+            let others = if together > 1 { " and others" } else { "" };
+            let what = doing(step);
+            let said = || format!("stopped after {done} of {of} steps while {what}{others}; apply again to finish");
+            made.extend(interrupt.or(async { outcomes.next().await.transpose() }, said).await?);
+            done += 1;
+        }
+        drop(outcomes);
+        for outcome in made {
+            match outcome {
+                Outcome::Service(id) => touched.push(id),
+                Outcome::File(kind, name, id) => drop(ids.insert((kind, name), id)),
+                Outcome::Nothing => {}
+            }
+        }
     }
     Ok(touched)
+}
+
+fn is_of_service(step: &Step) -> bool {
+    matches!(step, Step::MakeService { .. } | Step::ChangeService { .. })
+}
+
+/// What a step has brought.
+enum Outcome {
+    /// The id of a service that was made or changed.
+    Service(String),
+    /// The id of a secret or config that was made.
+    File(FileKind, String, String),
+    Nothing,
 }
 
 /// What a step is about, for messages.
@@ -58,14 +92,14 @@ fn doing(step: &Step) -> String {
     }
 }
 
-/// Does one step; the id of a service that was made or changed.
+/// Does one step.
 async fn one(
     client: &Client,
     step: &Step,
     contents: &[DeclaredFile],
     logins: &Logins,
-    ids: &mut BTreeMap<(FileKind, String), String>,
-) -> anyhow::Result<Option<String>> {
+    ids: &BTreeMap<(FileKind, String), String>,
+) -> anyhow::Result<Outcome> {
     match step {
         Step::MakeNetwork { body, .. } => {
             client.post("/networks/create", body).await.with_context(|| doing(step))?;
@@ -74,18 +108,17 @@ async fn one(
             let file = contents.get(*file).with_context(|| {
                 format!("the {} {name} is gone from the cluster, and its content is not known here", kind.word())
             })?;
-            let id = make_file(client, file, name).await?;
-            ids.insert((*kind, name.clone()), id);
+            return Ok(Outcome::File(*kind, name.clone(), make_file(client, file, name).await?));
         }
         Step::MakeService { name, spec } => {
             let made = logins.post(client, "/services/create", name, &with_ids(spec, ids)).await;
             let made = made.with_context(|| doing(step))?;
-            return Ok(Some(text(&serde_json::from_slice::<Value>(&made)?["ID"])));
+            return Ok(Outcome::Service(text(&serde_json::from_slice::<Value>(&made)?["ID"])));
         }
         Step::ChangeService { name, id, version, spec, .. } => {
             let path = format!("/services/{id}/update?version={version}&registryAuthFrom=spec");
             logins.post(client, &path, name, &with_ids(spec, ids)).await.with_context(|| doing(step))?;
-            return Ok(Some(id.clone()));
+            return Ok(Outcome::Service(id.clone()));
         }
         Step::RemoveService { name, id } => {
             remove_when_unused(client, "service", name, &format!("/services/{id}")).await?
@@ -97,7 +130,7 @@ async fn one(
             remove_when_unused(client, kind.word(), name, &format!("{}/{id}", path(*kind))).await?;
         }
     }
-    Ok(None)
+    Ok(Outcome::Nothing)
 }
 
 async fn make_file(client: &Client, file: &DeclaredFile, name: &str) -> anyhow::Result<String> {

@@ -21,7 +21,7 @@ use skep_api::manifest::plan::{How, Plan, Prune, Step, Wanted, plan};
 use skep_api::manifest::stack::DeclaredFile;
 
 use crate::client::Client;
-pub use execute::remove_when_unused;
+pub use execute::{TOGETHER, remove_when_unused};
 use inputs::InputFlags;
 use interrupt::Interrupt;
 use logins::Logins;

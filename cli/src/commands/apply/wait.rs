@@ -20,6 +20,8 @@ use crate::commands::{filters, text};
 const POLL: Duration = Duration::from_millis(200);
 /// How long a service must stay as it is wanted, as Docker's client has it.
 const STABLE: Duration = Duration::from_secs(5);
+/// Services that one request names: a request's line has 64 KiB at most, a service takes 40 bytes of it.
+const AT_ONCE: usize = 500;
 /// How long a cluster may give no answer.
 const UNSEEN: Duration = Duration::from_secs(20);
 /// Lines of the log of a task that failed.
@@ -143,6 +145,7 @@ async fn until_ready(
     let (start, mut since) = (Instant::now(), BTreeMap::<String, Instant>::new());
     let mut seen = start;
     loop {
+        let began = Instant::now();
         let looks = match look(client, services).await {
             Ok(looks) => looks,
             // A leader that changes or a daemon that starts anew is back soon; what was asked for goes on meanwhile.
@@ -184,27 +187,29 @@ async fn until_ready(
             }
             bail!("{message}");
         }
-        tokio::time::sleep(POLL).await;
+        // A large stack takes the managers some time to show: most of it is left to them for their work.
+        tokio::time::sleep(POLL.max(began.elapsed() * 4)).await;
     }
 }
 
 async fn look(client: &Client, services: &[String]) -> anyhow::Result<BTreeMap<String, Look>> {
-    if services.is_empty() {
-        return Ok(BTreeMap::new());
+    let mut looks = BTreeMap::new();
+    for services in services.chunks(AT_ONCE) {
+        let found: Vec<Value> = client.get(&format!("/services?filters={}", filters(&[("id", services)]))).await?;
+        let query = filters(&[("service", services), ("_up-to-date", &["true".to_owned()])]);
+        let tasks: Vec<Value> = client.get(&format!("/tasks?filters={query}")).await?;
+        let mut of_service: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
+        for task in &tasks {
+            of_service.entry(task["ServiceID"].as_str().unwrap_or_default()).or_default().push(task);
+        }
+        for service in &found {
+            let id = text(&service["ID"]);
+            let tasks = of_service.get(id.as_str()).map(Vec::as_slice).unwrap_or_default();
+            let look = Look::of(service, tasks);
+            looks.insert(id, look);
+        }
     }
-    let found: Vec<Value> = client.get(&format!("/services?filters={}", filters(&[("id", services)]))).await?;
-    let query = filters(&[("service", services), ("_up-to-date", &["true".to_owned()])]);
-    let tasks: Vec<Value> = client.get(&format!("/tasks?filters={query}")).await?;
-    let mut of_service: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
-    for task in &tasks {
-        of_service.entry(task["ServiceID"].as_str().unwrap_or_default()).or_default().push(task);
-    }
-    let one = |service: &Value| {
-        let id = text(&service["ID"]);
-        let tasks = of_service.get(id.as_str()).map(Vec::as_slice).unwrap_or_default();
-        (id, Look::of(service, tasks))
-    };
-    Ok(found.iter().map(one).collect())
+    Ok(looks)
 }
 
 /// What the newest task that failed says, and the last lines of its log; empty when none did.
