@@ -1,6 +1,7 @@
 //! skep's own client: Docker's verbs over the same socket as the docker CLI.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::ensure;
@@ -189,9 +190,13 @@ fn logs_are_followed_counted_and_stamped(lab: &Lab) {
     assert_eq!(both(&["logs", "-n", "1", "talker"]).lines().count(), 1);
     let stamped = both(&["logs", "-t", "--since", "1h", "--tail", "1", "talker"]);
     assert!(stamped.starts_with("20") && stamped.contains("Z t"), "{stamped}");
-    let follow = lab.skep_command(NODE, &["logs", "-f", "talker"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut follow = lab.skep_command(NODE, &["logs", "-f", "talker"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(follow.stdout.take().unwrap()).lines();
+    // It follows by now.
+    assert_eq!(lines.next().unwrap().unwrap(), "one");
     lab.skep(NODE, &["rm", "-f", "talker"]).unwrap();
-    assert!(stdout(&follow.wait_with_output().unwrap()).starts_with("one\n"));
+    assert_eq!(lines.next().unwrap().unwrap(), "three");
+    assert!(lines.next().is_none() && follow.wait().is_ok());
 
     let create = ["service", "create", "-d", "--name", "talk", "--replicas", "2", IMAGE];
     let script = ["sh", "-c", "echo hello; echo there >&2; exec sleep 1000"];
