@@ -125,7 +125,8 @@ fn changed(old: &Service, update: ServiceUpdate, state: &State) -> Result<Servic
     resolve_networks(&mut spec, state)?;
     files::check(&spec, state)?;
     keep_registry_auth(&mut spec, old, update.auth_from_previous);
-    service.update_status = update.rollback.then(|| UpdateStatus {
+    // A job is not updated: it runs again, and nobody would ever say that its rollback is complete.
+    service.update_status = (update.rollback && !spec.mode.is_job()).then(|| UpdateStatus {
         state: UpdateState::RollbackStarted,
         started_at: state.now(),
         completed_at: None,
@@ -353,4 +354,30 @@ fn check_ports(spec: &ServiceSpec) -> Result<(), ControlError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::World;
+
+    #[test]
+    fn a_rollback_is_told_of_services_that_are_updated_and_of_no_job() {
+        let job = ServiceMode::ReplicatedJob { max_concurrent: 1, total_completions: 1 };
+        for (mode, told) in [(ServiceMode::Replicated { replicas: 1 }, true), (job, false)] {
+            let mut world = World::new().nodes(1);
+            let id = world.add_service("web", mode, |_| {});
+            let first = world.service(id).unwrap();
+            let mut spec = first.spec.clone();
+            spec.task.force_update = 1;
+            let update = |at, spec, rollback| ServiceUpdate { at, spec, rollback, auth_from_previous: false };
+            let at = first.meta.version;
+            let second = changed(&first, update(at, spec, false), &world.view()).unwrap();
+            world.apply(Change::update(&second));
+            let second = world.service(id).unwrap();
+            let at = second.meta.version;
+            let back = changed(&second, update(at, second.spec.clone(), true), &world.view()).unwrap();
+            assert_eq!(back.update_status.map(|s| s.state), told.then_some(UpdateState::RollbackStarted));
+        }
+    }
 }
