@@ -32,7 +32,7 @@ impl Terminal {
         let slave: File = rustix::fs::open(path, OFlags::RDWR | OFlags::NOCTTY, Mode::empty())?.into();
         // It takes its standard input as the terminal of its session, which signals of resizing need.
         let mut session = Command::new("setsid");
-        session.args(["--ctty", "--wait"]).arg(command.get_program()).args(command.get_args());
+        session.env("TERM", "xterm").args(["--ctty", "--wait"]).arg(command.get_program()).args(command.get_args());
         for (name, value) in command.get_envs() {
             session.env(name, value.context("variables are set, not removed")?);
         }

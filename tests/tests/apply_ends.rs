@@ -82,6 +82,13 @@ fn progress_is_live_on_a_terminal_lines_in_a_pipe_and_json_on_request(files: &Fi
     assert_eq!(terminal.end().code(), Some(0), "{screen}");
     assert!(screen.contains('\u{1b}'), "{screen:?}");
 
+    // One that cannot draw gets lines.
+    let path = files.write(&one("web", "command: sleep 1000002"));
+    let mut command = files.lab.skep_command("m1", &["apply", "--stack", "shown", "-f", path.to_str().unwrap()]);
+    let terminal = Terminal::start(command.env("TERM", "dumb")).unwrap();
+    terminal.shows("shown_web: 1/1 tasks running");
+    assert_eq!(terminal.end().code(), Some(0));
+
     let changed = one("web", "command: sleep 1000001");
     let (code, out, err) = texts(&files.apply("shown", &changed, &[]));
     assert_eq!(code, Some(0), "{err}");

@@ -1,13 +1,12 @@
 //! Waiting until services are what was asked for, with something to look at meanwhile.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use http::Method;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use skep_proto::model::{dependency, schedule};
 use tokio::time::Instant;
@@ -251,14 +250,15 @@ async fn log(client: &Client, task: &str) -> anyhow::Result<Vec<String>> {
 /// Tells how far services are, each state once.
 struct Progress {
     show: Show,
-    /// Bars on a terminal.
+    /// Bars on a terminal that can draw.
     bars: Option<(MultiProgress, BTreeMap<String, ProgressBar>)>,
     told: BTreeMap<String, Look>,
 }
 
 impl Progress {
     fn new(show: Show) -> Self {
-        let live = show == Show::Text && std::io::stderr().is_terminal();
+        // A terminal that cannot draw (`TERM` is `dumb` or not set) gets lines.
+        let live = show == Show::Text && !ProgressDrawTarget::stderr().is_hidden();
         Self { show, bars: live.then(|| (MultiProgress::new(), BTreeMap::new())), told: BTreeMap::new() }
     }
 

@@ -1,7 +1,6 @@
 //! `skep pull`, and how pulling and loading go.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 
 use anyhow::bail;
 use bytes::{Bytes, BytesMut};
@@ -102,17 +101,18 @@ pub async fn follow(answer: Response<Incoming>, show: Show) -> anyhow::Result<()
 
 struct Progress {
     show: Show,
-    /// Bars by the id of their layer; `None` where there is no terminal.
+    /// Bars by the id of their layer; `None` where no terminal can draw them.
     bars: Option<(MultiProgress, BTreeMap<String, ProgressBar>)>,
 }
 
 impl Progress {
     fn new(show: Show) -> Self {
         let target = match show {
-            Show::StandardOutput if std::io::stdout().is_terminal() => Some(ProgressDrawTarget::stdout()),
-            Show::StandardError if std::io::stderr().is_terminal() => Some(ProgressDrawTarget::stderr()),
-            _ => None,
+            Show::StandardOutput => Some(ProgressDrawTarget::stdout()),
+            Show::StandardError => Some(ProgressDrawTarget::stderr()),
+            Show::Nothing => None,
         };
+        let target = target.filter(|target| !target.is_hidden());
         Self { show, bars: target.map(|target| (MultiProgress::with_draw_target(target), BTreeMap::new())) }
     }
 
