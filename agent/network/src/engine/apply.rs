@@ -96,6 +96,14 @@ impl Inner {
         result.and(inherited)
     }
 
+    /// Has the next view do all anew after a failure.
+    pub(super) fn or_behind<T>(&self, result: Result<T, NetworkError>) -> Result<T, NetworkError> {
+        if result.is_err() {
+            self.behind.store(true, Ordering::Relaxed);
+        }
+        result
+    }
+
     /// Makes a view the one that counts from now on; gives the published ports of UDP that are new.
     fn take(&self, remembered: &Remembered, view: &Arc<NetworkView>, backends: Backends) -> BTreeSet<u16> {
         let mut state = self.state();

@@ -68,7 +68,8 @@ impl NodeNetwork {
                 (state.remembered.index, state.view.clone())
             };
             if let Some(index) = index {
-                inner.sync_tunnel(index, &view).await?;
+                let synced = inner.sync_tunnel(index, &view).await;
+                inner.or_behind(synced)?;
             }
             Ok(true)
         };

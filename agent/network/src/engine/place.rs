@@ -59,7 +59,7 @@ impl Inner {
             Some(index) => self.sync_tunnel(index, &view).await,
             None => Ok(()),
         };
-        forgotten.and(moved).and(tunnel)
+        self.or_behind(forgotten.and(moved).and(tunnel))
     }
 
     pub(super) async fn leave(self: Arc<Self>) -> Result<(), NetworkError> {
