@@ -62,8 +62,6 @@ pub const TASK_GROUP: u32 = 0x534b_0001;
 pub const BRIDGE_GROUP: u32 = 0x534b_0002;
 /// Group of sandboxes' ports on local bridges.
 pub const PORT_GROUP: u32 = 0x534b_0003;
-/// VXLAN network of the routing mesh. Numbers below 4096 are never given to networks of the cluster.
-pub const MESH_VNI: u32 = 16;
 /// Connection mark of a connection that came by the mesh: this and the entry node's index.
 pub const MESH_MARK: u32 = 0x5100_0000;
 /// The part of a mark that tells that it is ours.
@@ -190,6 +188,14 @@ impl Underlay {
     /// That of IPv4, or else that of IPv6.
     pub fn preferred(&self) -> Option<IpAddr> {
         self.v4.map(IpAddr::V4).or(self.v6.map(IpAddr::V6))
+    }
+
+    /// That of the same version of IP as `other`.
+    pub fn alike(&self, other: IpAddr) -> Option<IpAddr> {
+        match other {
+            IpAddr::V4(_) => self.v4.map(IpAddr::V4),
+            IpAddr::V6(_) => self.v6.map(IpAddr::V6),
+        }
     }
 
     /// All of them.

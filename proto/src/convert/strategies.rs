@@ -230,7 +230,7 @@ structs! {
     NetworkSpec { annotations, driver, ipv6, internal, ingress, attachable, ipam, ipam_options }
     IpamConfig { subnet, range, gateway, reserved }
     Subnet { subnet, range, gateway }
-    Cluster { id, meta, spec, root_ca, join_tokens, address_pools, subnet_size, data_path_port, format, unlock, rotation }
+    Cluster { id, meta, spec, root_ca, join_tokens, address_pools, subnet_size, data_path_port, format, unlock, rotation, ingress_removed }
     Unlock { key }
     RootRotation { root, cross_signed, join_tokens }
     ClusterSpec {

@@ -44,6 +44,7 @@ impl Inner {
                 underlay: place.underlay(),
                 peers: plan::node::peers(&view, place.node),
                 ingress: plan::node::ingress(&view, &Backends::of(&view)),
+                mesh: plan::encryption::Mesh::of(&view, self.config.vxlan_port),
             };
             self.bring(remembered, view).await
         };

@@ -13,6 +13,7 @@ use super::state::{Record, Remembered};
 use crate::config::Underlay;
 use crate::error::NetworkError;
 use crate::names::DnsPorts;
+use crate::plan::encryption::Mesh;
 use crate::record;
 
 /// What the file of a sandbox holds.
@@ -113,7 +114,7 @@ impl Remembered {
             underlay: self.underlay.v6,
             peers: self.peers.iter().filter_map(|(index, peer)| Some((*index, peer.v6?))).collect(),
         };
-        record::write(path, &(v4, v6))
+        record::write(path, &(v4, (v6, self.mesh)))
     }
 
     /// Reads it from a file; nothing is remembered where there is none.
@@ -121,7 +122,11 @@ impl Remembered {
     /// # Errors
     /// [`NetworkError::Record`].
     pub fn read(path: &Path) -> Result<Self, NetworkError> {
-        let (v4, v6): (Remembered4, Remembered6) = record::read_with(path)?.unwrap_or_default();
+        let (v4, (v6, mesh)): (Remembered4, (Remembered6, Mesh)) = match record::read_with(path) {
+            Ok(found) => found.unwrap_or_default(),
+            // Of a daemon that did not remember the mesh: there was one kind of it.
+            Err(_) => record::read_with(path)?.map(|(v4, v6)| (v4, (v6, Mesh::default()))).unwrap_or_default(),
+        };
         let mut peers: BTreeMap<u16, Underlay> = BTreeMap::new();
         for (index, address) in v4.peers {
             peers.entry(index).or_default().v4 = Some(address);
@@ -130,7 +135,7 @@ impl Remembered {
             peers.entry(index).or_default().v6 = Some(address);
         }
         let underlay = Underlay { v4: v4.underlay, v6: v6.underlay };
-        Ok(Self { index: v4.index, underlay, peers, ingress: v4.ingress })
+        Ok(Self { index: v4.index, underlay, peers, ingress: v4.ingress, mesh })
     }
 }
 
@@ -168,9 +173,17 @@ mod tests {
             underlay: Underlay { v4, v6 },
             peers: [(1, Underlay { v4, v6 }), (2, Underlay { v4, v6: None }), (3, Underlay { v4: None, v6 })].into(),
             ingress: BTreeMap::new(),
+            mesh: Mesh { encrypted: false, mtu: Some(1400), port: 4789 },
         };
         all.write(&path).unwrap();
         assert_eq!(Remembered::read(&path).unwrap(), all);
+        let before_mesh = (
+            Remembered4 { index: Some(7), ..Remembered4::default() },
+            Remembered6 { underlay: v6, ..Remembered6::default() },
+        );
+        record::write(&path, &before_mesh).unwrap();
+        let read = Remembered::read(&path).unwrap();
+        assert_eq!((read.index, read.underlay.v6, read.mesh), (Some(7), v6, Mesh::default()));
         let old =
             Remembered4 { index: Some(7), underlay: v4, peers: [(2, v4.unwrap())].into(), ..Remembered4::default() };
         record::write(&path, &old).unwrap();

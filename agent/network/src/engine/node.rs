@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use skep_proto::model::network::INGRESS_VNI;
 
 use super::state::Bridge;
 use super::sysctl;
 use crate::config::{
-    BRIDGE_GROUP, Config, IPV6_MIN_MTU, MESH_MARK, MESH_MASK, MESH_RULE, MESH_TABLE, MESH_VNI, Underlay, mesh_next_hop,
+    BRIDGE_GROUP, Config, IPV6_MIN_MTU, MESH_MARK, MESH_MASK, MESH_RULE, MESH_TABLE, Underlay, mesh_next_hop,
     mesh_range, node_addresses, twin, twin_net, wireguard_range,
 };
 use crate::error::{NetworkError, Step};
@@ -117,7 +118,7 @@ impl Node {
             rtnl.send(Requests::new().replace_route(range, Via::Nowhere, MAIN_TABLE)).step("close the way around")?;
         }
         self.tables.set(netns, node_tables(facts)).step("load the node's rules")?;
-        mesh.sync(config, &mut rtnl, &facts.peers)?;
+        mesh.sync(config, &mut rtnl, &facts.peers, &own.path)?;
         self.mesh = Some(mesh);
         Ok(())
     }
@@ -172,7 +173,7 @@ impl Mesh {
         let Own { index, path: Path { local, port, mtu }, .. } = own;
         let name = config.names().mesh();
         let mac = Some(Mac::of_node(index));
-        let vxlan = Vxlan { name: &name, vni: MESH_VNI, local, port, mtu, proxy: false, mac };
+        let vxlan = Vxlan { name: &name, vni: INGRESS_VNI, local, port, mtu, proxy: false, mac };
         rtnl.send(Requests::new().add_vxlan(&vxlan)).step("make the mesh link")?;
         // Clients' addresses come in by it (loose reverse path, also this node's own), answers to 127.0.0.1 too.
         let parameters = [("rp_filter", "2"), ("accept_local", "1"), ("route_localnet", "1")];
@@ -232,8 +233,14 @@ impl Mesh {
         Ok(Self { link, entries: entries.collect(), routes: routes.collect(), ipv6: own.carries_ipv6() })
     }
 
-    fn sync(&mut self, config: &Config, rtnl: &mut Rtnl, peers: &BTreeMap<u16, Underlay>) -> Result<(), NetworkError> {
-        let entries = mesh_entries(peers, config.infra, self.ipv6);
+    fn sync(
+        &mut self,
+        config: &Config,
+        rtnl: &mut Rtnl,
+        peers: &BTreeMap<u16, Underlay>,
+        path: &Path,
+    ) -> Result<(), NetworkError> {
+        let entries = mesh_entries(peers, path, config.infra, self.ipv6);
         let shares = || peers.keys().filter_map(|index| node_addresses(config.infra, *index));
         let v4 = shares().map(|node| (IpNet::V4(node.tasks), IpAddr::V4(node.mesh)));
         let v6 = shares().filter(|_| self.ipv6);

@@ -16,6 +16,7 @@ use crate::error::NetworkError;
 use crate::names::SandboxDns;
 use crate::netlink::Neighbour;
 use crate::plan::change::Backends;
+use crate::plan::encryption::Mesh;
 use crate::plan::names::LocalName;
 use crate::plan::node::{BridgeFacts, Ends, NodeFacts};
 use crate::spec::{
@@ -104,6 +105,8 @@ pub struct Remembered {
     pub peers: BTreeMap<u16, Underlay>,
     /// Published ports of the routing mesh.
     pub ingress: BTreeMap<(Protocol, u16), (u16, Vec<Ipv4Addr>)>,
+    /// How the routing mesh gets to other nodes.
+    pub mesh: Mesh,
 }
 
 /// All bookkeeping.
@@ -306,11 +309,13 @@ impl State {
         let on_bridges = on_bridges.filter(|(_, link)| matches!(link.kind, LinkKind::Bridge(_)));
         let port =
             |(record, link): (&Record, &SandboxLink)| (names.bridge_port(record.slot, link.number()), link.sender());
+        let mesh = &self.remembered.mesh;
+        let mesh_port = (!mesh.encrypted).then_some(mesh.port);
         NodeFacts {
             bridges: bridges.collect(),
             ports: on_bridges.map(port).collect(),
             names,
-            vxlan_ports: self.vxlan_ports.iter().copied().chain([config.vxlan_port]).collect(),
+            vxlan_ports: self.vxlan_ports.iter().copied().chain([config.vxlan_port]).chain(mesh_port).collect(),
             tunnels: wireguard_range(config.infra),
             mesh: self.remembered.index.is_some(),
             ipv6: self.ipv6,

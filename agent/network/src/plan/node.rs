@@ -18,7 +18,7 @@ use skep_proto::model::service::{Protocol, PublishMode};
 use skep_proto::model::view::NetworkView;
 
 use super::change::{Backends, Change};
-use super::encryption;
+use super::encryption::{self, Path};
 use super::senders::{self, Groups, Sender};
 use crate::config::{
     BRIDGE_GROUP, LOOPBACK_TWIN, LinkNames, MESH_MARK, MESH_MASK, PORT_GROUP, PUBLISHED_MARK, TASK_GROUP, Underlay,
@@ -157,13 +157,15 @@ pub fn changes_ingress(before: &NetworkView, after: &NetworkView, change: &Chang
     services.flatten().flat_map(|service| &service.ports).any(|port| port.mode == PublishMode::Ingress)
 }
 
-/// Entries of the mesh link: where the other nodes are. With `ipv6` they are there by their twin addresses too.
-pub fn mesh_entries(peers: &BTreeMap<u16, Underlay>, infra: IpNet, ipv6: bool) -> BTreeSet<Neighbour> {
+/// Entries of the mesh link, whose path is `path`: where the other nodes are. With `ipv6` they are there by their twin
+/// addresses too. A node that has no address of the path's version of IP is not reached.
+pub fn mesh_entries(peers: &BTreeMap<u16, Underlay>, path: &Path, infra: IpNet, ipv6: bool) -> BTreeSet<Neighbour> {
     let mut entries = BTreeSet::new();
-    for index in peers.keys() {
-        if let Some(addresses) = node_addresses(infra, *index) {
+    for (index, underlay) in peers {
+        let Some(addresses) = node_addresses(infra, *index) else { continue };
+        let end = if path.is_encrypted() { Some(addresses.wireguard.into()) } else { underlay.alike(path.local) };
+        if let Some(end) = end {
             let mac = Mac::of_node(*index);
-            let end = IpAddr::V4(addresses.wireguard);
             entries.extend([Neighbour::Tunnel(mac, end), Neighbour::Address(IpAddr::V4(addresses.mesh), mac)]);
             entries.extend(ipv6.then(|| Neighbour::Address(IpAddr::V6(twin(addresses.mesh)), mac)));
         }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use skep_network::{BridgeSpec, Config, FakeNames, NodeNetwork, OverlayAttachment, Place, SandboxId, SandboxSpec};
-use skep_proto::model::network::Subnet;
+use skep_proto::model::network::{INGRESS_VNI, Subnet};
 use skep_proto::model::service::{EndpointMode, PortConfig, Protocol, PublishMode, VirtualIp};
 use skep_proto::model::view::{EndpointAddress, EndpointView, NetworkView, OverlayNetwork, Peer, ServiceView};
 use skep_proto::model::{NetworkId, NodeId, ServiceId, TaskId};
@@ -181,6 +181,14 @@ impl World {
         let id = self.network(number);
         self.view.networks.get_mut(&id).unwrap().encrypted = false;
         id
+    }
+
+    /// Makes the routing mesh with or without encryption, as the operator may.
+    pub fn mesh(&mut self, encrypted: bool) {
+        let id = self.network(16);
+        let mesh = self.view.networks.get_mut(&id).unwrap();
+        (mesh.vni, mesh.encrypted) = (INGRESS_VNI, encrypted);
+        mesh.subnets.clear();
     }
 
     /// Adds a network `10.0.NUMBER.0/24`.
