@@ -22,6 +22,7 @@ mod keeper;
 mod kernel;
 mod process;
 mod protocol;
+mod records;
 mod socket;
 mod wireguard;
 
