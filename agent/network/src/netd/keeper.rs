@@ -18,8 +18,10 @@ use crate::dns::forward::Forwarder;
 use crate::dns::zone::Zones;
 use crate::error::NetworkError;
 use crate::netd::NetdError;
+use crate::netd::journal::Journal;
 use crate::netd::protocol::{Reply, Request, Served};
 use crate::netd::records::{Records, Start};
+use crate::netd::told::Edition;
 use crate::netd::wireguard::{FOLLOW, Given, Owner};
 use crate::spec::SandboxId;
 use crate::tunnel::Tunnel;
@@ -55,8 +57,10 @@ pub enum Command {
 pub struct Keeper {
     records: Records,
     zones: watch::Sender<Arc<Zones>>,
-    /// They could not be written.
-    zones_dirty: bool,
+    /// How the daemon calls them.
+    edition: Option<Edition>,
+    /// Where changes of them go; `None` while they could not be written.
+    journal: Option<Journal>,
     sandboxes: BTreeMap<SandboxId, Entry>,
     forwarder: Arc<Forwarder>,
     tasks: TaskTracker,
@@ -79,11 +83,12 @@ impl Keeper {
         forwarder: Arc<Forwarder>,
         tasks: TaskTracker,
     ) -> Result<Self, NetdError> {
-        let zones = watch::Sender::new(Arc::new(start.zones));
+        let zones = watch::Sender::new(Arc::new(start.zones.zones));
         let mut keeper = Self {
             records,
             zones,
-            zones_dirty: false,
+            edition: start.zones.edition,
+            journal: None,
             sandboxes: BTreeMap::new(),
             forwarder,
             tasks,
@@ -150,7 +155,7 @@ impl Keeper {
                     ticks = ticks.wrapping_add(1);
                     self.mend_tunnel();
                     self.sweep(ticks.is_multiple_of(SWEEP)).await;
-                    if self.zones_dirty {
+                    if self.journal.is_none() {
                         self.flush().await;
                     }
                 }
@@ -175,7 +180,7 @@ impl Keeper {
                 let is_frozen = frozen.is_some();
                 self.frozen |= answer.send(frozen).is_ok() && is_frozen;
             }
-            Command::Thaw => self.thaw(),
+            Command::Thaw => self.thaw().await,
             Command::Finish(answer) => {
                 let _ = answer.send(refused("there was no hand-over"));
             }
@@ -203,6 +208,7 @@ impl Keeper {
                 self.put_zones(zones).await;
                 Reply::Done
             }
+            Request::PatchZones(update) => self.patch_zones(update).await,
             Request::Sandboxes => Reply::Sandboxes(self.served()),
             Request::PutTunnel(tunnel) => self.put_tunnel(tunnel).await,
             Request::RemoveTunnel => {
@@ -225,7 +231,9 @@ impl Keeper {
 }
 
 /// Writes beside the loop that answers questions: to replace a file may wait for the disk.
-async fn write(act: impl FnOnce() -> Result<(), NetworkError> + Send + 'static) -> Result<(), NetdError> {
+async fn write<T: Send + 'static>(
+    act: impl FnOnce() -> Result<T, NetworkError> + Send + 'static,
+) -> Result<T, NetdError> {
     let failed =
         |error| NetworkError::Record { step: "write", path: "a record".into(), source: io::Error::other(error) };
     let written = tokio::task::spawn_blocking(act).await.map_err(failed).flatten();

@@ -199,6 +199,7 @@ async fn converse(mut stream: UnixStream, keeper: &mpsc::Sender<Command>, gone: 
             request @ (Request::PutSandbox(_)
             | Request::RemoveSandbox(_)
             | Request::PutZones(_)
+            | Request::PatchZones(_)
             | Request::Sandboxes
             | Request::PutTunnel(_)
             | Request::RemoveTunnel

@@ -1,16 +1,18 @@
-//! What the process keeps on disk: zones, sandboxes, and the WireGuard link.
+//! What the process keeps on disk: zones with the journal of their changes, sandboxes, and the WireGuard link.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::dns::zone::{self, Zones, Zones6};
 use crate::error::NetworkError;
+use crate::netd::journal::{self, Journal};
 use crate::netd::protocol::Served;
+use crate::netd::told::Told;
 use crate::netd::wireguard::Owner;
 use crate::record;
 use crate::spec::SandboxId;
@@ -20,7 +22,7 @@ use crate::tunnel::Tunnel;
 #[derive(Default)]
 pub struct Start {
     /// All zones.
-    pub zones: Zones,
+    pub zones: Told,
     /// All sandboxes.
     pub sandboxes: Vec<Served>,
     /// Open sockets of a predecessor.
@@ -43,6 +45,10 @@ impl Records {
 
     fn zones(&self) -> PathBuf {
         self.dir.join("zones")
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.dir.join("zones.journal")
     }
 
     fn sandboxes(&self) -> PathBuf {
@@ -80,18 +86,28 @@ impl Records {
         }
     }
 
-    fn load_zones(&self) -> Zones {
-        let (mut zones, ipv6) = read_parts_or_set_aside::<Zones, Zones6>(&self.zones());
-        zone::complete(&mut zones, ipv6);
-        zones
+    fn load_zones(&self) -> Told {
+        let mut told = or_set_aside(&self.zones(), record::read_as(&self.zones(), Told::parse));
+        match journal::replay(&self.journal(), &mut told) {
+            Ok((taken, false)) => tracing::debug!(taken, "changes of zones were read from the journal"),
+            Ok((taken, true)) => tracing::warn!(taken, "the last change of zones was not whole and is left out"),
+            Err(error) => tracing::error!(%error, path = %self.journal().display(),
+                "the journal of zones cannot be read: names may be old until the daemon tells them"),
+        }
+        told
     }
 
-    /// Writes the zones.
+    /// Writes the zones whole, and begins a journal of what changes from then on.
     ///
     /// # Errors
     /// [`NetworkError::Record`].
-    pub fn write_zones(&self, zones: &Zones) -> Result<(), NetworkError> {
-        record::write(&self.zones(), &(zones, zone::ipv6_of(zones)))
+    pub fn write_zones(&self, zones: &Told) -> Result<Journal, NetworkError> {
+        let path = self.journal();
+        let failed =
+            |path: &Path, source| NetworkError::Record { step: "write", path: path.display().to_string(), source };
+        let behind = zones.behind().map_err(|error| failed(&self.zones(), io::Error::other(error)))?;
+        let size = record::write_with(&self.zones(), zones, &behind)?;
+        Journal::begin(&path, size).map_err(|source| failed(&path, source))
     }
 
     /// Writes the sandboxes.
@@ -116,20 +132,17 @@ fn boot() -> String {
 }
 
 fn read_or_set_aside<T: DeserializeOwned + Default>(path: &Path) -> T {
-    read_parts_or_set_aside::<T, ()>(path).0
+    or_set_aside(path, record::read(path))
 }
 
-fn read_parts_or_set_aside<T: DeserializeOwned + Default, U: DeserializeOwned + Default>(path: &Path) -> (T, U) {
-    match record::read_with(path) {
-        Ok(value) => value.unwrap_or_default(),
-        Err(error) => {
-            let aside = path.with_extension("damaged");
-            tracing::error!(%error, source = ?std::error::Error::source(&error), aside = %aside.display(),
-                "a record of the name server cannot be read and is set aside");
-            if let Err(error) = fs::rename(path, &aside) {
-                tracing::warn!(%error, "cannot set the record aside");
-            }
-            Default::default()
+fn or_set_aside<T: Default>(path: &Path, read: Result<Option<T>, NetworkError>) -> T {
+    read.map(Option::unwrap_or_default).unwrap_or_else(|error| {
+        let aside = path.with_extension("damaged");
+        tracing::error!(%error, source = ?std::error::Error::source(&error), aside = %aside.display(),
+            "a record of the name server cannot be read and is set aside");
+        if let Err(error) = fs::rename(path, &aside) {
+            tracing::warn!(%error, "cannot set the record aside");
         }
-    }
+        T::default()
+    })
 }

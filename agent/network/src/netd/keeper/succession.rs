@@ -25,7 +25,7 @@ impl Keeper {
         let kept = self.tunnel.give()?;
         let open: Vec<(&SandboxId, &Open)> =
             self.sandboxes.iter().filter_map(|(id, entry)| Some((id, entry.open.as_ref()?))).collect();
-        let (zones, sandboxes) = ((**self.zones.borrow()).clone(), self.served());
+        let (zones, sandboxes) = (self.told(), self.served());
         let sockets = open.iter().flat_map(|(_, open)| open.server.fds()).collect();
         let open = open.iter().map(|(id, _)| (*id).clone()).collect();
         if !with_tunnel {
@@ -45,8 +45,10 @@ impl Keeper {
     }
 
     /// Takes changes again: the successor failed.
-    pub(super) fn thaw(&mut self) {
+    pub(super) async fn thaw(&mut self) {
         self.frozen = false;
+        // It may have begun a journal in place of ours.
+        self.flush().await;
         if let Some(given) = self.given.take() {
             self.missing = Some(given.wanted.clone());
             match Owner::adopt(given) {
