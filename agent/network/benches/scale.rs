@@ -4,6 +4,7 @@
 //! A node with ten tasks on a network of a thousand nodes and a thousand services is told that one task moved; the same
 //! where all tasks are of one service; and how long a connection to a virtual address takes to be made with 1, 100 and
 //! `TASKS` tasks behind it (the kernel's table of neighbours has 1,024 by default). The kernel is the real one, the other nodes exist in what the managers say alone.
+//! The name server of that node is one that only remembers; what its names cost, with a real one that keeps them on disk, is told beside it.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stdout, missing_docs, reason = "a benchmark")]
 
 #[path = "../tests/world/mod.rs"]
@@ -15,8 +16,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use skep_network::netd::{self, NetdConfig};
+use skep_network::plan::change::Backends;
+use skep_network::plan::names::{Book, Sources};
 use skep_proto::model::node::WireGuard;
-use skep_proto::model::view::{EndpointAddress, EndpointView, Peer};
+use skep_proto::model::view::{EndpointAddress, EndpointView, NetworkView, Peer};
 use skep_proto::model::{NetworkId, NodeId, ServiceId, TaskId};
 use world::{World, serve_tcp, within};
 
@@ -120,6 +124,48 @@ async fn move_tasks(w: &mut World, network: NetworkId, each: u32, of: u32) {
     println!("one task moved, {HERE} namespaces: median {:.2?}, processor {spent:.2?} each", median(times));
 }
 
+/// Moves tasks as above; tells what it takes to plan the names that differ, and to have the name server serve and keep them.
+async fn move_names(w: &mut World, network: NetworkId, each: u32, of: u32) {
+    let sources = |view: &NetworkView| Sources {
+        view: Arc::new(view.clone()),
+        backends: Backends::of(view),
+        ..Sources::default()
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let config = NetdConfig::new(folder.path());
+    let serving = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(netd::run(config)).unwrap();
+    });
+    while !folder.path().join("netd.sock").exists() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let client = netd::Client::start(netd::ClientConfig::new(folder.path(), "/nonexistent")).await.unwrap();
+    let began = Instant::now();
+    let mut book = Book::of(sources(&w.view));
+    let planned = began.elapsed();
+    let (zones, began) = (book.zones().clone(), Instant::now());
+    client.put_zones(zones).await.unwrap();
+    println!("all names: planned in {planned:.2?}, told in {:.2?}", began.elapsed());
+    let (mut planned, mut told) = (Vec::new(), Vec::new());
+    for round in 0..rounds() {
+        let old = HERE + 1 + rounds() + round;
+        let service = ServiceId(u128::from((old - 1) / each + 1));
+        w.view.endpoints.remove(&TaskId(u128::from(old)));
+        endpoint(w, of + 1 + rounds() + round, service, network, NodeId(u128::from(round % 900 + 2)));
+        let next = sources(&w.view);
+        let began = Instant::now();
+        let patch = book.follow(next);
+        planned.push(began.elapsed());
+        let began = Instant::now();
+        assert!(client.patch_zones(patch).await.unwrap());
+        told.push(began.elapsed());
+    }
+    println!("names of one task moved: planned in {:.2?}, told in {:.2?}", median(planned), median(told));
+    client.stop().await.unwrap();
+    serving.join().unwrap();
+}
+
 /// Median time to connect from one namespace, and the same again without the virtual address.
 async fn connect(behind: u32) {
     let mut w = World::new(1);
@@ -165,10 +211,12 @@ async fn main() {
     println!("{NODES} nodes, {SERVICES} services of {TASKS_EACH} tasks");
     let (mut w, network, here) = cluster(NODES, SERVICES, TASKS_EACH).await;
     move_tasks(&mut w, network, TASKS_EACH, SERVICES * TASKS_EACH).await;
+    move_names(&mut w, network, TASKS_EACH, SERVICES * TASKS_EACH).await;
     drop((w, here));
     println!("{NODES} nodes, one service of 1000 tasks");
     let (mut w, network, here) = cluster(NODES, 1, 1000).await;
     move_tasks(&mut w, network, 1000, 1000).await;
+    move_names(&mut w, network, 1000, 1000).await;
     drop((w, here));
     let most = std::env::var("TASKS").ok().and_then(|text| text.parse().ok()).unwrap_or(300);
     for behind in [1, 100, most] {

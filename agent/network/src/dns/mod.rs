@@ -3,10 +3,11 @@
 //! ```text
 //! datagram or stream -> message::parse -> resolve::decide -> reply, or forward::Forwarder -> reply
 //! ```
-//! `zone`, `message` and `resolve` do no I/O.
+//! `zone`, `patch`, `message` and `resolve` do no I/O.
 
 pub mod forward;
 pub mod message;
+pub mod patch;
 pub mod resolve;
 pub mod server;
 pub mod upstream;

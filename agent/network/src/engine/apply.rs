@@ -19,7 +19,7 @@ use crate::netlink::Rtnl;
 use crate::plan;
 use crate::plan::change::{Backends, Change};
 use crate::plan::leaving::Places;
-use crate::spec::{DEFAULT_BRIDGE, SandboxId};
+use crate::spec::SandboxId;
 
 impl Inner {
     pub(super) async fn apply(self: Arc<Self>, view: Arc<NetworkView>) -> Result<(), NetworkError> {
@@ -171,7 +171,7 @@ impl Inner {
             }
             sandboxes = sandboxes.and(self.refresh(&id, live).await);
         }
-        self.publish_zones().await;
+        self.publish_all_zones().await;
         self.cut_later(Due { gone, opened, ..Due::default() }, plan::leaving::drained(&change));
         node.and(tunnel).and(switches).and(sandboxes).and(inherited).and(names)
     }
@@ -291,23 +291,6 @@ impl Inner {
             }
         }
         result
-    }
-
-    /// Tells the name server the zones, if they changed. It is asked again at the next change when it does not answer.
-    pub(super) async fn publish_zones(&self) {
-        let mut told = self.zones.lock().await;
-        let zones = {
-            let state = self.state();
-            let bridges: Vec<String> = state.bridges.keys().filter(|b| *b != DEFAULT_BRIDGE).cloned().collect();
-            plan::names::zones(&state.view, &bridges, &state.local_names())
-        };
-        if told.as_ref() == Some(&zones) {
-            return;
-        }
-        match self.names.put_zones(zones.clone()).await {
-            Ok(()) => *told = Some(zones),
-            Err(error) => tracing::warn!(%error, "the name server cannot be told the names"),
-        }
     }
 }
 

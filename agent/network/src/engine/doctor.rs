@@ -15,9 +15,8 @@ use crate::config::{ENCRYPTED_PORT, WIREGUARD_OVERHEAD, first_v4, node_addresses
 use crate::doctor::{self, Ask, Echo, Features, Link, Needed, Seen, Truth};
 use crate::error::{NetworkError, Step};
 use crate::netlink::{Requests, Rtnl, Vxlan};
-use crate::spec::DEFAULT_BRIDGE;
+use crate::nft;
 use crate::tunnel::{TunnelPeerStatus, TunnelStatus};
-use crate::{nft, plan};
 
 /// Small packets, and full ones, to each node.
 const SMALL: u16 = 5;
@@ -285,15 +284,6 @@ impl Inner {
             None => Some(format!("link {name} is gone")),
         };
         Ok((rules, wanted.into_iter().filter_map(differs).collect()))
-    }
-
-    async fn told_all_names(&self) -> bool {
-        let told = self.zones.lock().await;
-        let state = self.state();
-        let bridges: Vec<String> = state.bridges.keys().filter(|b| *b != DEFAULT_BRIDGE).cloned().collect();
-        let wanted = plan::names::zones(&state.view, &bridges, &state.local_names());
-        // A node without any name has nothing to tell.
-        told.as_ref().map_or_else(|| wanted == Default::default(), |told| *told == wanted)
     }
 }
 

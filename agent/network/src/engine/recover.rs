@@ -71,7 +71,7 @@ pub fn recover(config: Config, place: Place, node_netns: Netns, names: Arc<dyn N
         applying: AsyncMutex::new(()),
         behind: AtomicBool::new(false),
         names_checked: AtomicBool::new(false),
-        zones: AsyncMutex::new(None),
+        published: AsyncMutex::default(),
         cuts: Cuts::default(),
     };
     complete_task_links(&inner)?;

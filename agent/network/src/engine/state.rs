@@ -17,7 +17,7 @@ use crate::names::SandboxDns;
 use crate::netlink::Neighbour;
 use crate::plan::change::Backends;
 use crate::plan::encryption::Mesh;
-use crate::plan::names::LocalName;
+use crate::plan::names::{LocalName, Sources};
 use crate::plan::node::{BridgeFacts, Ends, NodeFacts};
 use crate::spec::{
     Addressing, DEFAULT_BRIDGE, HostPort, LinkKind, Sandbox, SandboxId, SandboxLink, SandboxSpec, resolv_conf,
@@ -333,11 +333,23 @@ impl State {
         there.filter_map(SandboxLink::neighbour6).collect()
     }
 
+    /// What the zones follow from.
+    pub fn name_sources(&self) -> Sources {
+        let bridges = self.bridges.keys().filter(|name| *name != DEFAULT_BRIDGE);
+        Sources {
+            view: self.view.clone(),
+            backends: self.backends.clone(),
+            bridges: bridges.cloned().collect(),
+            local: self.local_names(),
+        }
+    }
+
     /// Names of this node's sandboxes that were asked for with them.
-    pub fn local_names(&self) -> Vec<LocalName> {
+    fn local_names(&self) -> BTreeMap<SandboxId, Vec<LocalName>> {
         use crate::dns::zone::ZoneKey;
-        let mut all = Vec::new();
+        let mut sandboxes = BTreeMap::new();
         for record in self.records.values() {
+            let mut all = Vec::new();
             // The others of a service's task are the service's: they lead there only while it serves.
             let of_task = record.spec.task.and_then(|task| self.view.endpoints.get(&task));
             let count = if of_task.is_some_and(|endpoint| endpoint.service.is_some()) { 1 } else { usize::MAX };
@@ -359,8 +371,9 @@ impl State {
                     });
                 }
             }
+            sandboxes.insert(record.spec.id.clone(), all);
         }
-        all
+        sandboxes
     }
 }
 

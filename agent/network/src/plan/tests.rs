@@ -1,5 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use skep_proto::model::pod::PortRedirect;
 use skep_proto::model::service::{EndpointMode, PortConfig, Protocol, PublishMode, VirtualIp};
@@ -8,13 +9,14 @@ use skep_proto::model::{NetworkId, NodeId, ServiceId, TaskId};
 
 use super::change::{Backends, Change};
 use super::leaving::{self, Places};
-use super::names::{LocalName, zones};
+use super::names::{Book, LocalName, Sources};
 use super::vip::Behind;
 use super::{node, overlay, vip};
 use crate::config::twin;
-use crate::dns::zone::{Known, ZoneKey};
+use crate::dns::zone::{Known, ZoneKey, Zones};
 use crate::mac::Mac;
 use crate::netlink::Neighbour;
+use crate::spec::SandboxId;
 
 const LED: PortRedirect = PortRedirect { protocol: Protocol::Tcp, port: 80, target: 8080 };
 const NET: NetworkId = NetworkId(1);
@@ -174,6 +176,13 @@ fn a_virtual_address_leads_to_serving_tasks_and_stays_known_without_any() {
     );
 }
 
+fn zones(view: &NetworkView, bridges: &[&str], local: &[LocalName]) -> Zones {
+    let local = BTreeMap::from([(SandboxId::new("one").unwrap(), local.to_vec())]);
+    let bridges = bridges.iter().map(|name| (*name).to_owned()).collect();
+    let sources = Sources { view: Arc::new(view.clone()), backends: Backends::of(view), bridges, local };
+    Book::of(sources).zones().clone()
+}
+
 #[test]
 fn an_alias_of_a_service_leads_where_its_name_does_and_an_empty_service_is_known() {
     let mut view = world();
@@ -213,7 +222,7 @@ fn a_service_resolves_to_its_virtual_address_and_a_task_by_its_own_name_while_it
 fn names_of_local_sandboxes_are_known_on_their_bridge_alone() {
     let zone = ZoneKey::Bridge("mine".into());
     let local = LocalName { zone: zone.clone(), names: vec!["db".into()], addresses: vec![any("172.18.0.2")] };
-    let all = zones(&NetworkView::default(), &["mine".into(), "other".into()], &[local]);
+    let all = zones(&NetworkView::default(), &["mine", "other"], &[local]);
     assert_eq!(all[&zone].resolve("db"), v4(&[ip("172.18.0.2")]));
     assert_eq!(all[&ZoneKey::Bridge("other".into())].resolve("db"), None);
 }
