@@ -3,87 +3,25 @@
 
 mod world;
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::net::{TcpStream, UdpSocket};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
 use skep_proto::model::TaskId;
 use skep_proto::model::service::Protocol;
+use world::load::{Clients, LIFE, serve_slowly};
 use world::{World, run, within};
 
 /// Ports that clients connect from. So few that each is used again within a fraction of a second, while the node still
 /// remembers its last connection.
 const PORTS: (u16, u16) = (40_000, 41_499);
-/// How long a connection lives.
-const LIFE: Duration = Duration::from_millis(3);
 /// How many tasks come and go; `SKEP_LOAD_ROUNDS` says otherwise.
 const ROUNDS: u128 = 5;
 /// How often the tasks behind a service change.
 const SWAPS: u128 = 200;
 /// Connections that have nothing to do with it: looking through them takes time.
 const OTHERS: u16 = 30_000;
-
-/// Answers each client after [`LIFE`], then closes.
-fn serve_slowly(netns: &Path) {
-    let listener = within(netns, || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)).unwrap()).join().unwrap();
-    thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            thread::spawn(move || {
-                let _ = stream.read(&mut [0; 8]);
-                thread::sleep(LIFE);
-                let _ = stream.write_all(b"here");
-            });
-        }
-    });
-}
-
-/// What clients in a namespace saw.
-struct Clients {
-    stop: Arc<AtomicBool>,
-    answered: Arc<AtomicU64>,
-    threads: Vec<thread::JoinHandle<Vec<String>>>,
-}
-
-impl Clients {
-    fn start(netns: &Path, to: &str, count: usize) -> Self {
-        let (stop, answered) = (Arc::new(AtomicBool::default()), Arc::new(AtomicU64::default()));
-        let to: SocketAddr = to.parse().unwrap();
-        let client = |_| {
-            let (stop, answered) = (stop.clone(), answered.clone());
-            within(netns, move || {
-                let mut failures = Vec::new();
-                while !stop.load(Ordering::Relaxed) {
-                    match ask(&to) {
-                        Ok(text) if text == "here" => drop(answered.fetch_add(1, Ordering::Relaxed)),
-                        other => failures.push(format!("{other:?}")),
-                    }
-                }
-                failures
-            })
-        };
-        let threads = (0..count).map(client).collect();
-        Self { stop, answered, threads }
-    }
-
-    fn finish(self) -> (u64, Vec<String>) {
-        self.stop.store(true, Ordering::Relaxed);
-        let failures = self.threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
-        (self.answered.load(Ordering::Relaxed), failures)
-    }
-}
-
-fn ask(to: &SocketAddr) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(to, Duration::from_secs(3))?;
-    stream.set_read_timeout(Some(Duration::from_secs(3)))?;
-    stream.write_all(b"?")?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    Ok(text)
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs root"]

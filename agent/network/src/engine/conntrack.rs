@@ -143,9 +143,12 @@ fn source_attribute(ip: Ip) -> u16 {
     }
 }
 
-/// Reads all connections and deletes those that `cut` names.
+/// Reads all connections of the versions of IP that `cut` speaks of, and deletes those that it names. A look at each place of
+/// the kernel's table takes some 15 ms of a processor, however few connections there are.
 fn look_through(socket: &mut NetlinkSocket, cut: &Cut) -> io::Result<()> {
-    look_through_of(socket, cut, Ip::V4).and(look_through_of(socket, cut, Ip::V6))
+    let is_meant = |ip: &Ip| !cut.opened.is_empty() || cut.gone.iter().any(|address| Ip::of(*address) == *ip);
+    let versions = [Ip::V4, Ip::V6].into_iter().filter(is_meant);
+    versions.map(|ip| look_through_of(socket, cut, ip)).fold(Ok(()), Result::and)
 }
 
 fn look_through_of(socket: &mut NetlinkSocket, cut: &Cut, ip: Ip) -> io::Result<()> {

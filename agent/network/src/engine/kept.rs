@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+use std::sync::Arc;
 
 use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,7 @@ use crate::config::Underlay;
 use crate::error::NetworkError;
 use crate::names::DnsPorts;
 use crate::plan::encryption::Mesh;
+use crate::plan::ingress::Published;
 use crate::record;
 
 /// What the file of a sandbox holds.
@@ -108,7 +110,7 @@ impl Remembered {
             index: self.index,
             underlay: self.underlay.v4,
             peers: self.peers.iter().filter_map(|(index, peer)| Some((*index, peer.v4?))).collect(),
-            ingress: self.ingress.clone(),
+            ingress: self.ingress.iter().map(|(port, to)| (*port, (to.target, to.tasks.clone()))).collect(),
         };
         let v6 = Remembered6 {
             underlay: self.underlay.v6,
@@ -135,7 +137,8 @@ impl Remembered {
             peers.entry(index).or_default().v6 = Some(address);
         }
         let underlay = Underlay { v4: v4.underlay, v6: v6.underlay };
-        Ok(Self { index: v4.index, underlay, peers, ingress: v4.ingress, mesh })
+        let published = |(port, (target, tasks))| (port, Arc::new(Published { target, tasks }));
+        Ok(Self { index: v4.index, underlay, peers, ingress: v4.ingress.into_iter().map(published).collect(), mesh })
     }
 }
 
@@ -143,6 +146,7 @@ impl Remembered {
 mod tests {
     use super::*;
     use crate::engine::state::tests::{config, spec, state};
+    use crate::plan::ingress::Ingress;
 
     #[test]
     fn a_record_keeps_its_ipv6_part_and_one_without_is_read_too() {
@@ -172,8 +176,8 @@ mod tests {
             index: Some(7),
             underlay: Underlay { v4, v6 },
             peers: [(1, Underlay { v4, v6 }), (2, Underlay { v4, v6: None }), (3, Underlay { v4: None, v6 })].into(),
-            ingress: BTreeMap::new(),
             mesh: Mesh { encrypted: false, mtu: Some(1400), port: 4789 },
+            ingress: Ingress::unit((Protocol::Tcp, 80), Arc::new(Published { target: 8080, tasks: vec![v4.unwrap()] })),
         };
         all.write(&path).unwrap();
         assert_eq!(Remembered::read(&path).unwrap(), all);

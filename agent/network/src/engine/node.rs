@@ -9,15 +9,17 @@ use skep_proto::model::network::INGRESS_VNI;
 use super::state::Bridge;
 use super::sysctl;
 use crate::config::{
-    BRIDGE_GROUP, Config, IPV6_MIN_MTU, MESH_MARK, MESH_MASK, MESH_RULE, MESH_TABLE, Underlay, mesh_next_hop,
-    mesh_range, node_addresses, twin, twin_net, wireguard_range,
+    BRIDGE_GROUP, Config, IPV6_MIN_MTU, LinkNames, MESH_MARK, MESH_MASK, MESH_RULE, MESH_TABLE, Underlay,
+    mesh_next_hop, mesh_range, node_addresses, twin, twin_net, wireguard_range,
 };
 use crate::error::{NetworkError, Step};
 use crate::mac::Mac;
 use crate::netlink::{MarkRule, Neighbour, Requests, Rtnl, Via, Vxlan};
 use crate::nft::Tables;
+use crate::nft::part::Part;
 use crate::nft::table::{Family, Ip};
 use crate::plan::encryption::Path;
+use crate::plan::ingress::{self, Changed};
 use crate::plan::node::{NodeFacts, mesh_entries, node_tables};
 use crate::sys::netns::Netns;
 
@@ -123,6 +125,11 @@ impl Node {
         Ok(())
     }
 
+    /// Whether nobody changed the rules after us.
+    pub fn is_last_change_ours(&mut self, netns: &Netns) -> bool {
+        self.tables.is_last_change_ours(netns)
+    }
+
     /// Somebody else may have changed what belongs to the mesh link: the next [`Self::sync`] looks at the kernel.
     pub fn distrust(&mut self) {
         self.distrusted = true;
@@ -135,6 +142,20 @@ impl Node {
     pub fn load_rules(&mut self, netns: &Netns, facts: &NodeFacts) -> Result<(), NetworkError> {
         let facts = NodeFacts { mesh: self.mesh.is_some(), ..facts.clone() };
         self.tables.set(netns, node_tables(&facts)).step("load the node's rules")
+    }
+
+    /// Brings to the rules what changed of published ports. False when that needs more than that: then nothing was done.
+    ///
+    /// # Errors
+    /// [`NetworkError::Kernel`].
+    pub fn follow(&mut self, names: &LinkNames, netns: &Netns, changed: &Changed) -> Result<bool, NetworkError> {
+        let name = names.table();
+        let parts = [Ip::V4, Ip::V6].map(|ip| ingress::part(&name, ip, changed));
+        let there: Vec<Part> = parts.into_iter().filter(|part| self.tables.has(part.family, &name)).collect();
+        if !there.iter().any(|part| part.family == Family::Ipv4) {
+            return Ok(false);
+        }
+        self.tables.patch(netns, &there).step("change the node's rules")
     }
 
     /// What differs from `facts`, in the kernel or in what it was told. Changes nothing.

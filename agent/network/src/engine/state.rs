@@ -7,7 +7,6 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use skep_proto::model::NetworkId;
-use skep_proto::model::service::Protocol;
 use skep_proto::model::view::NetworkView;
 
 use super::pool::Pool;
@@ -17,8 +16,10 @@ use crate::names::SandboxDns;
 use crate::netlink::Neighbour;
 use crate::plan::change::Backends;
 use crate::plan::encryption::Mesh;
+use crate::plan::ingress::Ingress;
 use crate::plan::names::{LocalName, Sources};
 use crate::plan::node::{BridgeFacts, Ends, NodeFacts};
+use crate::plan::vip::Vips;
 use crate::spec::{
     Addressing, DEFAULT_BRIDGE, HostPort, LinkKind, Sandbox, SandboxId, SandboxLink, SandboxSpec, resolv_conf,
 };
@@ -104,7 +105,7 @@ pub struct Remembered {
     /// The other nodes.
     pub peers: BTreeMap<u16, Underlay>,
     /// Published ports of the routing mesh.
-    pub ingress: BTreeMap<(Protocol, u16), (u16, Vec<Ipv4Addr>)>,
+    pub ingress: Ingress,
     /// How the routing mesh gets to other nodes.
     pub mesh: Mesh,
 }
@@ -118,6 +119,8 @@ pub struct State {
     pub view: Arc<NetworkView>,
     /// Tasks of its services.
     pub backends: Backends,
+    /// Virtual addresses of its services, with the tasks in the order in which all sandboxes number them.
+    pub vips: Vips,
     /// What was kept of it.
     pub remembered: Remembered,
     /// Sandboxes that are, or are being made.

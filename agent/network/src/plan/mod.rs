@@ -3,8 +3,10 @@
 //! Each function gives the whole wanted value; the shells in [`crate::engine`] compare it with what the kernel holds and
 //! send the difference. Nothing here reads a clock, draws a random number or opens a file.
 
+pub mod balance;
 pub mod change;
 pub mod encryption;
+pub mod ingress;
 pub mod leaving;
 pub mod names;
 pub mod node;

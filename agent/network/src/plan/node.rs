@@ -14,11 +14,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use skep_proto::model::NodeId;
-use skep_proto::model::service::{Protocol, PublishMode};
+use skep_proto::model::service::Protocol;
 use skep_proto::model::view::NetworkView;
 
-use super::change::{Backends, Change};
 use super::encryption::{self, Path};
+use super::ingress::{self, Ingress};
 use super::senders::{self, Groups, Sender};
 use crate::config::{
     BRIDGE_GROUP, LOOPBACK_TWIN, LinkNames, MESH_MARK, MESH_MASK, PORT_GROUP, PUBLISHED_MARK, TASK_GROUP, Underlay,
@@ -26,7 +26,6 @@ use crate::config::{
 };
 use crate::mac::Mac;
 use crate::netlink::Neighbour;
-use crate::nft::expr::Verdict;
 use crate::nft::frame::PortKey;
 use crate::nft::rule::{Rule, SCTP, TCP, UDP, link_name};
 use crate::nft::table::{
@@ -65,8 +64,8 @@ pub struct NodeFacts {
     pub tasks: BTreeSet<Ipv4Addr>,
     /// Ports of this node alone: on which of its addresses, or on all, and where they lead.
     pub host_ports: BTreeMap<(Protocol, Option<IpAddr>, u16), (Ends, u16)>,
-    /// Ports of the cluster: port of the task and addresses of tasks.
-    pub ingress: BTreeMap<(Protocol, u16), (u16, Vec<Ipv4Addr>)>,
+    /// Ports of the cluster.
+    pub ingress: Ingress,
 }
 
 /// A sandbox as published ports lead to it.
@@ -110,7 +109,7 @@ impl BridgeFacts {
 }
 
 /// An address of the infrastructure, in that version of IP.
-fn in_ip(ip: Ip, address: Ipv4Addr) -> IpAddr {
+pub fn in_ip(ip: Ip, address: Ipv4Addr) -> IpAddr {
     match ip {
         Ip::V4 => IpAddr::V4(address),
         Ip::V6 => IpAddr::V6(twin(address)),
@@ -122,39 +121,6 @@ pub fn peers(view: &NetworkView, node: Option<NodeId>) -> BTreeMap<u16, Underlay
     let others = view.peers.values().filter(|peer| Some(peer.node) != node);
     let others = others.map(|peer| (peer.index, Underlay::of(&peer.data_path)));
     others.filter(|(_, underlay)| underlay.preferred().is_some()).collect()
-}
-
-/// Published ports of the routing mesh with the tasks behind them. Ports without a task are not there: the node
-/// refuses them as it does any closed port.
-pub fn ingress(view: &NetworkView, backends: &Backends) -> BTreeMap<(Protocol, u16), (u16, Vec<Ipv4Addr>)> {
-    let mut all = BTreeMap::new();
-    for service in view.services.values() {
-        let ports = || service.ports.iter().filter(|p| p.mode == PublishMode::Ingress);
-        if ports().next().is_none() {
-            continue;
-        }
-        let tasks = backends.serving(view, service.id);
-        let mut addresses: Vec<Ipv4Addr> = tasks
-            .filter_map(|endpoint| match endpoint.mesh {
-                Some(IpAddr::V4(address)) => Some(address),
-                _ => None,
-            })
-            .collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        for port in ports() {
-            if let (Some(published), false) = (port.published, addresses.is_empty()) {
-                all.insert((port.protocol, published), (port.target, addresses.clone()));
-            }
-        }
-    }
-    all
-}
-
-/// Whether a service of `change` has or had published ports of the routing mesh.
-pub fn changes_ingress(before: &NetworkView, after: &NetworkView, change: &Change<'_>) -> bool {
-    let services = change.services.iter().flat_map(|id| [before.services.get(id), after.services.get(id)]);
-    services.flatten().flat_map(|service| &service.ports).any(|port| port.mode == PublishMode::Ingress)
 }
 
 /// Entries of the mesh link, whose path is `path`: where the other nodes are. With `ipv6` they are there by their twin
@@ -179,14 +145,6 @@ pub fn protocol_number(protocol: Protocol) -> u8 {
         Protocol::Tcp => TCP,
         Protocol::Udp => UDP,
         Protocol::Sctp => SCTP,
-    }
-}
-
-fn protocol_name(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-        Protocol::Sctp => "sctp",
     }
 }
 
@@ -266,10 +224,14 @@ fn ip_table(ip: Ip, facts: &NodeFacts) -> Table {
     let published = vec![
         Rule::of(ip).destination_is_local().dnat_by_address_and_service("host-ports-bound"),
         Rule::of(ip).destination_is_local().dnat_by_service("host-ports"),
-        Rule::of(ip).destination_is_local().verdict_by_service("ingress-ports"),
+        Rule::of(ip).destination_is_local().verdict_by_service(ingress::PORTS),
     ];
+    let again = published[published.len() - 1..].to_vec();
     table.base("published", Kind::Nat, Hook::Prerouting, DSTNAT, published.clone());
     table.base("published-local", Kind::Nat, Hook::Output, DSTNAT, published);
+    // Of what changes with the tasks, once more: see `balance`.
+    table.base("published-again", Kind::Nat, Hook::Prerouting, DSTNAT + 1, again.clone());
+    table.base("published-local-again", Kind::Nat, Hook::Output, DSTNAT + 1, again);
     table.base(
         "segments",
         Kind::Filter,
@@ -284,12 +246,7 @@ fn ip_table(ip: Ip, facts: &NodeFacts) -> Table {
         table.base("loopback", Kind::Filter, Hook::Prerouting, FILTER, rules);
     }
     table.base("source", Kind::Nat, Hook::Postrouting, SRCNAT, source_rules(ip, facts, &mesh, loopback));
-    for ((protocol, port), (target, addresses)) in &facts.ingress {
-        let addresses: Vec<IpAddr> = addresses.iter().map(|address| in_ip(ip, *address)).collect();
-        let mut rules = vec![Rule::of(ip).or_ct_mark(PUBLISHED_MARK)];
-        rules.extend(Rule::of(ip).lead_to(&addresses, Some(*target)));
-        table.chain(ingress_chain(*protocol, *port), rules);
-    }
+    ingress::add_to(&mut table, ip, &facts.ingress);
     table
 }
 
@@ -299,10 +256,6 @@ fn loopback(ip: Ip) -> IpNet {
         Ip::V4 => Ipv4Net::new(Ipv4Addr::new(127, 0, 0, 0), 8).expect("8 is a prefix length").into(),
         Ip::V6 => Ipv6Net::from(Ipv6Addr::LOCALHOST).into(),
     }
-}
-
-fn ingress_chain(protocol: Protocol, port: u16) -> String {
-    format!("ingress-{}-{port}", protocol_name(protocol))
 }
 
 /// Who may pass through the node. Rules of others are asked as well; ours only speak about our own links.
@@ -402,11 +355,6 @@ fn add_sets(table: &mut Table, ip: Ip, facts: &NodeFacts) {
             Some(_) | None => ports.put(service_key(number, *port), value),
         }
     }
-    let mut ingress = Set::map([Field::Protocol, Field::Port], MapTo::Verdict);
-    for (protocol, port) in facts.ingress.keys() {
-        let verdict = Verdict::Goto(ingress_chain(*protocol, *port));
-        ingress.put(service_key(protocol_number(*protocol), *port), Value::Verdict(verdict));
-    }
     let named = [
         ("nodes", nodes),
         ("node-marks", marks),
@@ -414,7 +362,6 @@ fn add_sets(table: &mut Table, ip: Ip, facts: &NodeFacts) {
         ("selves", selves),
         ("host-ports", ports),
         ("host-ports-bound", bound),
-        ("ingress-ports", ingress),
     ];
     table.sets.extend(named.map(|(name, set)| (name.to_owned(), set)));
 }
