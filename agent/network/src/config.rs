@@ -197,6 +197,16 @@ impl Underlay {
         self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
     }
 
+    /// Whether `peer` has an address of the version of IP that this end prefers: a VXLAN link that is not encrypted speaks
+    /// that alone.
+    pub fn speaks_with(&self, peer: &Self) -> bool {
+        match self.preferred() {
+            Some(IpAddr::V4(_)) => peer.v4.is_some(),
+            Some(IpAddr::V6(_)) => peer.v6.is_some(),
+            None => false,
+        }
+    }
+
     /// Where `self` reaches `peer`: over IPv4 if both have it, else over IPv6 if both have that.
     pub fn reaches(&self, peer: &Self) -> Option<IpAddr> {
         let v4 = peer.v4.filter(|_| self.v4.is_some()).map(IpAddr::V4);
@@ -305,6 +315,11 @@ pub fn node_addresses(infra: IpNet, index: u16) -> Option<NodeAddresses> {
     let tasks = Ipv4Net::new(Ipv4Addr::from(tasks), TASK_PREFIX).expect("22 is a prefix length");
     let wireguard = Ipv4Addr::from(end + 1 + u32::from(index));
     Some(NodeAddresses { mesh: Ipv4Addr::from(start + u32::from(index)), tasks, wireguard })
+}
+
+/// The share that an address of a task link is of.
+pub fn task_share(address: Ipv4Addr) -> Ipv4Net {
+    Ipv4Net::new(address, TASK_PREFIX).expect("22 is a prefix length").trunc()
 }
 
 /// The range of the nodes' mesh addresses, for a route to them.

@@ -64,7 +64,10 @@ async fn only_nodes_of_the_cluster_may_send_into_a_network() {
     assert!(!inject(), "a stranger's frame got through");
     let stranger = NodeId(66);
     let address = CLIENT.parse::<IpAddr>().unwrap();
-    w.view.peers.insert(stranger, Peer { node: stranger, index: 66, data_path: vec![address], wireguard: None });
+    w.view.peers.insert(
+        stranger,
+        Peer { node: stranger, index: 66, data_path: vec![address], wireguard: None, ipv4_only: false },
+    );
     w.apply().await;
     assert!(inject(), "the same frame from a node of the cluster must arrive, or this test proves nothing");
 }

@@ -87,7 +87,8 @@ impl Sandboxes for LocalNetwork {
         let managing = own.and_then(|own| own.manager).map(|address| address.port());
         let mut checks = layer.examine_kernel().await;
         if known.is_some() {
-            checks.extend(layer.examine_pairs(name).await);
+            checks.extend(layer.examine_families(name));
+            checks.extend(layer.examine_pairs(&name).await);
         }
         checks.extend(layer.examine_truth().await);
         checks.extend(layer.examine_ports(managing).await);

@@ -85,6 +85,11 @@ impl ClusterNetwork {
         }
     }
 
+    /// Whether tasks of this node have the IPv6 addresses that they are given.
+    pub fn speaks_ipv6(&self) -> bool {
+        self.layer.speaks_ipv6()
+    }
+
     /// What the managers told last.
     pub fn view(&self) -> Arc<NetworkView> {
         self.layer.view()

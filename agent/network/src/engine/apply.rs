@@ -22,8 +22,9 @@ use crate::plan::leaving::Places;
 use crate::spec::{DEFAULT_BRIDGE, SandboxId};
 
 impl Inner {
-    pub(super) async fn apply(self: Arc<Self>, view: Arc<NetworkView>) -> Result<(), NetworkError> {
+    pub(super) async fn apply(self: Arc<Self>, told: Arc<NetworkView>) -> Result<(), NetworkError> {
         let _one = self.applying.lock().await;
+        let view = self.see(told);
         let (before, place, remembered, mut backends) = {
             let state = self.state();
             (state.view.clone(), state.place.clone(), state.remembered.clone(), state.backends.clone())
@@ -43,6 +44,7 @@ impl Inner {
                 index: Some(own.index),
                 underlay: place.underlay(),
                 peers: plan::node::peers(&view, place.node),
+                ipv4_only: plan::node::ipv4_only(&view),
                 ingress: plan::node::ingress(&view, &Backends::of(&view)),
             };
             self.bring(remembered, view).await

@@ -1,7 +1,7 @@
 //! What is kept on disk, and how. New parts lie behind the old ones: an older daemon reads those, and files of an older daemon
 //! have none of the new.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
@@ -113,7 +113,7 @@ impl Remembered {
             underlay: self.underlay.v6,
             peers: self.peers.iter().filter_map(|(index, peer)| Some((*index, peer.v6?))).collect(),
         };
-        record::write(path, &(v4, v6))
+        record::write(path, &(v4, v6, &self.ipv4_only))
     }
 
     /// Reads it from a file; nothing is remembered where there is none.
@@ -121,7 +121,8 @@ impl Remembered {
     /// # Errors
     /// [`NetworkError::Record`].
     pub fn read(path: &Path) -> Result<Self, NetworkError> {
-        let (v4, v6): (Remembered4, Remembered6) = record::read_with(path)?.unwrap_or_default();
+        let kept = record::read_parts(path)?.unwrap_or_default();
+        let (v4, v6, ipv4_only): (Remembered4, Remembered6, BTreeSet<u16>) = kept;
         let mut peers: BTreeMap<u16, Underlay> = BTreeMap::new();
         for (index, address) in v4.peers {
             peers.entry(index).or_default().v4 = Some(address);
@@ -130,7 +131,7 @@ impl Remembered {
             peers.entry(index).or_default().v6 = Some(address);
         }
         let underlay = Underlay { v4: v4.underlay, v6: v6.underlay };
-        Ok(Self { index: v4.index, underlay, peers, ingress: v4.ingress })
+        Ok(Self { index: v4.index, underlay, peers, ipv4_only, ingress: v4.ingress })
     }
 }
 
@@ -167,10 +168,18 @@ mod tests {
             index: Some(7),
             underlay: Underlay { v4, v6 },
             peers: [(1, Underlay { v4, v6 }), (2, Underlay { v4, v6: None }), (3, Underlay { v4: None, v6 })].into(),
+            ipv4_only: [2].into(),
             ingress: BTreeMap::new(),
         };
         all.write(&path).unwrap();
         assert_eq!(Remembered::read(&path).unwrap(), all);
+        // As daemons wrote it that did not know who has no IPv6, and as they read it.
+        record::write(&path, &(Remembered4::default(), Remembered6 { underlay: v6, ..Remembered6::default() }))
+            .unwrap();
+        let read = Remembered::read(&path).unwrap();
+        assert_eq!((read.underlay.v6, read.ipv4_only), (v6, BTreeSet::new()));
+        all.write(&path).unwrap();
+        assert!(record::read_with::<Remembered4, Remembered6>(&path).unwrap().is_some());
         let old =
             Remembered4 { index: Some(7), underlay: v4, peers: [(2, v4.unwrap())].into(), ..Remembered4::default() };
         record::write(&path, &old).unwrap();

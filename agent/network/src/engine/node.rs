@@ -8,7 +8,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use super::state::Bridge;
 use super::sysctl;
 use crate::config::{
-    BRIDGE_GROUP, Config, IPV6_MIN_MTU, MESH_MARK, MESH_MASK, MESH_RULE, MESH_TABLE, MESH_VNI, Underlay, mesh_next_hop,
+    BRIDGE_GROUP, Config, IPV6_MIN_MTU, MESH_MARK, MESH_MASK, MESH_RULE, MESH_TABLE, MESH_VNI, mesh_next_hop,
     mesh_range, node_addresses, twin, twin_net, wireguard_range,
 };
 use crate::error::{NetworkError, Step};
@@ -117,7 +117,7 @@ impl Node {
             rtnl.send(Requests::new().replace_route(range, Via::Nowhere, MAIN_TABLE)).step("close the way around")?;
         }
         self.tables.set(netns, node_tables(facts)).step("load the node's rules")?;
-        mesh.sync(config, &mut rtnl, &facts.peers)?;
+        mesh.sync(config, &mut rtnl, facts)?;
         self.mesh = Some(mesh);
         Ok(())
     }
@@ -232,9 +232,9 @@ impl Mesh {
         Ok(Self { link, entries: entries.collect(), routes: routes.collect(), ipv6: own.carries_ipv6() })
     }
 
-    fn sync(&mut self, config: &Config, rtnl: &mut Rtnl, peers: &BTreeMap<u16, Underlay>) -> Result<(), NetworkError> {
-        let entries = mesh_entries(peers, config.infra, self.ipv6);
-        let shares = || peers.keys().filter_map(|index| node_addresses(config.infra, *index));
+    fn sync(&mut self, config: &Config, rtnl: &mut Rtnl, facts: &NodeFacts) -> Result<(), NetworkError> {
+        let entries = mesh_entries(facts, config.infra, self.ipv6);
+        let shares = || facts.peers.keys().filter_map(|index| node_addresses(config.infra, *index));
         let v4 = shares().map(|node| (IpNet::V4(node.tasks), IpAddr::V4(node.mesh)));
         let v6 = shares().filter(|_| self.ipv6);
         let v6 = v6.map(|node| (IpNet::V6(twin_net(node.tasks)), IpAddr::V6(twin(node.mesh))));

@@ -18,6 +18,7 @@ use crate::netlink::Neighbour;
 use crate::plan::change::Backends;
 use crate::plan::names::LocalName;
 use crate::plan::node::{BridgeFacts, Ends, NodeFacts};
+use crate::plan::sight::{Sight, Standpoint};
 use crate::spec::{
     Addressing, DEFAULT_BRIDGE, HostPort, LinkKind, Sandbox, SandboxId, SandboxLink, SandboxSpec, resolv_conf,
 };
@@ -102,6 +103,8 @@ pub struct Remembered {
     pub underlay: Underlay,
     /// The other nodes.
     pub peers: BTreeMap<u16, Underlay>,
+    /// Nodes whose tasks have no IPv6.
+    pub ipv4_only: BTreeSet<u16>,
     /// Published ports of the routing mesh.
     pub ingress: BTreeMap<(Protocol, u16), (u16, Vec<Ipv4Addr>)>,
 }
@@ -111,8 +114,10 @@ pub struct Remembered {
 pub struct State {
     /// Where the node stands.
     pub place: Place,
-    /// What the managers want, as of the last time they were heard.
+    /// What the managers want, as of the last time they were heard, as far as it holds here.
     pub view: Arc<NetworkView>,
+    /// The same, as they told it.
+    pub sight: Sight,
     /// Tasks of its services.
     pub backends: Backends,
     /// What was kept of it.
@@ -304,6 +309,7 @@ impl State {
         }
         let on_bridges = self.records.values().flat_map(|record| record.links.iter().map(move |link| (record, link)));
         let on_bridges = on_bridges.filter(|(_, link)| matches!(link.kind, LinkKind::Bridge(_)));
+        let share = |index: &u16| node_addresses(config.infra, *index).map(|addresses| addresses.tasks);
         let port =
             |(record, link): (&Record, &SandboxLink)| (names.bridge_port(record.slot, link.number()), link.sender());
         NodeFacts {
@@ -315,10 +321,31 @@ impl State {
             mesh: self.remembered.index.is_some(),
             ipv6: self.ipv6,
             peers: self.remembered.peers.clone(),
+            ipv4_only: self.remembered.ipv4_only.iter().filter_map(share).collect(),
             tasks: self.records.values().filter_map(Record::task_address).collect(),
             host_ports,
             ingress: self.remembered.ingress.clone(),
         }
+    }
+
+    /// Where views are looked at from.
+    pub fn standpoint(&self) -> Standpoint {
+        Standpoint { node: self.place.node, underlay: self.place.underlay(), ipv6: self.ipv6 }
+    }
+
+    /// Whether every sandbox here has the IPv6 addresses that it was given. One that was made while the node had no IPv6 goes
+    /// on without when it comes.
+    pub fn speaks_ipv6(&self) -> bool {
+        let given = |record: &Record, network| {
+            record.spec.overlays.iter().any(|o| o.network == network && o.address6.is_some())
+        };
+        let lacks = |record: &Record| {
+            record.links.iter().any(|link| match link.kind {
+                LinkKind::Overlay(network) => link.address6.is_none() && given(record, network),
+                LinkKind::Task | LinkKind::Bridge(_) => false,
+            })
+        };
+        self.ipv6 && !self.records.values().any(lacks)
     }
 
     /// Sandboxes with an IPv6 address on a bridge.
@@ -339,7 +366,9 @@ impl State {
             for overlay in &record.spec.overlays {
                 let zone = ZoneKey::Overlay(overlay.network);
                 let names = overlay.names.iter().take(count).cloned().collect();
-                let v6 = overlay.address6.map(|net| IpAddr::V6(net.addr()));
+                // Its link may lack the IPv6 address that it was given.
+                let link = record.links.iter().find(|link| link.kind == LinkKind::Overlay(overlay.network));
+                let v6 = link.and_then(|link| link.address6).map(|net| IpAddr::V6(net.addr()));
                 let addresses = std::iter::once(overlay.address.addr()).chain(v6).collect();
                 all.push(LocalName { zone, names, addresses });
             }

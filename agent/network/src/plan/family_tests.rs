@@ -74,7 +74,7 @@ prop_compose! {
             names: LinkNames::new("sk"),
             vxlan_ports: BTreeSet::from([4789]),
             tunnels: Some("100.127.192.0/18".parse().unwrap()),
-            mesh, ipv6, peers, bridges: vec![bridge], ports, tasks, host_ports, ingress,
+            mesh, ipv6, peers, ipv4_only: BTreeSet::new(), bridges: vec![bridge], ports, tasks, host_ports, ingress,
         }
     }
 }

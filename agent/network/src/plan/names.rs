@@ -71,6 +71,9 @@ fn overlay_zone(view: &NetworkView, network: NetworkId, name: &str) -> Zone {
     for service in view.services.values() {
         let tasks = backends.remove(&service.id).unwrap_or_default();
         let vips = service.virtual_ips.iter().filter(|vip| vip.network == network);
+        // One of IPv6 whose tasks have IPv4 alone would refuse those who take it first.
+        let is_served = |vip: IpAddr| vip.is_ipv4() || tasks.is_empty() || tasks.iter().any(IpAddr::is_ipv6);
+        let vips = vips.filter(|vip| is_served(vip.address.addr()));
         let vips: Vec<IpAddr> = vips.map(|vip| vip.address.addr()).collect();
         let answers = match service.mode {
             EndpointMode::Vip if !vips.is_empty() => &vips,

@@ -22,7 +22,7 @@ use super::encryption;
 use super::senders::{self, Groups, Sender};
 use crate::config::{
     BRIDGE_GROUP, LOOPBACK_TWIN, LinkNames, MESH_MARK, MESH_MASK, PORT_GROUP, PUBLISHED_MARK, TASK_GROUP, Underlay,
-    node_addresses, twin,
+    node_addresses, task_share, twin,
 };
 use crate::mac::Mac;
 use crate::netlink::Neighbour;
@@ -57,6 +57,8 @@ pub struct NodeFacts {
     pub ipv6: bool,
     /// The other nodes by central index, with their addresses on the underlay.
     pub peers: BTreeMap<u16, Underlay>,
+    /// Shares for task links of nodes whose tasks have no IPv6.
+    pub ipv4_only: BTreeSet<Ipv4Net>,
     /// Local bridges.
     pub bridges: Vec<BridgeFacts>,
     /// Sandboxes' ports on local bridges, by link, with what is behind each.
@@ -67,6 +69,14 @@ pub struct NodeFacts {
     pub host_ports: BTreeMap<(Protocol, Option<IpAddr>, u16), (Ends, u16)>,
     /// Ports of the cluster: port of the task and addresses of tasks.
     pub ingress: BTreeMap<(Protocol, u16), (u16, Vec<Ipv4Addr>)>,
+}
+
+impl NodeFacts {
+    /// Those of these tasks that are there in that version of IP.
+    fn reached(&self, ip: Ip, tasks: &[Ipv4Addr]) -> Vec<IpAddr> {
+        let is_left_out = |task: Ipv4Addr| ip == Ip::V6 && self.ipv4_only.contains(&task_share(task));
+        tasks.iter().filter(|task| !is_left_out(**task)).map(|task| in_ip(ip, *task)).collect()
+    }
 }
 
 /// A sandbox as published ports lead to it.
@@ -124,6 +134,11 @@ pub fn peers(view: &NetworkView, node: Option<NodeId>) -> BTreeMap<u16, Underlay
     others.filter(|(_, underlay)| underlay.preferred().is_some()).collect()
 }
 
+/// Central indexes of the nodes whose tasks have no IPv6, this one included.
+pub fn ipv4_only(view: &NetworkView) -> BTreeSet<u16> {
+    view.peers.values().filter(|peer| peer.ipv4_only).map(|peer| peer.index).collect()
+}
+
 /// Published ports of the routing mesh with the tasks behind them. Ports without a task are not there: the node
 /// refuses them as it does any closed port.
 pub fn ingress(view: &NetworkView, backends: &Backends) -> BTreeMap<(Protocol, u16), (u16, Vec<Ipv4Addr>)> {
@@ -157,14 +172,15 @@ pub fn changes_ingress(before: &NetworkView, after: &NetworkView, change: &Chang
     services.flatten().flat_map(|service| &service.ports).any(|port| port.mode == PublishMode::Ingress)
 }
 
-/// Entries of the mesh link: where the other nodes are. With `ipv6` they are there by their twin addresses too.
-pub fn mesh_entries(peers: &BTreeMap<u16, Underlay>, infra: IpNet, ipv6: bool) -> BTreeSet<Neighbour> {
+/// Entries of the mesh link: where the other nodes are. With `ipv6` those that have it are there by their twin addresses too.
+pub fn mesh_entries(facts: &NodeFacts, infra: IpNet, ipv6: bool) -> BTreeSet<Neighbour> {
     let mut entries = BTreeSet::new();
-    for index in peers.keys() {
+    for index in facts.peers.keys() {
         if let Some(addresses) = node_addresses(infra, *index) {
             let mac = Mac::of_node(*index);
             let end = IpAddr::V4(addresses.wireguard);
             entries.extend([Neighbour::Tunnel(mac, end), Neighbour::Address(IpAddr::V4(addresses.mesh), mac)]);
+            let ipv6 = ipv6 && !facts.ipv4_only.contains(&addresses.tasks);
             entries.extend(ipv6.then(|| Neighbour::Address(IpAddr::V6(twin(addresses.mesh)), mac)));
         }
     }
@@ -283,7 +299,10 @@ fn ip_table(ip: Ip, facts: &NodeFacts) -> Table {
     }
     table.base("source", Kind::Nat, Hook::Postrouting, SRCNAT, source_rules(ip, facts, &mesh, loopback));
     for ((protocol, port), (target, addresses)) in &facts.ingress {
-        let addresses: Vec<IpAddr> = addresses.iter().map(|address| in_ip(ip, *address)).collect();
+        let addresses = facts.reached(ip, addresses);
+        if addresses.is_empty() {
+            continue;
+        }
         let mut rules = vec![Rule::of(ip).or_ct_mark(PUBLISHED_MARK)];
         rules.extend(Rule::of(ip).lead_to(&addresses, Some(*target)));
         table.chain(ingress_chain(*protocol, *port), rules);
@@ -401,7 +420,7 @@ fn add_sets(table: &mut Table, ip: Ip, facts: &NodeFacts) {
         }
     }
     let mut ingress = Set::map([Field::Protocol, Field::Port], MapTo::Verdict);
-    for (protocol, port) in facts.ingress.keys() {
+    for ((protocol, port), _) in facts.ingress.iter().filter(|(_, (_, tasks))| !facts.reached(ip, tasks).is_empty()) {
         let verdict = Verdict::Goto(ingress_chain(*protocol, *port));
         ingress.put(service_key(protocol_number(*protocol), *port), Value::Verdict(verdict));
     }
