@@ -10,6 +10,7 @@ use skep_proto::model::container::DnsConfig;
 use skep_proto::model::service::{PortConfig, Protocol};
 use skep_proto::model::{NetworkId, TaskId};
 
+use crate::config::twins;
 use crate::mac::Mac;
 use crate::netlink::Neighbour;
 use crate::plan::senders::Sender;
@@ -144,6 +145,11 @@ pub struct HostPort {
 }
 
 impl HostPort {
+    /// Whether it is open on addresses of IPv6.
+    pub fn is_on_ipv6(&self) -> bool {
+        self.bind.is_none_or(|address| address.is_ipv6())
+    }
+
     /// Whether both cannot be open at once. An unspecified address stands for all of its family, none for all of both.
     pub fn clashes(&self, other: &Self) -> bool {
         let same = (self.protocol, self.published) == (other.protocol, other.published);
@@ -277,6 +283,11 @@ impl SandboxLink {
     /// Its IPv6 address with its Ethernet address.
     pub(crate) fn neighbour6(&self) -> Option<Neighbour> {
         self.address6.map(|net| Neighbour::Address(IpAddr::V6(net.addr()), self.mac))
+    }
+
+    /// Its IPv6 address is the twin of its IPv4 one: published ports lead there, and nobody is told of it.
+    pub fn has_twin(&self) -> bool {
+        self.address6.is_some_and(|net| twins().contains(&net.addr()))
     }
 
     /// What may send by it.

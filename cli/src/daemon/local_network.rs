@@ -134,10 +134,16 @@ fn sandbox(made: &skep_network::Sandbox, view: &NetworkView) -> Sandbox {
         host_ip: p.bind,
         host_port: p.published,
     };
+    // Where published ports lead over IPv6 on a network without: a way to the node, and none of the network's.
+    let twins = made.links.iter().filter(|link| link.kind != LinkKind::Task && link.has_twin());
+    let twins = twins.filter_map(|link| {
+        let addresses = vec![IpNet::V6(link.address6?)];
+        Some(Link { to: LinkTo::Node, addresses, gateways: Vec::new(), mac: link.mac.0 })
+    });
     Sandbox {
         id: made.id.as_str().to_owned(),
         netns: made.netns.clone(),
-        links: made.links.iter().map(|l| link(l, view)).collect(),
+        links: made.links.iter().map(|l| link(l, view)).chain(twins).collect(),
         ports: made.host_ports.iter().map(port).collect(),
         resolv_conf: made.resolv_conf.clone(),
     }
@@ -152,10 +158,12 @@ fn link(made: &SandboxLink, view: &NetworkView) -> Link {
         LinkKind::Bridge(name) => LinkTo::Bridge(name.clone()),
         LinkKind::Task => LinkTo::Node,
     };
+    let is_shown = to == LinkTo::Node || !made.has_twin();
+    let (address6, gateway6) = (made.address6.filter(|_| is_shown), made.gateway6.filter(|_| is_shown));
     Link {
         to,
-        addresses: [IpNet::V4(made.address)].into_iter().chain(made.address6.map(IpNet::V6)).collect(),
-        gateways: made.gateway.map(IpAddr::V4).into_iter().chain(made.gateway6.map(IpAddr::V6)).collect(),
+        addresses: [IpNet::V4(made.address)].into_iter().chain(address6.map(IpNet::V6)).collect(),
+        gateways: made.gateway.map(IpAddr::V4).into_iter().chain(gateway6.map(IpAddr::V6)).collect(),
         mac: made.mac.0,
     }
 }

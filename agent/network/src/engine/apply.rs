@@ -229,7 +229,7 @@ impl Inner {
         let (index, underlay, facts, bridges) = {
             let mut state = self.state();
             state.ipv6 = ipv6;
-            let bridges: Vec<Bridge> = state.bridges.values().cloned().collect();
+            let bridges: Vec<Bridge> = state.bridges.values().map(|bridge| state.with_twin(bridge)).collect();
             let underlay = state.place.underlay().preferred();
             (state.remembered.index, underlay, state.facts(&self.config), bridges)
         };

@@ -11,7 +11,7 @@ use skep_proto::model::service::Protocol;
 use skep_proto::model::view::NetworkView;
 
 use super::pool::Pool;
-use crate::config::{Config, NodeAddresses, Place, Underlay, node_addresses, wireguard_range};
+use crate::config::{Config, NodeAddresses, Place, Underlay, node_addresses, twin, twin_net, wireguard_range};
 use crate::error::NetworkError;
 use crate::names::SandboxDns;
 use crate::netlink::Neighbour;
@@ -83,6 +83,11 @@ impl Bridge {
         self.addressing.gateway.unwrap_or_else(|| Ipv4Addr::from(u32::from(self.subnet.network()) + 1))
     }
 
+    /// The twin of its IPv4 half.
+    fn twin(&self) -> Bridge6 {
+        Bridge6 { subnet: twin_net(self.subnet), gateway: twin(self.gateway()), range: None }
+    }
+
     pub(super) fn pool(&self) -> Pool<Ipv4Addr> {
         Pool::v4(self.subnet, self.gateway(), self.addressing.range.unwrap_or(self.subnet))
     }
@@ -149,11 +154,13 @@ impl Record {
         task.or_else(|| self.links.iter().find(|link| link.gateway.is_some()))
     }
 
-    /// The link of the default route of IPv6: as [`Self::way_out`], among those that have an IPv6 gateway.
+    /// The link of the default route of IPv6: as [`Self::way_out`], among those that have an IPv6 gateway. The twin of a bridge's
+    /// address answers and leads nowhere: it comes last.
     pub fn way_out6(&self) -> Option<&SandboxLink> {
-        let task = self.links.iter().find(|link| link.kind == LinkKind::Task && self.spec.task.is_some());
-        let task = task.filter(|link| link.gateway6.is_some());
-        task.or_else(|| self.links.iter().find(|link| link.gateway6.is_some()))
+        let mut all = self.links.iter().filter(|link| link.gateway6.is_some());
+        let task = all.clone().find(|link| link.kind == LinkKind::Task && self.spec.task.is_some());
+        let answers_alone = |link: &SandboxLink| link.kind != LinkKind::Task && link.has_twin();
+        task.or_else(|| all.clone().find(|link| !answers_alone(link))).or_else(|| all.next())
     }
 
     /// Where the node's published ports lead to.
@@ -289,10 +296,18 @@ impl State {
         Ok(given)
     }
 
+    /// A bridge as its link is: one without IPv6 has the twin of its subnet while a sandbox on it has the twin of its address.
+    pub fn with_twin(&self, bridge: &Bridge) -> Bridge {
+        let is_there = |link: &SandboxLink| matches!(&link.kind, LinkKind::Bridge(name) if *name == bridge.name);
+        let mut links = self.records.values().flat_map(|record| &record.links);
+        let twin = bridge.ipv6.is_none() && links.any(|link| is_there(link) && link.has_twin());
+        Bridge { ipv6: if twin { Some(bridge.twin()) } else { bridge.ipv6 }, ..bridge.clone() }
+    }
+
     /// What the node's tables follow from.
     pub fn facts(&self, config: &Config) -> NodeFacts {
         let names = config.names();
-        let bridges = self.bridges.values().map(|bridge| BridgeFacts {
+        let bridges = self.bridges.values().map(|bridge| self.with_twin(bridge)).map(|bridge| BridgeFacts {
             link: names.bridge(bridge.number),
             subnet: bridge.subnet,
             subnet6: bridge.ipv6.map(|ipv6| ipv6.subnet),
@@ -376,11 +391,9 @@ impl State {
                 let kind = LinkKind::Bridge(attachment.bridge.clone());
                 if let Some(link) = record.links.iter().find(|link| link.kind == kind) {
                     let zone = ZoneKey::Bridge(attachment.bridge.clone());
-                    all.push(LocalName {
-                        zone,
-                        names: attachment.names.clone(),
-                        addresses: link.addresses().collect(),
-                    });
+                    let is_told = |address: &IpAddr| address.is_ipv4() || !link.has_twin();
+                    let addresses = link.addresses().filter(is_told).collect();
+                    all.push(LocalName { zone, names: attachment.names.clone(), addresses });
                 }
             }
         }

@@ -22,7 +22,7 @@ use super::encryption;
 use super::senders::{self, Groups, Sender};
 use crate::config::{
     BRIDGE_GROUP, LOOPBACK_TWIN, LinkNames, MESH_MARK, MESH_MASK, PORT_GROUP, PUBLISHED_MARK, TASK_GROUP, Underlay,
-    node_addresses, task_share, twin,
+    node_addresses, task_share, twin, twins,
 };
 use crate::mac::Mac;
 use crate::netlink::Neighbour;
@@ -350,6 +350,10 @@ fn forward_rules(ip: Ip, facts: &NodeFacts, mesh: &str) -> Vec<Rule> {
     }
     rules.push(Rule::of(ip).oif_group(BRIDGE_GROUP).was_dnat().accept());
     rules.push(Rule::of(ip).oif_group(BRIDGE_GROUP).drop());
+    if ip == Ip::V6 {
+        // Twins on bridges answer. A network without IPv6 is no way out over it.
+        rules.push(Rule::of(ip).iif_group(BRIDGE_GROUP).source(twins()).reject(false));
+    }
     rules
 }
 
