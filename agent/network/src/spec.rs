@@ -1,5 +1,6 @@
 //! Sandboxes: what the agent asks for and what it gets.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -65,6 +66,10 @@ pub struct SandboxSpec {
     pub dns: Resolver,
     /// The task that owns it.
     pub task: Option<TaskId>,
+    /// Last ports of ranges, by position among the ports of the node: one is chosen from there, and `published` is the first.
+    /// Kept on disk behind everything else.
+    #[serde(skip)]
+    pub ranges: BTreeMap<usize, u16>,
 }
 
 impl SandboxSpec {
@@ -78,6 +83,7 @@ impl SandboxSpec {
             host_ports: Vec::new(),
             dns: Resolver::default(),
             task: None,
+            ranges: BTreeMap::new(),
         }
     }
 }

@@ -149,7 +149,7 @@ async fn a_port_of_a_program_of_the_node_is_not_taken_away() {
     spec.bridges.push(BridgeAttachment::default_bridge());
     spec.host_ports = vec![HostPort { bind: None, published: Some(8081), target: 80, protocol: Protocol::Tcp }];
     let error = w.nodes[0].network.create_sandbox(spec).await.unwrap_err();
-    assert_eq!(error.to_string(), "Bind for 0.0.0.0:8081 failed: port is already allocated");
+    assert_eq!(error.to_string(), "failed to bind host port 0.0.0.0:8081/tcp: address already in use");
     assert_eq!(w.nodes[0].network.sandboxes().await, []);
 }
 

@@ -66,8 +66,37 @@ async fn a_port_on_one_address_is_open_there_and_nowhere_else() {
     assert!(ask_tcp(&w.hub(), "127.0.0.1:8080").is_err());
     let taken = network.create_sandbox(plain("all", vec![port(None, 8080, Protocol::Tcp)])).await.unwrap_err();
     assert_eq!(taken.to_string(), "Bind for 0.0.0.0:8080 failed: port is already allocated");
+    // TCP at one address, and UDP with the same number at another or at all.
+    let (tcp, udp) = (port(Some("127.0.0.1"), 8090, Protocol::Tcp), port(None, 8090, Protocol::Udp));
+    let mixed = network.create_sandbox(plain("mixed", vec![tcp, udp])).await.unwrap();
+    serve_tcp(&mixed.netns, 80, "mixed");
+    serve_udp(&mixed.netns, 80, "mixed");
+    assert!(ask_tcp(&w.nodes[0].netns, "127.0.0.1:8090").is_ok() && ask_tcp(&w.hub(), "10.99.0.11:8090").is_err());
+    assert!(ask_udp(&w.hub(), "10.99.0.11:8090").is_ok() && ask_udp(&w.nodes[0].netns, "127.0.0.1:8090").is_ok());
+    // One that the node chooses, at one address.
+    let any = HostPort { published: None, ..port(Some("127.0.0.1"), 1, Protocol::Tcp) };
+    let chosen = network.create_sandbox(plain("any", vec![any])).await.unwrap();
+    let number = chosen.host_ports[0].published.unwrap();
+    serve_tcp(&chosen.netns, 80, "any");
+    assert!(ask_tcp(&w.nodes[0].netns, &format!("127.0.0.1:{number}")).unwrap().starts_with("any "));
+    assert!(ask_tcp(&w.hub(), &format!("10.99.0.11:{number}")).is_err());
+    // Of a range the first that nobody has: neither a container nor a program.
+    let program = within(&w.nodes[0].netns, || TcpListener::bind("0.0.0.0:8091").unwrap()).join().unwrap();
+    let of_range = |name: &str| {
+        let mut spec = plain(name, vec![port(None, 8090, Protocol::Tcp)]);
+        spec.ranges = [(0, 8093)].into();
+        spec
+    };
+    for (name, number) in [("first", 8092), ("second", 8093)] {
+        let made = network.create_sandbox(of_range(name)).await.unwrap();
+        assert_eq!(made.host_ports[0].published, Some(number), "{name}");
+        assert_eq!(network.create_sandbox(of_range(name)).await.unwrap(), made, "asked for again");
+    }
+    let none = network.create_sandbox(of_range("third")).await.unwrap_err();
+    assert_eq!(none.to_string(), "Bind for 0.0.0.0:8090-8093 failed: all ports are allocated");
+    drop(program);
     let foreign = network.create_sandbox(plain("foreign", ports("192.0.2.1", 8080))).await.unwrap_err();
-    assert_eq!(foreign.to_string(), "Bind for 192.0.2.1:8080 failed: port is already allocated");
+    assert_eq!(foreign.to_string(), "failed to bind host port 192.0.2.1:8080/tcp: cannot assign requested address");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

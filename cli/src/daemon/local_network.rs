@@ -123,6 +123,8 @@ fn specification(request: &SandboxRequest) -> Result<SandboxSpec, SandboxError> 
         .iter()
         .map(|p| HostPort { bind: p.host_ip, published: p.host_port, target: p.container_port, protocol: p.protocol })
         .collect();
+    let last = |(at, port): (usize, &PortBinding)| Some((at, port.host_port_last?));
+    spec.ranges = request.ports.iter().enumerate().filter_map(last).collect();
     spec.dns = Resolver::from(&request.dns);
     Ok(spec)
 }
@@ -133,6 +135,7 @@ fn sandbox(made: &skep_network::Sandbox, view: &NetworkView) -> Sandbox {
         container_port: p.target,
         host_ip: p.bind,
         host_port: p.published,
+        host_port_last: None,
     };
     // Where published ports lead over IPv6 on a network without: a way to the node, and none of the network's.
     let twins = made.links.iter().filter(|link| link.kind != LinkKind::Task && link.has_twin());
@@ -214,7 +217,10 @@ fn bridge(made: &skep_network::Bridge) -> Bridge {
 
 fn error(error: NetworkError) -> SandboxError {
     match error {
-        NetworkError::PortTaken { .. } | NetworkError::Address { .. } => SandboxError::Taken(error.to_string()),
+        NetworkError::PortTaken { .. }
+        | NetworkError::PortUnusable { .. }
+        | NetworkError::NoPortLeft { .. }
+        | NetworkError::Address { .. } => SandboxError::Taken(error.to_string()),
         NetworkError::UnknownBridge { name } => SandboxError::NoSuchBridge(name),
         NetworkError::Bridge { .. } => SandboxError::InUse(error.to_string()),
         NetworkError::Config { .. }

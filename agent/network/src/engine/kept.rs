@@ -65,7 +65,7 @@ impl OnDisk {
     /// # Errors
     /// [`NetworkError::Record`].
     pub fn write(&self, path: &Path) -> Result<(), NetworkError> {
-        record::write(path, &(self, Ipv6Part::of(&self.record)))
+        record::write(path, &(self, Ipv6Part::of(&self.record), &self.record.spec.ranges))
     }
 
     /// Reads it from a file; `None` when there is none.
@@ -73,9 +73,10 @@ impl OnDisk {
     /// # Errors
     /// [`NetworkError::Record`].
     pub fn read(path: &Path) -> Result<Option<Self>, NetworkError> {
-        let found = record::read_with::<Self, Ipv6Part>(path)?;
-        Ok(found.map(|(mut kept, part)| {
+        let found = record::read_parts::<Self, Ipv6Part, BTreeMap<usize, u16>>(path)?;
+        Ok(found.map(|(mut kept, part, ranges)| {
             part.complete(&mut kept.record);
+            kept.record.spec.ranges = ranges;
             kept
         }))
     }
@@ -153,7 +154,12 @@ mod tests {
         record.spec.bridges[0].address6 = Some("fd00::2".parse().unwrap());
         record.links[0].address6 = Some("fd00::2/64".parse().unwrap());
         record.links[0].gateway6 = Some("fd00::1".parse().unwrap());
+        // As it was before there were ranges of ports.
         let kept = OnDisk { record, dns };
+        record::write(&path, &(&kept, Ipv6Part::of(&kept.record))).unwrap();
+        assert_eq!(OnDisk::read(&path).unwrap(), Some(kept.clone()));
+        let mut kept = kept;
+        kept.record.spec.ranges = [(0, 8010)].into();
         kept.write(&path).unwrap();
         assert_eq!(OnDisk::read(&path).unwrap(), Some(kept));
     }

@@ -257,7 +257,7 @@ impl State {
         if !spec.host_ports.is_empty() && links.iter().all(|link| matches!(link.kind, LinkKind::Overlay(_))) {
             return Err(NetworkError::NoWayOut { id: spec.id.to_string() });
         }
-        let host_ports = self.reserve_ports(&spec.host_ports, is_free)?;
+        let host_ports = self.reserve_ports(&spec, is_free)?;
         let used: BTreeSet<u32> = self.records.values().map(|record| record.slot).collect();
         let slot = (0..).find(|slot| !used.contains(slot)).expect("fewer sandboxes than numbers");
         let record = Record { spec, slot, links, host_ports };
@@ -267,11 +267,11 @@ impl State {
 
     fn reserve_ports(
         &self,
-        wanted: &[HostPort],
+        spec: &SandboxSpec,
         is_free: impl Fn(&HostPort) -> bool,
     ) -> Result<Vec<HostPort>, NetworkError> {
         let mut given: Vec<HostPort> = Vec::new();
-        for port in wanted {
+        for (at, port) in spec.host_ports.iter().enumerate() {
             if let (Some(IpAddr::V6(address)), false) = (port.bind, self.ipv6) {
                 let reason = "this node has no IPv6";
                 return Err(NetworkError::Address { address: IpAddr::V6(address), reason });
@@ -282,16 +282,17 @@ impl State {
                 let mesh = self.remembered.ingress.contains_key(&(port.protocol, number));
                 !mesh && others.into_iter().all(|other| !port.clashes(other)) && is_free(&port)
             };
-            let number = match port.published {
-                Some(number) => Some(number).filter(|number| free(*number, &given)),
-                None => DYNAMIC_PORTS.into_iter().find(|number| free(*number, &given)),
+            let range = match (port.published, spec.ranges.get(&at)) {
+                (Some(first), last) => first..=last.copied().unwrap_or(first),
+                (None, _) => DYNAMIC_PORTS,
             };
-            let taken = || NetworkError::PortTaken {
-                address: port.bind.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
-                port: port.published.unwrap_or(0),
-                protocol: port.protocol,
+            let address = port.bind.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+            let taken = || match range.start() == range.end() {
+                true => NetworkError::PortTaken { address, port: *range.start(), protocol: port.protocol },
+                false => NetworkError::NoPortLeft { address, range: format!("{}-{}", range.start(), range.end()) },
             };
-            given.push(HostPort { published: Some(number.ok_or_else(taken)?), ..*port });
+            let number = range.clone().find(|number| free(*number, &given)).ok_or_else(taken)?;
+            given.push(HostPort { published: Some(number), ..*port });
         }
         Ok(given)
     }

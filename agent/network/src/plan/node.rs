@@ -196,7 +196,8 @@ pub fn protocol_number(protocol: Protocol) -> u8 {
     }
 }
 
-fn protocol_name(protocol: Protocol) -> &'static str {
+/// Name of a protocol.
+pub fn protocol_name(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
