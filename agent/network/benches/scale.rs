@@ -88,7 +88,7 @@ async fn cluster(nodes: u16, services: u32, each: u32, published: bool) -> (Worl
         let mut key = [7; 32];
         key[..2].copy_from_slice(&index.to_be_bytes());
         let wireguard = Some(WireGuard { port: 51820, key, next: None });
-        w.view.peers.insert(node, Peer { node, index, data_path, wireguard });
+        w.view.peers.insert(node, Peer { node, index, data_path, wireguard, ipv4_only: false });
     }
     let network = w.network(7);
     let subnet = &mut w.view.networks.get_mut(&network).unwrap().subnets[0];

@@ -72,7 +72,8 @@ pub const PUBLISHED_MARK: u32 = 0x0001_0000;
 pub const MESH_TABLE: u32 = 51000;
 /// Priority of the rule that leads there: after the table of local addresses (0), before the main one (32766).
 pub const MESH_RULE: u32 = 5100;
-/// The routing mesh and task links over IPv6: each of their IPv4 addresses has a twin here, of the same last four bytes. A
+/// The routing mesh, task links, and published ports on bridges without IPv6: each of their IPv4 addresses has a twin here, of
+/// the same last four bytes. A
 /// fixed unique local prefix (RFC 4193): as with 100.64.0.0/10, nothing of it is ever routed outside of nodes.
 pub const TWINS: Ipv6Addr = Ipv6Addr::new(0xfd73, 0x6b65, 0x7000, 0, 0, 0, 0, 0);
 /// Stands for `::1` on the way to a container of the node, as the source of what a program of the node sends to it by `::1`:
@@ -161,6 +162,11 @@ pub fn twin(address: Ipv4Addr) -> Ipv6Addr {
     Ipv6Addr::from_bits(TWINS.to_bits() | u128::from(address.to_bits()))
 }
 
+/// The range of all twins.
+pub fn twins() -> Ipv6Net {
+    Ipv6Net::new(TWINS, 96).expect("96 is a prefix length")
+}
+
 /// The IPv6 twin of an infrastructure range.
 pub fn twin_net(net: Ipv4Net) -> Ipv6Net {
     Ipv6Net::new(twin(net.network()), 96 + net.prefix_len()).expect("96 and at most 32 more")
@@ -201,6 +207,16 @@ impl Underlay {
     /// All of them.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
         self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
+    }
+
+    /// Whether `peer` has an address of the version of IP that this end prefers: a VXLAN link that is not encrypted speaks
+    /// that alone.
+    pub fn speaks_with(&self, peer: &Self) -> bool {
+        match self.preferred() {
+            Some(IpAddr::V4(_)) => peer.v4.is_some(),
+            Some(IpAddr::V6(_)) => peer.v6.is_some(),
+            None => false,
+        }
     }
 
     /// Where `self` reaches `peer`: over IPv4 if both have it, else over IPv6 if both have that.

@@ -52,6 +52,19 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, NetworkError>
 pub fn read_with<T: DeserializeOwned, U: DeserializeOwned + Default>(
     path: &Path,
 ) -> Result<Option<(T, U)>, NetworkError> {
+    Ok(read_parts::<T, U, ()>(path)?.map(|(value, more, ())| (value, more)))
+}
+
+/// Reads a record that was written in three parts, of which older daemons wrote the first ones.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_parts<T, U, V>(path: &Path) -> Result<Option<(T, U, V)>, NetworkError>
+where
+    T: DeserializeOwned,
+    U: DeserializeOwned + Default,
+    V: DeserializeOwned + Default,
+{
     read_as(path, parts)
 }
 
@@ -76,10 +89,16 @@ pub fn read_as<T>(path: &Path, parse: impl FnOnce(&[u8]) -> postcard::Result<T>)
     }
 }
 
-fn parts<T: DeserializeOwned, U: DeserializeOwned + Default>(bytes: &[u8]) -> postcard::Result<(T, U)> {
-    let (value, rest) = postcard::take_from_bytes(bytes)?;
-    let more = if rest.is_empty() { U::default() } else { postcard::from_bytes(rest)? };
-    Ok((value, more))
+fn parts<T, U, V>(bytes: &[u8]) -> postcard::Result<(T, U, V)>
+where
+    T: DeserializeOwned,
+    U: DeserializeOwned + Default,
+    V: DeserializeOwned + Default,
+{
+    let (first, rest) = postcard::take_from_bytes(bytes)?;
+    let (second, rest) = if rest.is_empty() { Default::default() } else { postcard::take_from_bytes(rest)? };
+    let third = if rest.is_empty() { V::default() } else { postcard::from_bytes(rest)? };
+    Ok((first, second, third))
 }
 
 /// Deletes a record, if it is there.

@@ -75,29 +75,35 @@ async fn a_task_that_goes_takes_no_connection_of_another_with_it() {
 #[ignore = "needs root"]
 async fn a_connection_that_was_lost_on_its_way_to_a_task_is_led_to_another_once_that_one_drains() {
     let mut w = World::new(1);
-    let net = w.network(1);
+    let net = w.dual_network(1);
     let service = w.service(1, net, "10.0.1.200/24", &[(Protocol::Tcp, 8080, 80)]);
+    w.add_vip(service, net, "fd00:1::c8/64");
     w.apply().await;
-    let deaf = w.task(1, 0, Some(service), net, "10.0.1.11/24").await;
+    let deaf = w.task_at(1, 0, Some(service), net, &["10.0.1.11/24", "fd00:1::b/64"]).await;
     let inside = format!("nsenter --net={}", deaf.netns.display());
     run(&format!(
-        "{inside} nft 'add table ip deaf; add chain ip deaf in {{ type filter hook input priority 0; policy drop; }}; \
-         add rule ip deaf in tcp dport 80 counter'"
+        "{inside} nft 'add table inet deaf; add chain inet deaf in {{ type filter hook input priority 0; policy accept; }}; \
+         add rule inet deaf in tcp dport 80 counter drop'"
     ));
-    let client = w.task(2, 0, None, net, "10.0.1.12/24").await;
+    let client = w.task_at(2, 0, None, net, &["10.0.1.12/24", "fd00:1::c/64"]).await;
     w.apply().await;
-    // Both ways to a service: its published port, and its virtual address.
-    let asked = [(w.hub(), format!("{}:8080", w.nodes[0].address)), (client.netns.clone(), "10.0.1.200:80".to_owned())]
-        .map(|(netns, to)| {
-            within(&netns, move || TcpStream::connect_timeout(&to.parse().unwrap(), Duration::from_secs(30)))
-        });
-    // Both were led to it.
-    world::eventually("packets of both at the deaf task", || {
-        let text = run(&format!("{inside} nft list chain ip deaf in"));
-        let count = text.split_once("counter packets ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
-        count.unwrap_or(0u32) >= 2
+    // Both ways to a service, its published port and its virtual address, over either version of IP.
+    let asked = [
+        (w.hub(), format!("{}:8080", w.nodes[0].address)),
+        (w.hub(), format!("[{}]:8080", world::node6(1))),
+        (client.netns.clone(), "10.0.1.200:80".to_owned()),
+        (client.netns.clone(), "[fd00:1::c8]:80".to_owned()),
+    ]
+    .map(|(netns, to)| {
+        within(&netns, move || TcpStream::connect_timeout(&to.parse().unwrap(), Duration::from_secs(20)))
     });
-    let other = w.task(3, 0, Some(service), net, "10.0.1.13/24").await;
+    // All were led to it.
+    world::eventually("packets of all at the deaf task", || {
+        let text = run(&format!("{inside} nft list chain inet deaf in"));
+        let count = text.split_once("counter packets ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+        count.unwrap_or(0u32) >= 4
+    });
+    let other = w.task_at(3, 0, Some(service), net, &["10.0.1.13/24", "fd00:1::d/64"]).await;
     serve_slowly(&other.netns);
     w.view.endpoints.get_mut(&TaskId(1)).unwrap().serving = false;
     w.apply().await;

@@ -221,7 +221,7 @@ structs! {
     NodeSpec { annotations, role, availability }
     NodeDescription {
         hostname, platform, nano_cpus, memory, generic, engine_version, engine_labels, plugins, data_path,
-        named_generic, trust, volumes, wireguard
+        named_generic, trust, volumes, wireguard, ipv4_only
     }
     WireGuard { port, key, next }
     NodeTrust { roots, issuer }
@@ -255,7 +255,7 @@ structs! {
     AssignedFile { id, content }
     FileContent { data, template }
     OpenStream { manager, nonce }
-    Peer { node, index, data_path, wireguard }
+    Peer { node, index, data_path, wireguard, ipv4_only }
     OverlayNetwork { id, name, vni, subnets, internal, encrypted, mtu, port }
     ServiceView { id, name, mode, virtual_ips, aliases, ports, redirects }
     EndpointView { task, service, node, name, addresses, mesh, serving }

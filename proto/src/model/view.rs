@@ -48,6 +48,8 @@ pub struct Peer {
     pub data_path: Vec<IpAddr>,
     /// How encrypted networks reach it; `None` while it cannot encrypt.
     pub wireguard: Option<WireGuard>,
+    /// Its tasks have no addresses of IPv6, whatever was given to them.
+    pub ipv4_only: bool,
 }
 
 /// A network as a node needs it.

@@ -3,12 +3,14 @@
 //! Nothing is changed by looking.
 
 pub mod echo;
+mod families;
 mod features;
 mod pairs;
 mod ports;
 mod truth;
 
 pub use echo::{Ask, Echo};
+pub use families::{Families, judge as judge_families};
 pub use features::{Features, judge as judge_features};
 pub use pairs::{Link, Seen, judge as judge_pair};
 pub use ports::{Needed, Socket, judge as judge_port, owners, sockets};

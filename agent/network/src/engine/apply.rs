@@ -22,8 +22,9 @@ use crate::plan::leaving::Places;
 use crate::spec::SandboxId;
 
 impl Inner {
-    pub(super) async fn apply(self: Arc<Self>, view: Arc<NetworkView>) -> Result<(), NetworkError> {
+    pub(super) async fn apply(self: Arc<Self>, told: Arc<NetworkView>) -> Result<(), NetworkError> {
         let _one = self.applying.lock().await;
+        let view = self.see(told);
         let (before, place, known, mut backends) = {
             let state = self.state();
             let known = (state.remembered.index, state.remembered.underlay);
@@ -47,6 +48,7 @@ impl Inner {
                 peers: plan::node::peers(&view, place.node),
                 mesh: plan::encryption::Mesh::of(&view, self.config.vxlan_port),
                 ingress: plan::ingress::ingress(&view, &Backends::of(&view), &ingress),
+                ipv4_only: plan::node::ipv4_only(&view),
             };
             self.bring(remembered, view).await
         };
@@ -244,7 +246,7 @@ impl Inner {
         let (index, underlay, facts, bridges) = {
             let mut state = self.state();
             state.ipv6 = ipv6;
-            let bridges: Vec<Bridge> = state.bridges.values().cloned().collect();
+            let bridges: Vec<Bridge> = state.bridges.values().map(|bridge| state.with_twin(bridge)).collect();
             let underlay = state.place.underlay().preferred();
             (state.remembered.index, underlay, state.facts(&self.config), bridges)
         };

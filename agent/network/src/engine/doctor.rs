@@ -147,10 +147,15 @@ impl Inner {
             forwards: number("/proc/sys/net/ipv4/ip_forward") == Some(1),
             forwards6: sysctl::has_ipv6(&self.netns)
                 .then(|| number("/proc/sys/net/ipv6/conf/all/forwarding").is_some_and(|value| value != 0)),
-            wants6: in_cluster || self.state().bridges.values().any(|bridge| bridge.ipv6.is_some()),
+            wants6: in_cluster || self.has_ipv6_on_a_bridge(),
             encryption,
             in_cluster,
         }
+    }
+
+    fn has_ipv6_on_a_bridge(&self) -> bool {
+        let state = self.state();
+        state.bridges.values().any(|bridge| state.with_twin(bridge).ipv6.is_some())
     }
 
     /// Asks for a link that cannot be: a kernel without VXLAN says so before it looks at the number of the network.

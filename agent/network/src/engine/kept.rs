@@ -1,7 +1,7 @@
 //! What is kept on disk, and how. New parts lie behind the old ones: an older daemon reads those, and files of an older daemon
 //! have none of the new.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::Arc;
@@ -68,7 +68,7 @@ impl OnDisk {
     /// # Errors
     /// [`NetworkError::Record`].
     pub fn write(&self, path: &Path) -> Result<(), NetworkError> {
-        record::write(path, &(self, Ipv6Part::of(&self.record)))
+        record::write(path, &(self, Ipv6Part::of(&self.record), &self.record.spec.ranges))
     }
 
     /// Reads it from a file; `None` when there is none.
@@ -76,9 +76,10 @@ impl OnDisk {
     /// # Errors
     /// [`NetworkError::Record`].
     pub fn read(path: &Path) -> Result<Option<Self>, NetworkError> {
-        let found = record::read_with::<Self, Ipv6Part>(path)?;
-        Ok(found.map(|(mut kept, part)| {
+        let found = record::read_parts::<Self, Ipv6Part, BTreeMap<usize, u16>>(path)?;
+        Ok(found.map(|(mut kept, part, ranges)| {
             part.complete(&mut kept.record);
+            kept.record.spec.ranges = ranges;
             kept
         }))
     }
@@ -100,6 +101,15 @@ struct Remembered6 {
     peers: BTreeMap<u16, Ipv6Addr>,
 }
 
+/// What is remembered besides that.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct RememberedMore {
+    ipv4_only: BTreeSet<u16>,
+    mesh: Mesh,
+    /// Of each published port the tasks that have IPv6, where not all have it.
+    twins: BTreeMap<(Protocol, u16), Vec<Ipv4Addr>>,
+}
+
 impl Remembered {
     /// Writes it to a file.
     ///
@@ -116,7 +126,13 @@ impl Remembered {
             underlay: self.underlay.v6,
             peers: self.peers.iter().filter_map(|(index, peer)| Some((*index, peer.v6?))).collect(),
         };
-        record::write(path, &(v4, (v6, self.mesh)))
+        let lacking = self.ingress.iter().filter(|(_, to)| to.twins.len() != to.tasks.len());
+        let more = RememberedMore {
+            ipv4_only: self.ipv4_only.clone(),
+            mesh: self.mesh,
+            twins: lacking.map(|(port, to)| (*port, to.twins.clone())).collect(),
+        };
+        record::write(path, &(v4, v6, more))
     }
 
     /// Reads it from a file; nothing is remembered where there is none.
@@ -124,11 +140,8 @@ impl Remembered {
     /// # Errors
     /// [`NetworkError::Record`].
     pub fn read(path: &Path) -> Result<Self, NetworkError> {
-        let (v4, (v6, mesh)): (Remembered4, (Remembered6, Mesh)) = match record::read_with(path) {
-            Ok(found) => found.unwrap_or_default(),
-            // Of a daemon that did not remember the mesh: there was one kind of it.
-            Err(_) => record::read_with(path)?.map(|(v4, v6)| (v4, (v6, Mesh::default()))).unwrap_or_default(),
-        };
+        let kept: Option<(Remembered4, Remembered6, RememberedMore)> = record::read_parts(path)?;
+        let (v4, v6, mut more) = kept.unwrap_or_default();
         let mut peers: BTreeMap<u16, Underlay> = BTreeMap::new();
         for (index, address) in v4.peers {
             peers.entry(index).or_default().v4 = Some(address);
@@ -137,8 +150,12 @@ impl Remembered {
             peers.entry(index).or_default().v6 = Some(address);
         }
         let underlay = Underlay { v4: v4.underlay, v6: v6.underlay };
-        let published = |(port, (target, tasks))| (port, Arc::new(Published { target, tasks }));
-        Ok(Self { index: v4.index, underlay, peers, ingress: v4.ingress.into_iter().map(published).collect(), mesh })
+        let published = |(port, (target, tasks)): (_, (_, Vec<Ipv4Addr>))| {
+            let twins = more.twins.remove(&port).unwrap_or_else(|| tasks.clone());
+            (port, Arc::new(Published { target, tasks, twins }))
+        };
+        let ingress = v4.ingress.into_iter().map(published).collect();
+        Ok(Self { index: v4.index, underlay, peers, ipv4_only: more.ipv4_only, mesh: more.mesh, ingress })
     }
 }
 
@@ -146,7 +163,6 @@ impl Remembered {
 mod tests {
     use super::*;
     use crate::engine::state::tests::{config, spec, state};
-    use crate::plan::ingress::Ingress;
 
     #[test]
     fn a_record_keeps_its_ipv6_part_and_one_without_is_read_too() {
@@ -161,7 +177,12 @@ mod tests {
         record.spec.bridges[0].address6 = Some("fd00::2".parse().unwrap());
         record.links[0].address6 = Some("fd00::2/64".parse().unwrap());
         record.links[0].gateway6 = Some("fd00::1".parse().unwrap());
+        // As it was before there were ranges of ports.
         let kept = OnDisk { record, dns };
+        record::write(&path, &(&kept, Ipv6Part::of(&kept.record))).unwrap();
+        assert_eq!(OnDisk::read(&path).unwrap(), Some(kept.clone()));
+        let mut kept = kept;
+        kept.record.spec.ranges = [(0, 8010)].into();
         kept.write(&path).unwrap();
         assert_eq!(OnDisk::read(&path).unwrap(), Some(kept));
     }
@@ -176,18 +197,25 @@ mod tests {
             index: Some(7),
             underlay: Underlay { v4, v6 },
             peers: [(1, Underlay { v4, v6 }), (2, Underlay { v4, v6: None }), (3, Underlay { v4: None, v6 })].into(),
+            ipv4_only: [2].into(),
             mesh: Mesh { encrypted: false, mtu: Some(1400), port: 4789 },
-            ingress: Ingress::unit((Protocol::Tcp, 80), Arc::new(Published { target: 8080, tasks: vec![v4.unwrap()] })),
+            ingress: [(80, vec![]), (81, vec![v4.unwrap()])]
+                .map(|(port, twins)| {
+                    let published = Published { target: 8080, tasks: vec![v4.unwrap()], twins };
+                    ((Protocol::Tcp, port), Arc::new(published))
+                })
+                .into_iter()
+                .collect(),
         };
         all.write(&path).unwrap();
         assert_eq!(Remembered::read(&path).unwrap(), all);
-        let before_mesh = (
-            Remembered4 { index: Some(7), ..Remembered4::default() },
-            Remembered6 { underlay: v6, ..Remembered6::default() },
-        );
-        record::write(&path, &before_mesh).unwrap();
+        // As daemons wrote it that did not know who has no IPv6, and as they read it.
+        record::write(&path, &(Remembered4::default(), Remembered6 { underlay: v6, ..Remembered6::default() }))
+            .unwrap();
         let read = Remembered::read(&path).unwrap();
-        assert_eq!((read.index, read.underlay.v6, read.mesh), (Some(7), v6, Mesh::default()));
+        assert_eq!((read.underlay.v6, read.ipv4_only, read.mesh), (v6, BTreeSet::new(), Mesh::default()));
+        all.write(&path).unwrap();
+        assert!(record::read_with::<Remembered4, Remembered6>(&path).unwrap().is_some());
         let old =
             Remembered4 { index: Some(7), underlay: v4, peers: [(2, v4.unwrap())].into(), ..Remembered4::default() };
         record::write(&path, &old).unwrap();

@@ -21,6 +21,7 @@ mod ports;
 mod recover;
 mod reshape;
 mod sandbox;
+mod sight;
 mod state;
 mod switch;
 mod sysctl;

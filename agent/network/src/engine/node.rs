@@ -9,8 +9,8 @@ use skep_proto::model::network::INGRESS_VNI;
 use super::state::Bridge;
 use super::sysctl;
 use crate::config::{
-    BRIDGE_GROUP, Config, IPV6_MIN_MTU, LinkNames, MESH_MARK, MESH_MASK, MESH_RULE, MESH_TABLE, Underlay,
-    mesh_next_hop, mesh_range, node_addresses, twin, twin_net, wireguard_range,
+    BRIDGE_GROUP, Config, IPV6_MIN_MTU, LinkNames, MESH_MARK, MESH_MASK, MESH_RULE, MESH_TABLE, mesh_next_hop,
+    mesh_range, node_addresses, twin, twin_net, wireguard_range,
 };
 use crate::error::{NetworkError, Step};
 use crate::mac::Mac;
@@ -120,7 +120,7 @@ impl Node {
             rtnl.send(Requests::new().replace_route(range, Via::Nowhere, MAIN_TABLE)).step("close the way around")?;
         }
         self.tables.set(netns, node_tables(facts)).step("load the node's rules")?;
-        mesh.sync(config, &mut rtnl, &facts.peers, &own.path)?;
+        mesh.sync(config, &mut rtnl, facts, &own.path)?;
         self.mesh = Some(mesh);
         Ok(())
     }
@@ -254,15 +254,9 @@ impl Mesh {
         Ok(Self { link, entries: entries.collect(), routes: routes.collect(), ipv6: own.carries_ipv6() })
     }
 
-    fn sync(
-        &mut self,
-        config: &Config,
-        rtnl: &mut Rtnl,
-        peers: &BTreeMap<u16, Underlay>,
-        path: &Path,
-    ) -> Result<(), NetworkError> {
-        let entries = mesh_entries(peers, path, config.infra, self.ipv6);
-        let shares = || peers.keys().filter_map(|index| node_addresses(config.infra, *index));
+    fn sync(&mut self, config: &Config, rtnl: &mut Rtnl, facts: &NodeFacts, path: &Path) -> Result<(), NetworkError> {
+        let entries = mesh_entries(facts, path, config.infra, self.ipv6);
+        let shares = || facts.peers.keys().filter_map(|index| node_addresses(config.infra, *index));
         let v4 = shares().map(|node| (IpNet::V4(node.tasks), IpAddr::V4(node.mesh)));
         let v6 = shares().filter(|_| self.ipv6);
         let v6 = v6.map(|node| (IpNet::V6(twin_net(node.tasks)), IpAddr::V6(twin(node.mesh))));

@@ -216,6 +216,9 @@ fn make_link(
         }
         LinkKind::Bridge(bridge) => {
             let bridge = inner.bridge(bridge)?;
+            if link.has_twin() {
+                inner.open_twins(&bridge)?;
+            }
             // The bridge's own address: what is led to the loopback link as it arrives here was meant for this host.
             let mac = Some(Mac::of(bridge.gateway()));
             let bridge = index_of(node, &names.bridge(bridge.number))?;

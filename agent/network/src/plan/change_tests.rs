@@ -108,7 +108,8 @@ fn ground() -> NetworkView {
     let mut view = NetworkView::default();
     for number in 1..=3 {
         let data_path = vec![IpAddr::V4(Ipv4Addr::new(192, 0, 2, number))];
-        let peer = Peer { node: NodeId(number.into()), index: number.into(), data_path, wireguard: None };
+        let peer =
+            Peer { node: NodeId(number.into()), index: number.into(), data_path, wireguard: None, ipv4_only: false };
         view.peers.insert(peer.node, peer);
     }
     view

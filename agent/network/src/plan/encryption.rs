@@ -243,6 +243,7 @@ mod tests {
             index,
             data_path: vec![IpAddr::V4(Ipv4Addr::new(192, 0, 2, u8::try_from(index).unwrap()))],
             wireguard: Some(WireGuard { port: 51820, key: [key; 32], next: next.map(|next| [next; 32]) }),
+            ipv4_only: false,
         }
     }
 

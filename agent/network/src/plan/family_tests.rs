@@ -85,12 +85,12 @@ prop_compose! {
             subnet6: subnet6.map(|bits| ipnet::Ipv6Net::new_assert(Ipv6Addr::from_bits(u128::from(bits) << 64), 64)),
             internal: false,
         };
-        let published = |(port, (target, tasks))| (port, Arc::new(Published { target, tasks }));
+        let published = |(port, (target, tasks)): (_, (_, Vec<Ipv4Addr>))| (port, Arc::new(Published { target, twins: tasks.clone(), tasks }));
         NodeFacts {
             names: LinkNames::new("sk"),
             vxlan_ports: BTreeSet::from([4789]),
             tunnels: Some("100.127.192.0/18".parse().unwrap()),
-            mesh, ipv6, peers, bridges: vec![bridge], ports, tasks, host_ports,
+            mesh, ipv6, peers, ipv4_only: BTreeSet::new(), bridges: vec![bridge], ports, tasks, host_ports,
             ingress: ingress.into_iter().map(published).collect(),
         }
     }

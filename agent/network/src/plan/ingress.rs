@@ -7,7 +7,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use skep_proto::model::ServiceId;
 use skep_proto::model::service::{Protocol, PublishMode};
-use skep_proto::model::view::NetworkView;
+use skep_proto::model::view::{EndpointView, NetworkView};
 
 use super::balance;
 use super::change::{Backends, Change};
@@ -25,6 +25,17 @@ pub struct Published {
     pub target: u16,
     /// Addresses of tasks on their task links, in the order of their numbers. There is one at least.
     pub tasks: Vec<Ipv4Addr>,
+    /// Those of them that have IPv6, in the order of their numbers there.
+    pub twins: Vec<Ipv4Addr>,
+}
+
+impl Published {
+    fn behind(&self, ip: Ip) -> &[Ipv4Addr] {
+        match ip {
+            Ip::V4 => &self.tasks,
+            Ip::V6 => &self.twins,
+        }
+    }
 }
 
 /// A port of every node.
@@ -60,14 +71,18 @@ fn published(
         Some(IpAddr::V4(address)) => Some(address),
         _ => None,
     };
-    let tasks: BTreeSet<Ipv4Addr> = backends.serving(view, service).filter_map(|task| address(task.mesh)).collect();
+    let has_ipv6 = |task: &EndpointView| view.peers.get(&task.node).is_none_or(|peer| !peer.ipv4_only);
+    let serving = || backends.serving(view, service);
+    let tasks: BTreeSet<Ipv4Addr> = serving().filter_map(|task| address(task.mesh)).collect();
     if tasks.is_empty() {
         return Vec::new();
     }
+    let twins: BTreeSet<Ipv4Addr> =
+        serving().filter(|task| has_ipv6(task)).filter_map(|task| address(task.mesh)).collect();
     let lead = |(port, target)| {
         let known = before.get(&port);
-        let tasks = balance::arrange(known.map_or(&[], |known| known.tasks.as_slice()), &tasks);
-        let published = Published { target, tasks };
+        let arrange = |ip, wanted| balance::arrange(known.map_or(&[], |known| known.behind(ip)), wanted);
+        let published = Published { target, tasks: arrange(Ip::V4, &tasks), twins: arrange(Ip::V6, &twins) };
         (port, known.filter(|known| ***known == published).cloned().unwrap_or_else(|| Arc::new(published)))
     };
     ports.map(lead).collect()
@@ -111,10 +126,10 @@ pub fn add_to(table: &mut Table, ip: Ip, ingress: &Ingress) {
     let to = MapTo::Fields(vec![ip.field(), Field::Port]);
     let mut tasks = Set::map([Field::Protocol, Field::Port, Field::Index], to);
     for (port, published) in ingress {
-        let (name, rules) = chain(ip, published);
+        let Some((name, rules)) = chain(ip, published) else { continue };
         ports.put(key(*port), Value::Verdict(Verdict::Goto(name.clone())));
         table.chain(name, rules);
-        for (place, task) in published.tasks.iter().enumerate() {
+        for (place, task) in published.behind(ip).iter().enumerate() {
             tasks.put(task_key(*port, balance::index(place)), value(ip, *task, published.target));
         }
     }
@@ -126,15 +141,16 @@ pub fn add_to(table: &mut Table, ip: Ip, ingress: &Ingress) {
 pub fn part(name: &str, ip: Ip, changed: &Changed) -> Part {
     let mut part = Part::new(ip.family(), name);
     for (port, (before, after)) in changed {
-        let chain = after.as_deref().map(|published| chain(ip, published));
+        let chain = after.as_deref().and_then(|published| chain(ip, published));
         let goto = chain.as_ref().map(|(name, _)| Value::Verdict(Verdict::Goto(name.clone())));
         part.element(PORTS, key(*port), goto);
         if let Some((name, rules)) = chain {
             part.chain(name, Some(Chain { base: None, rules }));
         }
         let ends = |published: &Option<Arc<Published>>| -> Vec<(Ipv4Addr, u16)> {
-            let ends =
-                published.iter().flat_map(|published| published.tasks.iter().map(|task| (*task, published.target)));
+            let ends = published
+                .iter()
+                .flat_map(|published| published.behind(ip).iter().map(|task| (*task, published.target)));
             ends.collect()
         };
         for (index, end) in balance::moved(&ends(before), &ends(after)) {
@@ -156,11 +172,15 @@ fn value(ip: Ip, task: Ipv4Addr, target: u16) -> Value {
     Value::Bytes(address_and_port(in_ip(ip, task), target))
 }
 
-/// The chain that leads to the tasks behind a port: it is that of all ports with as many.
-fn chain(ip: Ip, published: &Published) -> (String, Vec<Rule>) {
-    let size = balance::size(published.tasks.len());
+/// The chain that leads to the tasks behind a port, if there are any: it is that of all ports with as many.
+fn chain(ip: Ip, published: &Published) -> Option<(String, Vec<Rule>)> {
+    let count = published.behind(ip).len();
+    if count == 0 {
+        return None;
+    }
+    let size = balance::size(count);
     let draws = balance::draws(size).into_iter();
     let lead = draws.map(|below| Rule::of(ip).balance_by_service(TASKS, below));
     let rules = std::iter::once(Rule::of(ip).or_ct_mark(PUBLISHED_MARK)).chain(lead);
-    (format!("ingress-{size}"), rules.collect())
+    Some((format!("ingress-{size}"), rules.collect()))
 }

@@ -12,6 +12,7 @@ pub mod names;
 pub mod node;
 pub mod overlay;
 pub mod senders;
+pub mod sight;
 pub mod vip;
 
 #[cfg(test)]

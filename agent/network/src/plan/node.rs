@@ -22,7 +22,7 @@ use super::ingress::{self, Ingress};
 use super::senders::{self, Groups, Sender};
 use crate::config::{
     BRIDGE_GROUP, LOOPBACK_TWIN, LinkNames, MESH_MARK, MESH_MASK, PORT_GROUP, PUBLISHED_MARK, TASK_GROUP, Underlay,
-    node_addresses, twin,
+    node_addresses, twin, twins,
 };
 use crate::mac::Mac;
 use crate::netlink::Neighbour;
@@ -56,6 +56,8 @@ pub struct NodeFacts {
     pub ipv6: bool,
     /// The other nodes by central index, with their addresses on the underlay.
     pub peers: BTreeMap<u16, Underlay>,
+    /// Shares for task links of nodes whose tasks have no IPv6.
+    pub ipv4_only: BTreeSet<Ipv4Net>,
     /// Local bridges.
     pub bridges: Vec<BridgeFacts>,
     /// Sandboxes' ports on local bridges, by link, with what is behind each.
@@ -123,16 +125,22 @@ pub fn peers(view: &NetworkView, node: Option<NodeId>) -> BTreeMap<u16, Underlay
     others.filter(|(_, underlay)| underlay.preferred().is_some()).collect()
 }
 
-/// Entries of the mesh link, whose path is `path`: where the other nodes are. With `ipv6` they are there by their twin
-/// addresses too. A node that has no address of the path's version of IP is not reached.
-pub fn mesh_entries(peers: &BTreeMap<u16, Underlay>, path: &Path, infra: IpNet, ipv6: bool) -> BTreeSet<Neighbour> {
+/// Central indexes of the nodes whose tasks have no IPv6, this one included.
+pub fn ipv4_only(view: &NetworkView) -> BTreeSet<u16> {
+    view.peers.values().filter(|peer| peer.ipv4_only).map(|peer| peer.index).collect()
+}
+
+/// Entries of the mesh link, whose path is `path`: where the other nodes are. With `ipv6` those that have it are there by their
+/// twin addresses too. A node that has no address of the path's version of IP is not reached.
+pub fn mesh_entries(facts: &NodeFacts, path: &Path, infra: IpNet, ipv6: bool) -> BTreeSet<Neighbour> {
     let mut entries = BTreeSet::new();
-    for (index, underlay) in peers {
+    for (index, underlay) in &facts.peers {
         let Some(addresses) = node_addresses(infra, *index) else { continue };
         let end = if path.is_encrypted() { Some(addresses.wireguard.into()) } else { underlay.alike(path.local) };
         if let Some(end) = end {
             let mac = Mac::of_node(*index);
             entries.extend([Neighbour::Tunnel(mac, end), Neighbour::Address(IpAddr::V4(addresses.mesh), mac)]);
+            let ipv6 = ipv6 && !facts.ipv4_only.contains(&addresses.tasks);
             entries.extend(ipv6.then(|| Neighbour::Address(IpAddr::V6(twin(addresses.mesh)), mac)));
         }
     }
@@ -145,6 +153,15 @@ pub fn protocol_number(protocol: Protocol) -> u8 {
         Protocol::Tcp => TCP,
         Protocol::Udp => UDP,
         Protocol::Sctp => SCTP,
+    }
+}
+
+/// Name of a protocol.
+pub fn protocol_name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+        Protocol::Sctp => "sctp",
     }
 }
 
@@ -286,6 +303,10 @@ fn forward_rules(ip: Ip, facts: &NodeFacts, mesh: &str) -> Vec<Rule> {
     }
     rules.push(Rule::of(ip).oif_group(BRIDGE_GROUP).was_dnat().accept());
     rules.push(Rule::of(ip).oif_group(BRIDGE_GROUP).drop());
+    if ip == Ip::V6 {
+        // Twins on bridges answer. A network without IPv6 is no way out over it.
+        rules.push(Rule::of(ip).iif_group(BRIDGE_GROUP).source(twins()).reject(false));
+    }
     rules
 }
 

@@ -66,7 +66,7 @@ fn world() -> NetworkView {
     let mut view = NetworkView::default();
     for (node, index) in [(HERE, 1), (THERE, 2)] {
         let address = IpAddr::V4(Ipv4Addr::new(192, 0, 2, u8::try_from(index).unwrap()));
-        view.peers.insert(node, Peer { node, index, data_path: vec![address], wireguard: None });
+        view.peers.insert(node, Peer { node, index, data_path: vec![address], wireguard: None, ipv4_only: false });
     }
     let network = OverlayNetwork {
         id: NET,
@@ -152,7 +152,7 @@ fn an_address_vanishes_when_its_task_goes_or_another_one_has_it() {
 #[test]
 fn the_mesh_leads_to_serving_tasks_by_ports_in_ingress_mode() {
     let mut view = world();
-    let port = |tasks| Arc::new(Published { target: 80, tasks });
+    let port = |tasks: Vec<Ipv4Addr>| Arc::new(Published { target: 80, twins: tasks.clone(), tasks });
     let published = |view: &NetworkView| ingress::ingress(view, &Backends::of(view), &Ingress::new());
     let both = vec![ip("100.64.64.1"), ip("100.64.64.2")];
     assert_eq!(published(&view), Ingress::unit((Protocol::Tcp, 8080), port(both)));
@@ -278,6 +278,20 @@ fn a_service_resolves_to_its_virtual_address_and_a_task_by_its_own_name_while_it
     view.services.get_mut(&WEB).unwrap().virtual_ips.clear();
     let all = zones(&view, &[], &[]);
     assert_eq!(all[&ZoneKey::Overlay(NET)].resolve("web"), v4(&[ip("10.0.1.10")]));
+}
+
+#[test]
+fn a_virtual_address_of_ipv6_that_only_tasks_with_ipv4_are_behind_is_not_answered() {
+    let mut view = world();
+    let vip6 = VirtualIp { network: NET, address: "fd00::200/64".parse().unwrap() };
+    view.services.get_mut(&WEB).unwrap().virtual_ips.push(vip6);
+    let answers = |view: &NetworkView| zones(view, &[], &[])[&ZoneKey::Overlay(NET)].resolve("web").unwrap().v6.len();
+    assert_eq!(answers(&view), 0);
+    let task = view.endpoints.get_mut(&TaskId(2)).unwrap();
+    task.addresses.push(EndpointAddress { address: "fd00::20/64".parse().unwrap(), ..task.addresses[0].clone() });
+    assert_eq!(answers(&view), 1);
+    view.endpoints.clear();
+    assert_eq!(answers(&view), 0);
 }
 
 #[test]

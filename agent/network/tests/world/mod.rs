@@ -113,7 +113,7 @@ impl World {
             let network = start(&netns, &config, Place { node: Some(id), data_path }, &names);
             let wireguard = Some(network.wireguard().unwrap());
             let told = vec![IpAddr::V4(address), IpAddr::V6(node6(number))];
-            world.view.peers.insert(id, Peer { node: id, index: number, data_path: told, wireguard });
+            world.view.peers.insert(id, Peer { node: id, index: number, data_path: told, wireguard, ipv4_only: false });
             world.nodes.push(Node { netns, config, network, names, address, id });
         }
         world
@@ -152,6 +152,16 @@ impl World {
         ));
         at.address = address;
         self.view.peers.get_mut(&at.id).unwrap().data_path = vec![IpAddr::V4(address)];
+        self.restart(node);
+    }
+
+    /// Turns IPv6 off on a node, as a new process of it would find.
+    pub fn turn_off_ipv6(&mut self, node: usize) {
+        let at = &self.nodes[node];
+        run(&format!("nsenter --net={} sysctl -qw net.ipv6.conf.all.disable_ipv6=1", at.netns.display()));
+        let peer = self.view.peers.get_mut(&at.id).unwrap();
+        peer.ipv4_only = true;
+        peer.data_path.retain(IpAddr::is_ipv4);
         self.restart(node);
     }
 

@@ -40,7 +40,7 @@ pub fn service(service: &ServiceView, give: &mut impl FnMut(&ZoneKey, Name<'_>))
         for (rank, name, tasks) in names_of(service, network) {
             give(&zone, Name { name, to: None });
             give(&zone, Name { name: &tasks, to: None });
-            for address in virtual_addresses(service, network) {
+            for address in virtual_addresses(service, network).filter(IpAddr::is_ipv4) {
                 give(&zone, Name { name, to: Some((address, Rank::Service(rank))) });
             }
         }
@@ -62,7 +62,14 @@ pub fn task(task: &EndpointView, service: Option<&ServiceView>, give: &mut impl 
         }
         let Some(service) = service else { continue };
         let by_name = virtual_addresses(service, network).next().is_none();
+        // One of IPv6 is there as long as a task is that has IPv6: it would refuse those who take it before the one of IPv4.
+        let served =
+            virtual_addresses(service, network).filter(|vip| task.serving && vip.is_ipv6() && address.is_ipv6());
+        let served: Vec<IpAddr> = served.collect();
         for (rank, name, tasks) in names_of(service, network) {
+            for vip in &served {
+                give(&zone, Name { name, to: Some((*vip, Rank::Service(rank))) });
+            }
             // Known wherever there is a task, whether it serves or not.
             let to = Some((address, Rank::Service(rank))).filter(|_| task.serving);
             give(&zone, Name { name, to: to.filter(|_| by_name) });

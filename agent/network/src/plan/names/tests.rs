@@ -178,7 +178,10 @@ fn look(from: &Sources, network: Option<NetworkId>) -> Vec<Found> {
             continue;
         }
         let tasks = tasks_on(Some(service.id), true);
-        let answers = if service.mode == EndpointMode::Vip && !vips.is_empty() { &vips } else { &tasks };
+        let by_vip = service.mode == EndpointMode::Vip && !vips.is_empty();
+        let is_served = |vip: &IpAddr| vip.is_ipv4() || tasks.iter().any(IpAddr::is_ipv6);
+        let vips: Vec<IpAddr> = vips.into_iter().filter(is_served).collect();
+        let answers = if by_vip { &vips } else { &tasks };
         let names = std::iter::once(&service.name).chain(aliases.into_iter().flatten());
         for (at, name) in names.filter(|name| !name.is_empty()).enumerate() {
             for (at, name, answers) in [(2 * at, name.clone(), answers), (2 * at + 1, format!("tasks.{name}"), &tasks)]
