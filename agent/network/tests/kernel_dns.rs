@@ -1,7 +1,7 @@
 //! The name server's process in real network namespaces.
 #![allow(clippy::unwrap_used, missing_docs, reason = "a test")]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -231,6 +231,48 @@ async fn each_sandbox_is_answered_from_its_own_zones() {
     assert_eq!(closed.join().unwrap(), std::io::ErrorKind::ConnectionRefused);
     netd.stop().await.unwrap();
     eventually("the process ends", || folder.processes().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn questions_that_come_together_are_all_answered_each_as_it_was_asked() {
+    const COUNT: u16 = 100;
+    let (folder, inside) = (Folder::new(), Namespace::new("e1"));
+    let netd = Client::start(folder.config()).await.unwrap();
+    netd.put_zones(zones()).await.unwrap();
+    let ports = netd.put_sandbox(sandbox("one", &inside, "red")).await.unwrap();
+    let server = rustix::process::Pid::from_raw(netd.process_id().await.unwrap().cast_signed()).unwrap();
+    let asking = inside.run(move || {
+        let socket = client(ports.udp);
+        let ask = |id: u16| match id % 3 {
+            0 => question("web.", RecordType::A, id),
+            1 => question("six.", RecordType::AAAA, id),
+            // Read in the general way.
+            _ => question("nobody.", RecordType::MX, id),
+        };
+        // More than are received and answered in a row wait for it.
+        rustix::process::kill_process(server, rustix::process::Signal::STOP).unwrap();
+        for id in 0..COUNT {
+            socket.send(&ask(id)).unwrap();
+        }
+        rustix::process::kill_process(server, rustix::process::Signal::CONT).unwrap();
+        let mut buffer = [0; 4096];
+        let mut receive = || {
+            let length = socket.recv(&mut buffer).expect("a question was lost");
+            let reply = Message::from_vec(&buffer[..length]).unwrap();
+            (reply.metadata.id, (reply.queries[0].name.to_string(), addresses(&reply)))
+        };
+        (0..COUNT).map(|_| receive()).collect::<BTreeMap<_, _>>()
+    });
+    let replies = asking.join().unwrap();
+    assert_eq!(replies.keys().copied().collect::<Vec<_>>(), (0..COUNT).collect::<Vec<_>>());
+    let expected = [
+        ("web.".to_owned(), BTreeSet::from([IpAddr::V4(address(1, 1))])),
+        ("six.".to_owned(), BTreeSet::from([IpAddr::V6(SIX)])),
+        ("nobody.".to_owned(), BTreeSet::new()),
+    ];
+    assert!(replies.iter().all(|(id, reply)| *reply == expected[usize::from(id % 3)]), "{replies:?}");
+    netd.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

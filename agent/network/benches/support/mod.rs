@@ -1,4 +1,5 @@
-//! What the benchmarks of the data path share.
+//! What benchmarks share.
+#![allow(dead_code, reason = "each benchmark uses its part")]
 
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -10,15 +10,18 @@ use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 /// Seconds that an answer of ours may be kept, as Docker says it.
 pub const TTL: u32 = 600;
 /// Bytes of a header (RFC 1035 section 4.1.1).
-const HEADER: usize = 12;
+pub(super) const HEADER: usize = 12;
 /// Bytes of a UDP message when nothing else is agreed (RFC 1035 section 4.2.1).
 const PLAIN_UDP: u16 = 512;
 /// Largest UDP message sent whatever a client says it takes; also what we say we take.
-const LARGEST_UDP: u16 = 4096;
+pub(super) const LARGEST_UDP: u16 = 4096;
 
 /// Bytes of an answer with an address at least: a name, 10 bytes fixed, the address. One more than the name of the root
 /// takes; it has no addresses.
 const SMALLEST_RECORD: usize = 16;
+/// Bytes of an answer with an address at most, without the labels of its name: 10 bytes fixed, an address of IPv6, the end
+/// of the name.
+const LARGEST_ADDRESS: usize = 27;
 
 /// How a question came, which says how long a reply may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,9 +58,18 @@ pub struct Request {
 
 /// What a question said by EDNS (RFC 6891 section 6.1).
 #[derive(Debug, Clone, Copy)]
-struct EdnsAsked {
-    payload: u16,
-    dnssec_ok: bool,
+pub(super) struct EdnsAsked {
+    pub payload: u16,
+    pub dnssec_ok: bool,
+}
+
+/// Bytes that a reply may have.
+pub(super) fn limit(edns: Option<EdnsAsked>, transport: Transport) -> usize {
+    match (transport, edns) {
+        (Transport::Tcp, _) => usize::from(u16::MAX),
+        (Transport::Udp, None) => usize::from(PLAIN_UDP),
+        (Transport::Udp, Some(edns)) => usize::from(edns.payload.clamp(PLAIN_UDP, LARGEST_UDP)),
+    }
 }
 
 /// Reads a packet.
@@ -119,11 +131,7 @@ fn lower_name(name: &Name) -> (String, usize) {
 impl Request {
     /// Bytes that a reply may have.
     pub fn limit(&self, transport: Transport) -> usize {
-        match (transport, self.edns) {
-            (Transport::Tcp, _) => usize::from(u16::MAX),
-            (Transport::Udp, None) => usize::from(PLAIN_UDP),
-            (Transport::Udp, Some(edns)) => usize::from(edns.payload.clamp(PLAIN_UDP, LARGEST_UDP)),
-        }
+        limit(self.edns, transport)
     }
 
     /// A reply with addresses in that order. Those that do not fit are left out, and the reply says so.
@@ -196,7 +204,7 @@ impl Request {
             if message.answers.is_empty() {
                 return self.truncated();
             }
-            let largest = SMALLEST_RECORD + self.query.name.len();
+            let largest = LARGEST_ADDRESS + self.query.name.len();
             let excess = (bytes.len() - limit).div_ceil(largest);
             message.answers.truncate(message.answers.len().saturating_sub(excess));
             message.metadata.truncation = true;

@@ -1,9 +1,10 @@
 //! The name server of sandboxes: zones, messages, and the loops that answer on 127.0.0.11.
 //!
 //! ```text
-//! datagram or stream -> message::parse -> resolve::decide -> reply, or forward::Forwarder -> reply
+//! datagram or stream -> usual::Question::read -> resolve::find -> reply
+//!               else -> message::parse -> resolve::decide -> reply, or forward::Forwarder -> reply
 //! ```
-//! `zone`, `patch`, `message` and `resolve` do no I/O.
+//! `zone`, `patch`, `message`, `usual` and `resolve` do no I/O.
 
 pub mod forward;
 pub mod message;
@@ -11,4 +12,5 @@ pub mod patch;
 pub mod resolve;
 pub mod server;
 pub mod upstream;
+pub mod usual;
 pub mod zone;

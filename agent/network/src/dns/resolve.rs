@@ -8,7 +8,7 @@ use rand::Rng;
 use rand::seq::SliceRandom;
 
 use crate::dns::message::Request;
-use crate::dns::zone::{Zone, ZoneKey, Zones, is_ours_alone};
+use crate::dns::zone::{Known, Zone, ZoneKey, Zones, is_ours_alone};
 
 /// The end of names that Kubernetes gives to Services.
 const CLUSTER_DOMAIN: &str = ".svc.cluster.local";
@@ -28,6 +28,17 @@ pub enum Decision {
     Forward,
 }
 
+/// What zones say of a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found<'a> {
+    /// It is one of theirs, perhaps without any address.
+    Known(Known<'a>),
+    /// Nobody has it, nor can have it outside.
+    NoSuchName,
+    /// A server outside has to say.
+    Elsewhere,
+}
+
 /// Decides on a question of a sandbox with these zones. The first zone that knows the name answers. Several addresses
 /// come in a random order, so that clients which take the first one spread over them.
 pub fn decide(request: &Request, order: &[ZoneKey], zones: &Zones, rng: &mut impl Rng) -> Decision {
@@ -35,32 +46,48 @@ pub fn decide(request: &Request, order: &[ZoneKey], zones: &Zones, rng: &mut imp
     if request.query.query_class != DNSClass::IN {
         return Decision::Forward;
     }
-    let mut known = order.iter().filter_map(|key| zones.get(key));
-    let own = known.clone();
     if kind == RecordType::PTR {
+        let mut known = order.iter().filter_map(|key| zones.get(key));
         let address = asked_address(request);
         let pointer = address.and_then(|address| known.find_map(|zone| zone.reverse(address)));
         return pointer.map_or(Decision::Forward, Decision::Pointer);
     }
-    // A zone that has the name with an address comes before one that has it without.
-    let mut found = known.filter_map(|zone| zone.resolve(&request.name));
-    let first = found.next();
-    let found = first.filter(|known| !known.is_empty()).or_else(|| found.find(|known| !known.is_empty())).or(first);
-    match (found, kind) {
-        (Some(known), _) => {
-            let v4 = known.v4.iter().filter(|_| matches!(kind, RecordType::A | RecordType::ANY));
-            let v6 = known.v6.iter().filter(|_| matches!(kind, RecordType::AAAA | RecordType::ANY));
-            let mut addresses: Vec<IpAddr> = v4.copied().map(IpAddr::V4).chain(v6.copied().map(IpAddr::V6)).collect();
-            addresses.shuffle(rng);
+    match find(&request.name, request.labels, order, zones) {
+        Found::Known(known) => {
+            let mut addresses = Vec::new();
+            choose(known, kind, rng, &mut addresses);
             if addresses.is_empty() { Decision::Nothing } else { Decision::Addresses(addresses) }
         }
-        // Names without a dot are names of the cluster: no server outside should hear of them, nor delay the answer.
-        (None, _) if request.labels == 1 => Decision::NoSuchName,
-        (None, _) if is_of_the_cluster(&request.name, own) => Decision::NoSuchName,
-        // As are those of Kubernetes' own domain.
-        (None, _) if request.name.ends_with(CLUSTER_DOMAIN) => Decision::NoSuchName,
-        (None, _) => Decision::Forward,
+        Found::NoSuchName => Decision::NoSuchName,
+        Found::Elsewhere => Decision::Forward,
     }
+}
+
+/// Looks for a name in lower case, of so many labels, in these zones in order.
+pub fn find<'a>(name: &str, labels: usize, order: &[ZoneKey], zones: &'a Zones) -> Found<'a> {
+    let own = order.iter().filter_map(|key| zones.get(key));
+    // A zone that has the name with an address comes before one that has it without.
+    let mut found = own.clone().filter_map(|zone| zone.resolve(name));
+    let first = found.next();
+    let found = first.filter(|known| !known.is_empty()).or_else(|| found.find(|known| !known.is_empty())).or(first);
+    match found {
+        Some(known) => Found::Known(known),
+        // Names without a dot are names of the cluster: no server outside should hear of them, nor delay the answer.
+        None if labels == 1 => Found::NoSuchName,
+        None if is_of_the_cluster(name, own) => Found::NoSuchName,
+        // As are those of Kubernetes' own domain.
+        None if name.ends_with(CLUSTER_DOMAIN) => Found::NoSuchName,
+        None => Found::Elsewhere,
+    }
+}
+
+/// The addresses that a question of that type gets, in a random order, in place of what is there.
+pub fn choose(known: Known<'_>, kind: RecordType, rng: &mut impl Rng, chosen: &mut Vec<IpAddr>) {
+    let v4 = known.v4.iter().filter(|_| matches!(kind, RecordType::A | RecordType::ANY));
+    let v6 = known.v6.iter().filter(|_| matches!(kind, RecordType::AAAA | RecordType::ANY));
+    chosen.clear();
+    chosen.extend(v4.copied().map(IpAddr::V4).chain(v6.copied().map(IpAddr::V6)));
+    chosen.shuffle(rng);
 }
 
 /// Whether a name that no zone has can only be one of the cluster.

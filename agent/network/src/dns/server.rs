@@ -1,7 +1,7 @@
 //! The sockets of one sandbox and the loops that serve them.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +10,9 @@ use hickory_proto::op::ResponseCode;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -20,8 +21,10 @@ use tokio_util::task::TaskTracker;
 use crate::dns::forward::{Forwarder, frame};
 use crate::dns::message::{Parsed, Request, Transport, parse};
 use crate::dns::resolve::{Decision, decide};
+use crate::dns::usual::Question;
 use crate::dns::zone::{ZoneKey, Zones};
 use crate::names::DnsPorts;
+use crate::sys::datagrams::{self, Inbox, Outbox};
 
 /// Where sandboxes find their name server, as with Docker.
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
@@ -31,8 +34,8 @@ const MAX_STREAMS: usize = 64;
 pub const IDLE: Duration = Duration::from_secs(10);
 /// Questions of one sandbox under way outside: a quarter of the node's, so that none takes them all.
 const MAX_FORWARDS: usize = 256;
-/// Datagrams answered in a row before other tasks get their turn.
-const BATCH: usize = 64;
+/// Calls for datagrams in a row before other tasks get their turn.
+const CALLS: usize = 8;
 /// Longest datagram read; a question that is longer is no question of a stub resolver.
 const MAX_QUESTION: usize = 4096;
 /// Connections that wait to be accepted.
@@ -41,7 +44,8 @@ const BACKLOG: i32 = 128;
 /// The sockets of a sandbox.
 #[derive(Debug)]
 pub struct Sockets {
-    udp: UdpSocket,
+    /// Watched for what comes alone: each reply that leaves makes room, which nobody wants to hear of.
+    udp: AsyncFd<UdpSocket>,
     tcp: TcpListener,
 }
 
@@ -70,10 +74,11 @@ impl Sockets {
     /// # Errors
     /// When they are not what they should be, or cannot be watched.
     pub fn new(udp: OwnedFd, tcp: OwnedFd) -> io::Result<Self> {
-        let (udp, tcp) = (std::net::UdpSocket::from(udp), std::net::TcpListener::from(tcp));
+        let (udp, tcp) = (UdpSocket::from(udp), std::net::TcpListener::from(tcp));
         udp.set_nonblocking(true)?;
         tcp.set_nonblocking(true)?;
-        Ok(Self { udp: UdpSocket::from_std(udp)?, tcp: TcpListener::from_std(tcp)? })
+        let udp = datagrams::watch(udp, Interest::READABLE)?;
+        Ok(Self { udp, tcp: TcpListener::from_std(tcp)? })
     }
 
     /// Their ports.
@@ -81,7 +86,7 @@ impl Sockets {
     /// # Errors
     /// Those of getsockname(2).
     pub fn ports(&self) -> io::Result<DnsPorts> {
-        Ok(DnsPorts { udp: self.udp.local_addr()?.port(), tcp: self.tcp.local_addr()?.port() })
+        Ok(DnsPorts { udp: self.udp.get_ref().local_addr()?.port(), tcp: self.tcp.local_addr()?.port() })
     }
 }
 
@@ -199,28 +204,45 @@ async fn until(end: CancellationToken, serve: impl Future<Output = ()>) {
     }
 }
 
-/// What follows from a packet.
+/// What follows from a packet. A reply is in the buffer then.
 enum Next {
     Nothing,
-    Send(Vec<u8>),
+    Send,
     Forward(Box<Request>),
 }
 
+/// What is needed to answer questions, but not between them.
+struct Desk<'a> {
+    rng: &'a mut SmallRng,
+    addresses: Vec<IpAddr>,
+}
+
 impl Shared {
-    fn next(&self, packet: &[u8], transport: Transport, rng: &mut SmallRng) -> Next {
+    /// Puts the reply behind what is in `reply`, if there is one already.
+    fn next(&self, packet: &[u8], transport: Transport, desk: &mut Desk<'_>, reply: &mut Vec<u8>) -> Next {
+        let (settings, zones) = (self.settings.borrow(), self.zones.borrow());
+        let known = (&settings.zones[..], &**zones);
+        if let Some(question) = Question::read(packet)
+            && question.answer(known, transport, desk.rng, &mut desk.addresses, reply)
+        {
+            return Next::Send;
+        }
         let request = match parse(packet) {
             Parsed::Ignore => return Next::Nothing,
-            Parsed::Reply(reply) => return Next::Send(reply),
+            Parsed::Reply(refusal) => {
+                reply.extend(refusal);
+                return Next::Send;
+            }
             Parsed::Request(request) => request,
         };
-        let decision = decide(&request, &self.settings.borrow().zones, &self.zones.borrow(), rng);
-        Next::Send(match decision {
+        reply.extend(match decide(&request, known.0, known.1, desk.rng) {
             Decision::Addresses(addresses) => request.addresses(&addresses, transport),
             Decision::Pointer(name) => request.pointer(&name, transport),
             Decision::Nothing => request.status(ResponseCode::NoError),
             Decision::NoSuchName => request.status(ResponseCode::NXDomain),
             Decision::Forward => return Next::Forward(request),
-        })
+        });
+        Next::Send
     }
 
     async fn forward(&self, request: &Request, packet: &[u8], transport: Transport) -> Vec<u8> {
@@ -228,13 +250,13 @@ impl Shared {
         self.forwarder.ask(request, packet, &settings.servers, transport).await
     }
 
-    async fn send(&self, reply: &[u8], client: SocketAddr) {
-        let sockets = &self.sockets;
+    async fn send(&self, reply: &[u8], client: SocketAddrV4) {
         if reply.is_empty() {
             return;
         }
-        let sent = match sockets.udp.try_send_to(reply, client) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sockets.udp.send_to(reply, client).await,
+        let udp = self.sockets.udp.get_ref();
+        let sent = match udp.send_to(reply, client) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => send_later(udp, reply, client).await,
             sent => sent,
         };
         if let Err(error) = sent {
@@ -243,25 +265,44 @@ impl Shared {
     }
 }
 
-/// Nothing is awaited between receiving a datagram and answering it, or giving it to a task of its own: to stop this
+/// Waits until there is room for it.
+async fn send_later(udp: &UdpSocket, reply: &[u8], client: SocketAddrV4) -> io::Result<usize> {
+    let udp = datagrams::watch(udp.try_clone()?, Interest::WRITABLE)?;
+    udp.async_io(Interest::WRITABLE, |udp| udp.send_to(reply, client)).await
+}
+
+/// Nothing is awaited between receiving datagrams and answering them, or giving them to tasks of their own: to stop this
 /// loop at an await loses no question.
 async fn serve_udp(shared: Arc<Shared>) {
     let mut rng = SmallRng::from_os_rng();
     while shared.sockets.udp.readable().await.is_ok() {
-        for _ in 0..BATCH {
-            // On the stack and not kept over an await: thousands of idle sandboxes hold no buffers.
-            let mut buffer = [0; MAX_QUESTION];
-            let (packet, client) = match shared.sockets.udp.try_recv_from(&mut buffer) {
-                Ok((length, client)) => (&buffer[..length], client),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                // An ICMP error to an earlier reply, say: the client is gone.
-                Err(_) => continue,
-            };
-            match shared.next(packet, Transport::Udp, &mut rng) {
+        if answer_datagrams(&shared, &mut rng) {
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Answers what is there, up to a limit; true when there may be more. All room that this takes is given back: thousands of
+/// idle sandboxes hold no buffers.
+fn answer_datagrams(shared: &Arc<Shared>, rng: &mut SmallRng) -> bool {
+    let mut desk = Desk { rng, addresses: Vec::new() };
+    let (mut inbox, mut outbox) = (Inbox::new(MAX_QUESTION), Outbox::default());
+    let udp = &shared.sockets.udp;
+    for _ in 0..CALLS {
+        let received = udp.try_io(Interest::READABLE, |udp| match inbox.receive(udp.as_fd())? {
+            // All that was there is taken: what comes next is told of, and need not be looked for before.
+            true => Err(io::ErrorKind::WouldBlock.into()),
+            false => Ok(()),
+        });
+        for (packet, client) in inbox.iter() {
+            match shared.next(packet, Transport::Udp, &mut desk, &mut outbox.room) {
                 Next::Nothing => (),
-                Next::Send(reply) => send_now(&shared, reply, client),
+                Next::Send => outbox.push(client),
                 Next::Forward(request) => match shared.forwards.clone().try_acquire_owned() {
-                    Err(_) => send_now(&shared, request.status(ResponseCode::ServFail), client),
+                    Err(_) => {
+                        outbox.room.extend(request.status(ResponseCode::ServFail));
+                        outbox.push(client);
+                    }
                     Ok(permit) => {
                         let (task, packet) = (shared.clone(), packet.to_vec());
                         let forward = async move {
@@ -274,17 +315,36 @@ async fn serve_udp(shared: Arc<Shared>) {
                 },
             }
         }
-        tokio::task::yield_now().await;
+        send_now(shared, &outbox);
+        outbox.clear();
+        match received {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            // Any other is of one datagram: an ICMP error to an earlier reply, say.
+            Ok(()) | Err(_) => (),
+        }
     }
+    true
 }
 
-fn send_now(shared: &Arc<Shared>, reply: Vec<u8>, client: SocketAddr) {
-    match shared.sockets.udp.try_send_to(&reply, client) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            let task = shared.clone();
-            shared.tasks.spawn(async move { task.send(&reply, client).await });
+fn send_now(shared: &Arc<Shared>, outbox: &Outbox) {
+    let mut next = 0;
+    while next < outbox.len() {
+        match outbox.send(shared.sockets.udp.as_fd(), next) {
+            Ok(sent) => next += sent,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let own = |(reply, client): (&[u8], _)| (reply.to_vec(), client);
+                let rest: Vec<_> = (next..outbox.len()).map(|at| own(outbox.get(at))).collect();
+                let task = shared.clone();
+                shared.tasks.spawn(async move {
+                    for (reply, client) in rest {
+                        task.send(&reply, client).await;
+                    }
+                });
+                return;
+            }
+            // The client is gone.
+            Err(_) => next += 1,
         }
-        Ok(_) | Err(_) => (),
     }
 }
 
@@ -326,9 +386,11 @@ async fn serve_stream(shared: &Shared, mut stream: TcpStream) -> io::Result<()> 
             Ok(Err(error)) => return Err(error),
             Err(_) => return Ok(()),
         };
-        let reply = match shared.next(&packet, Transport::Tcp, &mut rng) {
+        let mut reply = Vec::new();
+        let mut desk = Desk { rng: &mut rng, addresses: Vec::new() };
+        let reply = match shared.next(&packet, Transport::Tcp, &mut desk, &mut reply) {
             Next::Nothing => return Ok(()),
-            Next::Send(reply) => reply,
+            Next::Send => reply,
             Next::Forward(request) => match shared.forwards.try_acquire() {
                 Ok(_permit) => shared.forward(&request, &packet, Transport::Tcp).await,
                 Err(_) => request.status(ResponseCode::ServFail),

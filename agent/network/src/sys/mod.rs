@@ -1,6 +1,10 @@
-//! What touches the kernel directly: namespaces, netlink sockets, passing of file descriptors.
-#![allow(unsafe_code, reason = "unshare(2) may change what other threads rely on, and has no safe wrapper")]
+//! What touches the kernel directly: namespaces, netlink sockets, passing of file descriptors, runs of datagrams.
+#![allow(
+    unsafe_code,
+    reason = "unshare(2) may change what other threads rely on; recvmmsg(2) and sendmmsg(2) have no safe wrapper"
+)]
 
+pub mod datagrams;
 pub mod detach;
 pub mod fds;
 pub mod netlink;

@@ -58,6 +58,17 @@ fn a_reply_fits_the_size_that_the_client_takes_and_says_when_it_is_cut() {
 }
 
 #[test]
+fn a_cut_reply_has_as_many_addresses_of_ipv6_as_fit() {
+    let record = 28;
+    let all: Vec<IpAddr> = (0..1000_u128).map(|i| IpAddr::V6((0xfd00 << 112 | i).into())).collect();
+    for limit in 512..640 {
+        let bytes = request(&packet("w", RecordType::AAAA, Some(limit))).addresses(&all, Transport::Udp);
+        let limit = usize::from(limit);
+        assert!(bytes.len() <= limit && bytes.len() > limit - record, "{} of {limit}", bytes.len());
+    }
+}
+
+#[test]
 fn what_is_no_proper_question_is_dropped_or_told_so() {
     let good = packet("web", RecordType::A, None);
     let mut reply = good.clone();
