@@ -42,7 +42,10 @@ fn nobody_is_told_of_a_task_that_is_gone_while_tasks_come_and_go() {
     let few = FEW.to_string();
     let create = ["service", "create", "-d", "--name", SERVICE, "--network", NETWORK, "--replicas", &few];
     let policy = ["--restart-delay", "0s", "--update-parallelism", "5", "--update-order", "start-first"];
-    lab.docker("m1", &[&create[..], &policy, &["--update-monitor", "0s", "skep/whoami:latest"]].concat()).unwrap();
+    // A task gets connections once it listens.
+    let healthy = ["--health-cmd", "whoami probe", "--health-interval", "200ms"];
+    lab.docker("m1", &[&create[..], &policy, &["--update-monitor", "0s"], &healthy, &["skep/whoami:latest"]].concat())
+        .unwrap();
     let truth = Truth::begin(&lab, SERVICE, NETWORK);
     lab.wait_for_running("m1", SERVICE, FEW);
 
@@ -121,11 +124,12 @@ fn churn(lab: &Lab, truth: &Truth, kills: &AtomicU64, wanted: usize) {
 fn kill(lab: &Lab, truth: &Truth, kills: &AtomicU64, random: &mut Random) {
     kills.fetch_add(1, Ordering::Relaxed);
     let old = truth.living();
-    let node = random.pick(&lab.nodes()).clone();
+    let tasks = |node: &String| host::pids_named(&lab.cgroup(), node, "whoami");
+    let nodes: Vec<String> = lab.nodes().into_iter().filter(|node| !tasks(node).is_empty()).collect();
+    let node = random.pick(&nodes).clone();
     let label = format!("label=com.docker.swarm.service.name={SERVICE}");
     let ids = lab.docker(&node, &["ps", "-q", "--no-trunc", "--filter", &label]).unwrap();
-    let pids = host::pids_named(&lab.cgroup(), &node, "whoami");
-    assert!(!pids.is_empty(), "no task on {node}");
+    let pids = tasks(&node);
     pids.iter().for_each(|pid| host::kill(*pid));
     let killed: BTreeSet<&str> = ids.lines().collect();
     eventually("others run in the place of those that were killed", || {

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RecordType};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use skep_network::dns::patch::ZonesPatch;
 use skep_network::dns::zone::Zones;
 use skep_network::netd::{Client, ClientConfig, NetdConfig};
 use skep_network::tunnel::{Tunnel, TunnelStatus, Tunnels};
@@ -135,6 +136,10 @@ impl Names for Beside {
 
     async fn put_zones(&self, zones: Zones) -> io::Result<()> {
         Names::put_zones(&self.client, zones).await
+    }
+
+    async fn patch_zones(&self, patch: ZonesPatch) -> io::Result<bool> {
+        Names::patch_zones(&self.client, patch).await
     }
 
     async fn sandboxes(&self) -> io::Result<Vec<SandboxId>> {

@@ -8,18 +8,23 @@ use skep_proto::model::NetworkId;
 use skep_proto::model::service::Protocol;
 use skep_proto::model::view::NetworkView;
 use tokio::sync::OwnedMutexGuard;
+use tokio::task::JoinSet;
 
 use super::cuts::Due;
 use super::node::Own;
 use super::sandbox::Live;
 use super::state::{Bridge, Remembered, State};
-use super::{Inner, SwitchCell, blocking, lock, node, sysctl};
+use super::{Inner, LiveCell, SwitchCell, blocking, lock, node, sysctl};
 use crate::error::{NetworkError, Step};
 use crate::netlink::Rtnl;
 use crate::plan;
 use crate::plan::change::{Backends, Change};
 use crate::plan::leaving::Places;
+use crate::plan::vip::Changed;
 use crate::spec::SandboxId;
+
+/// Sandboxes that are changed at once.
+const AT_ONCE: usize = 4;
 
 impl Inner {
     pub(super) async fn apply(self: Arc<Self>, told: Arc<NetworkView>) -> Result<(), NetworkError> {
@@ -87,19 +92,66 @@ impl Inner {
         };
         let (inner, views, on) = (self.clone(), (before.clone(), view.clone()), networks.clone());
         result = result.and(blocking(move || inner.follow_switches(&views.0, &views.1, &on)).await);
-        for (id, cell) in self.live_cells() {
-            let record = self.state().records.get(&id).cloned();
-            let Some(record) = record.filter(|record| !record.networks().is_disjoint(&networks)) else { continue };
-            let (inner, changed, mut live) = (self.clone(), changed.clone(), cell.lock_owned().await);
-            let followed = blocking(move || match live.as_mut() {
-                Some(there) => there.follow(&inner, &record, &changed),
-                None => Ok(()),
-            });
-            result = result.and(followed.await);
-        }
+        result = result.and(self.follow_sandboxes(&networks, &changed).await);
         self.publish_zones().await;
         self.cut_later(Due { gone, opened, ..Due::default() }, plan::leaving::drained(change));
         result.and(inherited)
+    }
+
+    /// Brings sandboxes on these networks to what changed of virtual addresses, some at a time.
+    async fn follow_sandboxes(
+        self: &Arc<Self>,
+        networks: &BTreeSet<NetworkId>,
+        changed: &Arc<Changed>,
+    ) -> Result<(), NetworkError> {
+        let mut following = JoinSet::new();
+        let mut result = Ok(());
+        for (id, cell) in self.live_cells() {
+            let record = self.state().records.get(&id).cloned();
+            let Some(record) = record.filter(|record| !record.networks().is_disjoint(networks)) else { continue };
+            if self.is_moving(&id) {
+                self.follow_later(id, cell);
+                continue;
+            }
+            let mut live = cell.lock_owned().await;
+            if following.len() == AT_ONCE
+                && let Some(followed) = following.join_next().await
+            {
+                result = result.and(followed.unwrap_or(Err(NetworkError::Stopped)));
+            }
+            let (inner, changed) = (self.clone(), changed.clone());
+            following.spawn_blocking(move || match live.as_mut() {
+                Some(there) => there.follow(&inner, &record, &changed),
+                None => Ok(()),
+            });
+        }
+        while let Some(followed) = following.join_next().await {
+            result = result.and(followed.unwrap_or(Err(NetworkError::Stopped)));
+        }
+        result
+    }
+
+    /// Brings a sandbox to the newest view once whoever makes, changes or removes it is done: nobody else waits for that, least
+    /// of all the names of tasks that are gone.
+    fn follow_later(self: &Arc<Self>, id: SandboxId, cell: LiveCell) {
+        if !lock(&self.late).insert(id.clone()) {
+            return;
+        }
+        let inner = self.clone();
+        tokio::spawn(async move {
+            let mut live = cell.lock_owned().await;
+            // Whoever comes from now on wants something newer than what is read below.
+            lock(&inner.late).remove(&id);
+            let served = match live.as_mut() {
+                Some(there) => inner.serve_names(&id, there).await,
+                None => Ok(()),
+            };
+            let followed = served.and(inner.refresh(&id, live).await);
+            if let Err(error) = inner.or_behind(followed) {
+                tracing::warn!(%error, sandbox.id = %id, "a sandbox is behind the managers' last word; tried again");
+            }
+            inner.forget_cell(&id);
+        });
     }
 
     /// Has the next view do all anew after a failure.
@@ -180,6 +232,10 @@ impl Inner {
         let mut names = self.forget_unknown_names().await;
         let mut sandboxes = Ok(());
         for (id, cell) in self.live_cells() {
+            if self.is_moving(&id) {
+                self.follow_later(id, cell);
+                continue;
+            }
             let mut live = cell.lock_owned().await;
             // A name server that does not answer is not waited for again and again.
             if names.is_ok()

@@ -11,7 +11,7 @@ use super::cuts::{Due, node_addresses};
 use super::kept::OnDisk;
 use super::sandbox::{self, Live};
 use super::state::Record;
-use super::{Inner, LiveCell, blocking, conntrack, lock, ports};
+use super::{Inner, LiveCell, Moving, blocking, conntrack, lock, ports};
 use crate::error::{NetworkError, Step};
 use crate::plan::leaving::Places;
 use crate::record;
@@ -23,6 +23,7 @@ const NETWORK_WAIT: Duration = Duration::from_secs(5);
 impl Inner {
     pub(super) async fn create(self: Arc<Self>, spec: SandboxSpec) -> Result<Sandbox, NetworkError> {
         let id = spec.id.clone();
+        let _moving = Moving::new(&self, &id);
         let live = self.live_cell(&id).lock_owned().await;
         let result = self.create_in(spec, live).await;
         if result.is_err() {
@@ -55,8 +56,15 @@ impl Inner {
         };
         match self.clone().make(record.clone()).await {
             Ok(made) => {
+                let sandbox = record.sandbox(&self.config);
+                let is_newest = made.view == self.view_number();
                 *live = Some(made);
-                Ok(record.sandbox(&self.config))
+                // What the managers said meanwhile did not wait for it.
+                if !is_newest {
+                    let followed = self.refresh(&id, live).await;
+                    self.or_behind(followed)?;
+                }
+                Ok(sandbox)
             }
             Err(error) => {
                 self.unmake(record).await;
@@ -146,6 +154,7 @@ impl Inner {
     }
 
     pub(super) async fn delete(self: Arc<Self>, id: &SandboxId) -> Result<(), NetworkError> {
+        let _moving = Moving::new(&self, id);
         let cell = self.live_cell(id);
         let mut live = cell.lock_owned().await;
         let Some(record) = self.state().records.get(id).cloned() else {

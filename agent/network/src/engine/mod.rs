@@ -27,7 +27,7 @@ mod switch;
 mod sysctl;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -70,6 +70,10 @@ struct Inner {
     node: Mutex<Node>,
     switches: Mutex<BTreeMap<NetworkId, SwitchCell>>,
     live: Mutex<BTreeMap<SandboxId, LiveCell>>,
+    /// Sandboxes that are being made, changed or removed, or wait for that, and by how many.
+    moving: Mutex<BTreeMap<SandboxId, usize>>,
+    /// Sandboxes that were moving when a view came, and that somebody waits for.
+    late: Mutex<BTreeSet<SandboxId>>,
     /// Raised after each change of the view, for those who wait for their network.
     changed: channel::Sender<u64>,
     /// MTU of the data path's link in bytes, as of the last look.
@@ -86,6 +90,28 @@ struct Inner {
     published: AsyncMutex<Published>,
     /// Connections to be cut.
     cuts: Cuts,
+}
+
+/// A sandbox that is being made, changed or removed as long as this is held.
+struct Moving(Arc<Inner>, SandboxId);
+
+impl Moving {
+    fn new(inner: &Arc<Inner>, id: &SandboxId) -> Self {
+        *lock(&inner.moving).entry(id.clone()).or_default() += 1;
+        Self(inner.clone(), id.clone())
+    }
+}
+
+impl Drop for Moving {
+    fn drop(&mut self) {
+        let mut moving = lock(&self.0.moving);
+        if let Some(count) = moving.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                moving.remove(&self.1);
+            }
+        }
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -260,6 +286,15 @@ impl NodeNetwork {
 impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+
+    fn is_moving(&self, id: &SandboxId) -> bool {
+        lock(&self.moving).contains_key(id)
+    }
+
+    /// Number of the view that counts: a later one is higher.
+    fn view_number(&self) -> u64 {
+        *self.changed.borrow()
     }
 
     fn live_cells(&self) -> Vec<(SandboxId, LiveCell)> {

@@ -65,6 +65,8 @@ pub fn recover(config: Config, place: Place, node_netns: Netns, names: Arc<dyn N
         node: Mutex::new(node),
         switches: Mutex::new(switches),
         live: Mutex::new(live),
+        moving: Mutex::default(),
+        late: Mutex::default(),
         changed: watch::Sender::new(0),
         mtu: AtomicU32::new(0),
         keys: Mutex::new(None),

@@ -11,13 +11,14 @@ use super::conntrack::{self, Cut};
 use super::kept::OnDisk;
 use super::sandbox::{self, Live};
 use super::state::Record;
-use super::{Inner, blocking};
+use super::{Inner, Moving, blocking};
 use crate::error::{NetworkError, Step};
 use crate::spec::{Sandbox, SandboxLink, SandboxSpec};
 
 impl Inner {
     pub(super) async fn reshape(self: Arc<Self>, spec: SandboxSpec) -> Result<Sandbox, NetworkError> {
         let id = spec.id.clone();
+        let _moving = Moving::new(&self, &id);
         let live = self.live_cell(&id).lock_owned().await;
         let known = self.state().records.get(&id).cloned().filter(|_| live.is_some());
         let Some(record) = known else {

@@ -45,6 +45,8 @@ pub struct Live {
     pub names_confirmed: bool,
     /// Hears of changes of its rules.
     pub notices: Notices,
+    /// Number of the view that its rules are of at least.
+    pub view: u64,
     /// MTU of its links to networks of the cluster, in their order, as this process knows them.
     pub sizes: Vec<Option<u32>>,
 }
@@ -55,7 +57,7 @@ impl Live {
         let (sizes, notices) = (Vec::new(), Notices::default());
         // There is one of IPv6 only with a virtual address of it.
         let tables = if names_confirmed { Tables::default() } else { Tables::taking_over(Family::Ipv6, TABLE) };
-        Self { netns, tables, dns, names_confirmed, notices, sizes }
+        Self { netns, tables, dns, names_confirmed, notices, view: 0, sizes }
     }
 
     /// Brings its rules to what the managers want.
@@ -63,8 +65,11 @@ impl Live {
     /// # Errors
     /// [`NetworkError::Kernel`].
     pub fn load_rules(&mut self, inner: &Inner, record: &Record) -> Result<(), NetworkError> {
+        let view = inner.view_number();
         let tables = self.wanted(inner, record);
-        self.tables.set(&self.netns, tables).step("load the rules of a sandbox")
+        self.tables.set(&self.netns, tables).step("load the rules of a sandbox")?;
+        self.view = view;
+        Ok(())
     }
 
     /// Whether somebody else changed its rules since the last look.

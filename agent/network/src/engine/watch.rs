@@ -41,6 +41,16 @@ struct There {
 }
 
 impl There {
+    fn read(inner: &Inner) -> Result<Self, NetworkError> {
+        let mut node = Rtnl::open(&inner.netns).step("open rtnetlink")?;
+        let links = node.links().step("read links")?;
+        Ok(Self {
+            links: links.into_iter().map(|link| (link.name.clone(), link)).collect(),
+            addresses: node.addresses().step("read addresses")?.into_iter().collect(),
+            routes: node.routes().step("read routes")?,
+        })
+    }
+
     /// Whether the node's end of a task link has its addresses and routes.
     fn is_set_up(&self, index: u32, link: &SandboxLink) -> bool {
         let has_route = |address| self.routes.contains(&(IpNet::from(address), Via::Link(index), MAIN_TABLE));
@@ -156,16 +166,7 @@ impl Inner {
     /// Makes links of sandboxes again that are not there any more.
     async fn restore_links(self: &Arc<Self>) -> Result<(), NetworkError> {
         let inner = self.clone();
-        let node_links = blocking(move || {
-            let mut node = Rtnl::open(&inner.netns).step("open rtnetlink")?;
-            let links = node.links().step("read links")?;
-            Ok(There {
-                links: links.into_iter().map(|link| (link.name.clone(), link)).collect(),
-                addresses: node.addresses().step("read addresses")?.into_iter().collect(),
-                routes: node.routes().step("read routes")?,
-            })
-        });
-        let node_links = Arc::new(node_links.await?);
+        let node_links = Arc::new(blocking(move || There::read(&inner)).await?);
         let mut result = Ok(());
         for (id, cell) in self.live_cells() {
             // One that is being made or taken away is its maker's.
@@ -181,7 +182,29 @@ impl Inner {
         result
     }
 
+    /// Makes links of a sandbox again. `there` may be older than they are.
     fn restore_links_of(&self, live: &Live, record: &Record, there: &There) -> Result<(), NetworkError> {
+        if self.missing_links(record, there)?.is_empty() {
+            return Ok(());
+        }
+        let missing = self.missing_links(record, &There::read(self)?)?;
+        if missing.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(sandbox.id = %record.spec.id, links = missing.len(), "links of a sandbox were gone and are made again");
+        // What is left of them, on either side.
+        sandbox::remove_links(self, record, &missing)?;
+        let mut inside = Rtnl::open(&live.netns).step("open rtnetlink")?;
+        let mut leftovers = Requests::new();
+        for link in &missing {
+            leftovers.delete_link(&link.name);
+        }
+        inside.send(&leftovers).step("delete what is left of a link")?;
+        sandbox::add_links(self, &live.netns, record, &missing)
+    }
+
+    /// Links of a sandbox that are not there. What is wrong with others is put right.
+    fn missing_links(&self, record: &Record, there: &There) -> Result<Vec<SandboxLink>, NetworkError> {
         let names = self.config.names();
         let node_links = &there.links;
         let mut missing: Vec<SandboxLink> = Vec::new();
@@ -218,19 +241,7 @@ impl Inner {
                 missing.push(link.clone());
             }
         }
-        if missing.is_empty() {
-            return Ok(());
-        }
-        tracing::warn!(sandbox.id = %record.spec.id, links = missing.len(), "links of a sandbox were gone and are made again");
-        // What is left of them, on either side.
-        sandbox::remove_links(self, record, &missing)?;
-        let mut inside = Rtnl::open(&live.netns).step("open rtnetlink")?;
-        let mut leftovers = Requests::new();
-        for link in &missing {
-            leftovers.delete_link(&link.name);
-        }
-        inside.send(&leftovers).step("delete what is left of a link")?;
-        sandbox::add_links(self, &live.netns, record, &missing)
+        Ok(missing)
     }
 
     /// A port whose bridge was made again, or that was set down.
