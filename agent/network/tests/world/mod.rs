@@ -1,6 +1,7 @@
 //! Nodes for tests: network namespaces on a bridge, each with a [`NodeNetwork`], and a client outside.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod served;
 pub mod wire;
 
 use std::collections::BTreeMap;
