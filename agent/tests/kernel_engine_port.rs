@@ -281,7 +281,7 @@ fn config(words: &[&str]) -> ContainerConfig {
 }
 
 fn port(host_port: Option<u16>) -> PortBinding {
-    PortBinding { protocol: Protocol::Tcp, container_port: 80, host_ip: None, host_port }
+    PortBinding { protocol: Protocol::Tcp, container_port: 80, host_ip: None, host_port, host_port_last: None }
 }
 
 async fn within<T>(future: impl Future<Output = T>) -> T {

@@ -64,6 +64,7 @@ impl World {
             format: 1,
             unlock: None,
             rotation: None,
+            ingress_removed: false,
         };
         world.apply(Change::create(&cluster));
         world

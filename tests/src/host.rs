@@ -39,6 +39,12 @@ pub fn name_servers(root: &Path) -> Vec<u64> {
     processes(|words| words.get(1).is_some_and(|w| w == "net") && words.iter().any(|w| Path::new(w).starts_with(root)))
 }
 
+/// Processes of a node's containers whose program has that name.
+pub fn pids_named(cgroup: &str, node: &str, program: &str) -> Vec<u64> {
+    let is_named = |pid: &u64| words(*pid).first().is_some_and(|word| word.rsplit('/').next() == Some(program));
+    pids_of(cgroup, node).into_iter().filter(is_named).collect()
+}
+
 fn words(pid: u64) -> Vec<String> {
     let bytes = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&bytes).split('\0').map(str::to_owned).collect()

@@ -7,6 +7,7 @@ pub mod answers;
 pub mod api;
 pub mod capture;
 pub mod chaos;
+pub mod churn;
 pub mod host;
 pub mod images;
 pub mod load;

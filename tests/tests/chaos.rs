@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 use skep_tests::chaos::converge::{self, api};
 use skep_tests::chaos::linear::{self, Verdict};
-use skep_tests::chaos::residue::Residue;
+use skep_tests::chaos::residue::{self, Residue};
 use skep_tests::chaos::schedule::{self, Fault};
 use skep_tests::chaos::workload::{self, Key, Kind, Record, Workload};
 use skep_tests::{Lab, eventually, host};
@@ -80,7 +80,7 @@ impl Run {
 
     fn all(mut self) {
         let began = Instant::now();
-        let before = self.settled();
+        let before = residue::settled(&mut self.lab);
         let keys = self.prepare();
         let record = self.fail_and_write(&keys);
         let failed = began.elapsed();
@@ -104,23 +104,6 @@ impl Run {
             (converged - failed).as_secs_f64(),
             began.elapsed().as_secs_f64()
         );
-    }
-
-    /// What nodes have without a task, once it no longer changes.
-    fn settled(&mut self) -> Vec<(String, Residue)> {
-        let mut last = Vec::new();
-        let mut same = 0;
-        let nodes = self.lab.nodes();
-        let lab = &mut self.lab;
-        eventually("nodes are as they are without tasks", || {
-            let now: anyhow::Result<Vec<Residue>> = nodes.iter().map(|n| Residue::of(lab, n)).collect();
-            let now = now?;
-            same = if now == last { same + 1 } else { 0 };
-            last = now;
-            ensure!(same == 3, "they still change");
-            Ok(())
-        });
-        nodes.into_iter().zip(last).collect()
     }
 
     fn prepare(&self) -> Vec<Key> {

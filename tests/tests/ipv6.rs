@@ -290,6 +290,26 @@ fn published(lab: &Lab) {
         Ok(())
     });
 
+    // Nor is a container whose network has no IPv6 out of reach.
+    lab.docker("m1", &["run", "-d", "--name", "only4", "-p", "8093:80", "-p", "127.0.0.1:8094:80", WHOAMI]).unwrap();
+    eventually("a container's port answers by IPv6 on a network without it", || asked_by_ipv6(lab, M1, 8093));
+    let said = lab.lab(&["exec", "m1", "--", "busybox", "wget", "-qO-", "http://[::1]:8093/"]).unwrap();
+    assert!(said.contains("RemoteAddr: "), "{said}");
+    let shown = json(lab, "m1", &["inspect", "only4"]);
+    let open: Vec<(&str, &str)> = shown["NetworkSettings"]["Ports"]["80/tcp"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|b| (b["HostIp"].as_str().unwrap(), b["HostPort"].as_str().unwrap()))
+        .collect();
+    assert_eq!(open, [("0.0.0.0", "8093"), ("::", "8093"), ("127.0.0.1", "8094")]);
+    let bridge = &shown["NetworkSettings"]["Networks"]["bridge"];
+    assert_eq!((&bridge["GlobalIPv6Address"], &bridge["IPv6Gateway"]), (&"".into(), &"".into()), "{bridge:#}");
+    let hosts = lab.docker("m1", &["inspect", "-f", "{{.HostsPath}}", "only4"]).unwrap();
+    let hosts = std::fs::read_to_string(hosts.trim()).unwrap();
+    assert!(!hosts.contains("fd73:"), "{hosts}");
+    lab.docker("m1", &["rm", "-f", "only4"]).unwrap();
+
     lab.docker("m1", &["network", "create", "--ipv6", "--subnet", "fd79::/64", "side"]).unwrap();
     let run = ["run", "-d", "--name", "shown", "--network", "side", "--ip6", "fd79::9"];
     let ports = ["-p", "8090:80", "-p", "[fd42::1]:8091:80", "-p", "0.0.0.0:8092:80"];

@@ -1,7 +1,8 @@
 //! The routing mesh: a published port asked at the node of the task, and at another one that leads there.
 //! `cargo bench -p skep-network --bench mesh` as root, with iperf3. `ROUNDS` (5), `SECONDS` (3) and `REQUESTS` (300) may be set.
 //!
-//! Nodes and client are namespaces of one machine; what passes between nodes is encrypted in userspace.
+//! Nodes and client are namespaces of one machine; what passes between nodes is encrypted in userspace, or plain where the
+//! operator made a routing mesh with `--opt encrypted=false`.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stdout, missing_docs, reason = "a benchmark")]
 
 #[path = "../tests/world/mod.rs"]
@@ -37,8 +38,16 @@ fn connections(netns: &Path, to: Ipv4Addr, count: u32) -> Vec<(Duration, String)
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
+    for encrypted in [true, false] {
+        println!("{}", if encrypted { "encrypted:" } else { "plain:" });
+        mesh(encrypted).await;
+    }
+}
+
+async fn mesh(encrypted: bool) {
     let (rounds, seconds, requests) = (number("ROUNDS", 5), number("SECONDS", 3), number("REQUESTS", 300));
     let mut w = World::new(2);
+    w.mesh(encrypted);
     let network = w.network(1);
     let ports = [(Protocol::Tcp, IPERF, IPERF), (Protocol::Tcp, 8080, 80), (Protocol::Udp, 8081, 81)];
     let service = w.service(1, network, "10.0.1.200/24", &ports);

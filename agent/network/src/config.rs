@@ -62,8 +62,6 @@ pub const TASK_GROUP: u32 = 0x534b_0001;
 pub const BRIDGE_GROUP: u32 = 0x534b_0002;
 /// Group of sandboxes' ports on local bridges.
 pub const PORT_GROUP: u32 = 0x534b_0003;
-/// VXLAN network of the routing mesh. Numbers below 4096 are never given to networks of the cluster.
-pub const MESH_VNI: u32 = 16;
 /// Connection mark of a connection that came by the mesh: this and the entry node's index.
 pub const MESH_MARK: u32 = 0x5100_0000;
 /// The part of a mark that tells that it is ours.
@@ -74,7 +72,8 @@ pub const PUBLISHED_MARK: u32 = 0x0001_0000;
 pub const MESH_TABLE: u32 = 51000;
 /// Priority of the rule that leads there: after the table of local addresses (0), before the main one (32766).
 pub const MESH_RULE: u32 = 5100;
-/// The routing mesh and task links over IPv6: each of their IPv4 addresses has a twin here, of the same last four bytes. A
+/// The routing mesh, task links, and published ports on bridges without IPv6: each of their IPv4 addresses has a twin here, of
+/// the same last four bytes. A
 /// fixed unique local prefix (RFC 4193): as with 100.64.0.0/10, nothing of it is ever routed outside of nodes.
 pub const TWINS: Ipv6Addr = Ipv6Addr::new(0xfd73, 0x6b65, 0x7000, 0, 0, 0, 0, 0);
 /// Stands for `::1` on the way to a container of the node, as the source of what a program of the node sends to it by `::1`:
@@ -163,6 +162,11 @@ pub fn twin(address: Ipv4Addr) -> Ipv6Addr {
     Ipv6Addr::from_bits(TWINS.to_bits() | u128::from(address.to_bits()))
 }
 
+/// The range of all twins.
+pub fn twins() -> Ipv6Net {
+    Ipv6Net::new(TWINS, 96).expect("96 is a prefix length")
+}
+
 /// The IPv6 twin of an infrastructure range.
 pub fn twin_net(net: Ipv4Net) -> Ipv6Net {
     Ipv6Net::new(twin(net.network()), 96 + net.prefix_len()).expect("96 and at most 32 more")
@@ -192,9 +196,27 @@ impl Underlay {
         self.v4.map(IpAddr::V4).or(self.v6.map(IpAddr::V6))
     }
 
+    /// That of the same version of IP as `other`.
+    pub fn alike(&self, other: IpAddr) -> Option<IpAddr> {
+        match other {
+            IpAddr::V4(_) => self.v4.map(IpAddr::V4),
+            IpAddr::V6(_) => self.v6.map(IpAddr::V6),
+        }
+    }
+
     /// All of them.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + use<> {
         self.v4.map(IpAddr::V4).into_iter().chain(self.v6.map(IpAddr::V6))
+    }
+
+    /// Whether `peer` has an address of the version of IP that this end prefers: a VXLAN link that is not encrypted speaks
+    /// that alone.
+    pub fn speaks_with(&self, peer: &Self) -> bool {
+        match self.preferred() {
+            Some(IpAddr::V4(_)) => peer.v4.is_some(),
+            Some(IpAddr::V6(_)) => peer.v6.is_some(),
+            None => false,
+        }
     }
 
     /// Where `self` reaches `peer`: over IPv4 if both have it, else over IPv6 if both have that.

@@ -1,7 +1,7 @@
 //! What can go wrong, as the agent treats it.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use skep_proto::model::NetworkId;
 use skep_proto::model::service::Protocol;
@@ -80,6 +80,24 @@ pub enum NetworkError {
         /// Its protocol.
         protocol: Protocol,
     },
+    /// A program of the node has the port, or the node does not have the address; in Docker's words.
+    #[error("failed to bind host port {at}/{protocol}: {reason}")]
+    PortUnusable {
+        /// Address and port.
+        at: SocketAddr,
+        /// Its protocol.
+        protocol: &'static str,
+        /// Why not, in the system's words.
+        reason: &'static str,
+    },
+    /// Every port that one could be chosen from is taken.
+    #[error("Bind for {address}:{range} failed: all ports are allocated")]
+    NoPortLeft {
+        /// Address asked for.
+        address: IpAddr,
+        /// First and last port.
+        range: String,
+    },
     /// Ports can only be published by a sandbox that has a way out.
     #[error("sandbox {id} publishes ports but has neither a bridge nor a task link")]
     NoWayOut {
@@ -143,6 +161,7 @@ impl NetworkError {
         match self {
             Self::Kernel { .. } | Self::UnknownNetwork { .. } | Self::NoIndex | Self::Record { .. } => true,
             Self::PoolExhausted { .. } | Self::PortTaken { .. } | Self::Names { .. } | Self::Stopped => true,
+            Self::PortUnusable { .. } | Self::NoPortLeft { .. } => true,
             Self::NoEncryption { .. } => true,
             Self::Config { .. } | Self::UnknownBridge { .. } | Self::Bridge { .. } | Self::RangeTooSmall { .. } => {
                 false

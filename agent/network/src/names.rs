@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::dns::patch::ZonesPatch;
 use crate::dns::zone::{ZoneKey, Zones};
 use crate::netd::TunnelOwner;
 use crate::spec::SandboxId;
@@ -58,6 +59,13 @@ pub trait Names: Tunnels {
     /// When the server is not there.
     async fn put_zones(&self, zones: Zones) -> io::Result<()>;
 
+    /// Changes the zones that were put or changed last, or makes sure that it has them, when nothing differs. `false` when it
+    /// has others: it was put other zones since, lost them or is of a version that puts all or nothing. Then all are to be put.
+    ///
+    /// # Errors
+    /// When the server is not there.
+    async fn patch_zones(&self, patch: ZonesPatch) -> io::Result<bool>;
+
     /// The sandboxes that are served.
     ///
     /// # Errors
@@ -71,7 +79,9 @@ pub trait Names: Tunnels {
 pub struct FakeNames {
     tunnels: Mutex<(Option<Netns>, TunnelOwner)>,
     sandboxes: Mutex<BTreeMap<SandboxId, SandboxDns>>,
-    zones: Mutex<Zones>,
+    zones: Mutex<Option<Zones>>,
+    /// How often zones were put and patched.
+    told: (AtomicU32, AtomicU32),
     refusing: AtomicBool,
 }
 
@@ -107,7 +117,21 @@ impl FakeNames {
 
     /// The zones that it was told last.
     pub fn zones(&self) -> Zones {
-        self.zones.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.locked_zones().clone().unwrap_or_default()
+    }
+
+    /// Forgets them, as a server that lost what it kept.
+    pub fn forget_zones(&self) {
+        *self.locked_zones() = None;
+    }
+
+    /// How often all zones were put, and how often they were patched.
+    pub fn told(&self) -> (u32, u32) {
+        (self.told.0.load(Ordering::Relaxed), self.told.1.load(Ordering::Relaxed))
+    }
+
+    fn locked_zones(&self) -> MutexGuard<'_, Option<Zones>> {
+        self.zones.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn served(&self) -> MutexGuard<'_, BTreeMap<SandboxId, SandboxDns>> {
@@ -131,8 +155,17 @@ impl Names for FakeNames {
     }
 
     async fn put_zones(&self, zones: Zones) -> io::Result<()> {
-        *self.zones.lock().unwrap_or_else(PoisonError::into_inner) = zones;
+        *self.locked_zones() = Some(zones);
+        self.told.0.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    async fn patch_zones(&self, patch: ZonesPatch) -> io::Result<bool> {
+        let mut zones = self.locked_zones();
+        let Some(zones) = zones.as_mut() else { return Ok(false) };
+        patch.apply(zones);
+        self.told.1.fetch_add(1, Ordering::Relaxed);
+        Ok(true)
     }
 
     async fn sandboxes(&self) -> io::Result<Vec<SandboxId>> {

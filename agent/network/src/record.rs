@@ -18,12 +18,22 @@ const FORMAT: u16 = 1;
 /// # Errors
 /// [`NetworkError::Record`].
 pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), NetworkError> {
+    write_with(path, value, &[]).map(drop)
+}
+
+/// Writes a record with something behind the value; gives its size in bytes.
+///
+/// # Errors
+/// [`NetworkError::Record`].
+pub fn write_with<T: Serialize>(path: &Path, value: &T, behind: &[u8]) -> Result<usize, NetworkError> {
     let failed = |source| NetworkError::Record { step: "write", path: path.display().to_string(), source };
-    let mut bytes = FORMAT.to_le_bytes().to_vec();
-    bytes.extend(postcard::to_stdvec(value).map_err(|error| failed(io::Error::other(error)))?);
+    let bytes = FORMAT.to_le_bytes().to_vec();
+    let mut bytes = postcard::to_extend(value, bytes).map_err(|error| failed(io::Error::other(error)))?;
+    bytes.extend(behind);
     let temporary = path.with_extension("new");
     // Not synced: after a power loss the kernel's half of the state is gone as well, and both are rebuilt.
-    fs::write(&temporary, &bytes).and_then(|()| fs::rename(&temporary, path)).map_err(failed)
+    fs::write(&temporary, &bytes).and_then(|()| fs::rename(&temporary, path)).map_err(failed)?;
+    Ok(bytes.len())
 }
 
 /// Reads a record; `None` when there is none.
@@ -42,6 +52,27 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, NetworkError>
 pub fn read_with<T: DeserializeOwned, U: DeserializeOwned + Default>(
     path: &Path,
 ) -> Result<Option<(T, U)>, NetworkError> {
+    Ok(read_parts::<T, U, ()>(path)?.map(|(value, more, ())| (value, more)))
+}
+
+/// Reads a record that was written in three parts, of which older daemons wrote the first ones.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_parts<T, U, V>(path: &Path) -> Result<Option<(T, U, V)>, NetworkError>
+where
+    T: DeserializeOwned,
+    U: DeserializeOwned + Default,
+    V: DeserializeOwned + Default,
+{
+    read_as(path, parts)
+}
+
+/// Reads a record by a function of its own.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_as<T>(path: &Path, parse: impl FnOnce(&[u8]) -> postcard::Result<T>) -> Result<Option<T>, NetworkError> {
     let failed = |source| NetworkError::Record { step: "read", path: path.display().to_string(), source };
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
@@ -51,17 +82,23 @@ pub fn read_with<T: DeserializeOwned, U: DeserializeOwned + Default>(
     let damaged = |text: String| failed(io::Error::new(io::ErrorKind::InvalidData, text));
     match bytes.split_at_checked(2) {
         Some((format, rest)) if format == FORMAT.to_le_bytes() => {
-            parts(rest).map(Some).map_err(|error| damaged(error.to_string()))
+            parse(rest).map(Some).map_err(|error| damaged(error.to_string()))
         }
         Some((format, _)) => Err(damaged(format!("format {}", u16::from_le_bytes([format[0], format[1]])))),
         None => Err(damaged("too short".into())),
     }
 }
 
-fn parts<T: DeserializeOwned, U: DeserializeOwned + Default>(bytes: &[u8]) -> postcard::Result<(T, U)> {
-    let (value, rest) = postcard::take_from_bytes(bytes)?;
-    let more = if rest.is_empty() { U::default() } else { postcard::from_bytes(rest)? };
-    Ok((value, more))
+fn parts<T, U, V>(bytes: &[u8]) -> postcard::Result<(T, U, V)>
+where
+    T: DeserializeOwned,
+    U: DeserializeOwned + Default,
+    V: DeserializeOwned + Default,
+{
+    let (first, rest) = postcard::take_from_bytes(bytes)?;
+    let (second, rest) = if rest.is_empty() { Default::default() } else { postcard::take_from_bytes(rest)? };
+    let third = if rest.is_empty() { V::default() } else { postcard::from_bytes(rest)? };
+    Ok((first, second, third))
 }
 
 /// Deletes a record, if it is there.

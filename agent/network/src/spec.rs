@@ -1,5 +1,6 @@
 //! Sandboxes: what the agent asks for and what it gets.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use skep_proto::model::container::DnsConfig;
 use skep_proto::model::service::{PortConfig, Protocol};
 use skep_proto::model::{NetworkId, TaskId};
 
+use crate::config::twins;
 use crate::mac::Mac;
 use crate::netlink::Neighbour;
 use crate::plan::senders::Sender;
@@ -64,6 +66,10 @@ pub struct SandboxSpec {
     pub dns: Resolver,
     /// The task that owns it.
     pub task: Option<TaskId>,
+    /// Last ports of ranges, by position among the ports of the node: one is chosen from there, and `published` is the first.
+    /// Kept on disk behind everything else.
+    #[serde(skip)]
+    pub ranges: BTreeMap<usize, u16>,
 }
 
 impl SandboxSpec {
@@ -77,6 +83,7 @@ impl SandboxSpec {
             host_ports: Vec::new(),
             dns: Resolver::default(),
             task: None,
+            ranges: BTreeMap::new(),
         }
     }
 }
@@ -144,6 +151,11 @@ pub struct HostPort {
 }
 
 impl HostPort {
+    /// Whether it is open on addresses of IPv6.
+    pub fn is_on_ipv6(&self) -> bool {
+        self.bind.is_none_or(|address| address.is_ipv6())
+    }
+
     /// Whether both cannot be open at once. An unspecified address stands for all of its family, none for all of both.
     pub fn clashes(&self, other: &Self) -> bool {
         let same = (self.protocol, self.published) == (other.protocol, other.published);
@@ -277,6 +289,11 @@ impl SandboxLink {
     /// Its IPv6 address with its Ethernet address.
     pub(crate) fn neighbour6(&self) -> Option<Neighbour> {
         self.address6.map(|net| Neighbour::Address(IpAddr::V6(net.addr()), self.mac))
+    }
+
+    /// Its IPv6 address is the twin of its IPv4 one: published ports lead there, and nobody is told of it.
+    pub fn has_twin(&self) -> bool {
+        self.address6.is_some_and(|net| twins().contains(&net.addr()))
     }
 
     /// What may send by it.

@@ -64,7 +64,10 @@ async fn only_nodes_of_the_cluster_may_send_into_a_network() {
     assert!(!inject(), "a stranger's frame got through");
     let stranger = NodeId(66);
     let address = CLIENT.parse::<IpAddr>().unwrap();
-    w.view.peers.insert(stranger, Peer { node: stranger, index: 66, data_path: vec![address], wireguard: None });
+    w.view.peers.insert(
+        stranger,
+        Peer { node: stranger, index: 66, data_path: vec![address], wireguard: None, ipv4_only: false },
+    );
     w.apply().await;
     assert!(inject(), "the same frame from a node of the cluster must arrive, or this test proves nothing");
 }
@@ -146,7 +149,7 @@ async fn a_port_of_a_program_of_the_node_is_not_taken_away() {
     spec.bridges.push(BridgeAttachment::default_bridge());
     spec.host_ports = vec![HostPort { bind: None, published: Some(8081), target: 80, protocol: Protocol::Tcp }];
     let error = w.nodes[0].network.create_sandbox(spec).await.unwrap_err();
-    assert_eq!(error.to_string(), "Bind for 0.0.0.0:8081 failed: port is already allocated");
+    assert_eq!(error.to_string(), "failed to bind host port 0.0.0.0:8081/tcp: address already in use");
     assert_eq!(w.nodes[0].network.sandboxes().await, []);
 }
 

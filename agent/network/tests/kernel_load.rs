@@ -3,87 +3,25 @@
 
 mod world;
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::net::{TcpStream, UdpSocket};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
 use skep_proto::model::TaskId;
 use skep_proto::model::service::Protocol;
+use world::load::{Clients, LIFE, serve_slowly};
 use world::{World, run, within};
 
 /// Ports that clients connect from. So few that each is used again within a fraction of a second, while the node still
 /// remembers its last connection.
 const PORTS: (u16, u16) = (40_000, 41_499);
-/// How long a connection lives.
-const LIFE: Duration = Duration::from_millis(3);
 /// How many tasks come and go; `SKEP_LOAD_ROUNDS` says otherwise.
 const ROUNDS: u128 = 5;
 /// How often the tasks behind a service change.
 const SWAPS: u128 = 200;
 /// Connections that have nothing to do with it: looking through them takes time.
 const OTHERS: u16 = 30_000;
-
-/// Answers each client after [`LIFE`], then closes.
-fn serve_slowly(netns: &Path) {
-    let listener = within(netns, || TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)).unwrap()).join().unwrap();
-    thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            thread::spawn(move || {
-                let _ = stream.read(&mut [0; 8]);
-                thread::sleep(LIFE);
-                let _ = stream.write_all(b"here");
-            });
-        }
-    });
-}
-
-/// What clients in a namespace saw.
-struct Clients {
-    stop: Arc<AtomicBool>,
-    answered: Arc<AtomicU64>,
-    threads: Vec<thread::JoinHandle<Vec<String>>>,
-}
-
-impl Clients {
-    fn start(netns: &Path, to: &str, count: usize) -> Self {
-        let (stop, answered) = (Arc::new(AtomicBool::default()), Arc::new(AtomicU64::default()));
-        let to: SocketAddr = to.parse().unwrap();
-        let client = |_| {
-            let (stop, answered) = (stop.clone(), answered.clone());
-            within(netns, move || {
-                let mut failures = Vec::new();
-                while !stop.load(Ordering::Relaxed) {
-                    match ask(&to) {
-                        Ok(text) if text == "here" => drop(answered.fetch_add(1, Ordering::Relaxed)),
-                        other => failures.push(format!("{other:?}")),
-                    }
-                }
-                failures
-            })
-        };
-        let threads = (0..count).map(client).collect();
-        Self { stop, answered, threads }
-    }
-
-    fn finish(self) -> (u64, Vec<String>) {
-        self.stop.store(true, Ordering::Relaxed);
-        let failures = self.threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
-        (self.answered.load(Ordering::Relaxed), failures)
-    }
-}
-
-fn ask(to: &SocketAddr) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(to, Duration::from_secs(3))?;
-    stream.set_read_timeout(Some(Duration::from_secs(3)))?;
-    stream.write_all(b"?")?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    Ok(text)
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs root"]
@@ -137,29 +75,35 @@ async fn a_task_that_goes_takes_no_connection_of_another_with_it() {
 #[ignore = "needs root"]
 async fn a_connection_that_was_lost_on_its_way_to_a_task_is_led_to_another_once_that_one_drains() {
     let mut w = World::new(1);
-    let net = w.network(1);
+    let net = w.dual_network(1);
     let service = w.service(1, net, "10.0.1.200/24", &[(Protocol::Tcp, 8080, 80)]);
+    w.add_vip(service, net, "fd00:1::c8/64");
     w.apply().await;
-    let deaf = w.task(1, 0, Some(service), net, "10.0.1.11/24").await;
+    let deaf = w.task_at(1, 0, Some(service), net, &["10.0.1.11/24", "fd00:1::b/64"]).await;
     let inside = format!("nsenter --net={}", deaf.netns.display());
     run(&format!(
-        "{inside} nft 'add table ip deaf; add chain ip deaf in {{ type filter hook input priority 0; policy drop; }}; \
-         add rule ip deaf in tcp dport 80 counter'"
+        "{inside} nft 'add table inet deaf; add chain inet deaf in {{ type filter hook input priority 0; policy accept; }}; \
+         add rule inet deaf in tcp dport 80 counter drop'"
     ));
-    let client = w.task(2, 0, None, net, "10.0.1.12/24").await;
+    let client = w.task_at(2, 0, None, net, &["10.0.1.12/24", "fd00:1::c/64"]).await;
     w.apply().await;
-    // Both ways to a service: its published port, and its virtual address.
-    let asked = [(w.hub(), format!("{}:8080", w.nodes[0].address)), (client.netns.clone(), "10.0.1.200:80".to_owned())]
-        .map(|(netns, to)| {
-            within(&netns, move || TcpStream::connect_timeout(&to.parse().unwrap(), Duration::from_secs(30)))
-        });
-    // Both were led to it.
-    world::eventually("packets of both at the deaf task", || {
-        let text = run(&format!("{inside} nft list chain ip deaf in"));
-        let count = text.split_once("counter packets ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
-        count.unwrap_or(0u32) >= 2
+    // Both ways to a service, its published port and its virtual address, over either version of IP.
+    let asked = [
+        (w.hub(), format!("{}:8080", w.nodes[0].address)),
+        (w.hub(), format!("[{}]:8080", world::node6(1))),
+        (client.netns.clone(), "10.0.1.200:80".to_owned()),
+        (client.netns.clone(), "[fd00:1::c8]:80".to_owned()),
+    ]
+    .map(|(netns, to)| {
+        within(&netns, move || TcpStream::connect_timeout(&to.parse().unwrap(), Duration::from_secs(20)))
     });
-    let other = w.task(3, 0, Some(service), net, "10.0.1.13/24").await;
+    // All were led to it.
+    world::eventually("packets of all at the deaf task", || {
+        let text = run(&format!("{inside} nft list chain inet deaf in"));
+        let count = text.split_once("counter packets ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+        count.unwrap_or(0u32) >= 4
+    });
+    let other = w.task_at(3, 0, Some(service), net, &["10.0.1.13/24", "fd00:1::d/64"]).await;
     serve_slowly(&other.netns);
     w.view.endpoints.get_mut(&TaskId(1)).unwrap().serving = false;
     w.apply().await;

@@ -144,9 +144,16 @@ async fn a_service_with_a_thousand_tasks_is_one_swap() {
     let here = w.view.endpoints[&skep_proto::model::TaskId(2)].clone();
     let far = skep_proto::model::NodeId(99);
     let address = "10.99.0.99".parse().unwrap();
-    w.view
-        .peers
-        .insert(far, skep_proto::model::view::Peer { node: far, index: 99, data_path: vec![address], wireguard: None });
+    w.view.peers.insert(
+        far,
+        skep_proto::model::view::Peer {
+            node: far,
+            index: 99,
+            data_path: vec![address],
+            wireguard: None,
+            ipv4_only: false,
+        },
+    );
     for number in 0..1000u16 {
         let mut endpoint = here.clone();
         let [high, low] = number.to_be_bytes();

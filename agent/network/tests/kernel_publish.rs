@@ -11,7 +11,7 @@ use std::time::Duration;
 use skep_network::{BridgeAttachment, HostPort, SandboxId, SandboxSpec};
 use skep_proto::model::service::{PortConfig, Protocol, PublishMode};
 use skep_proto::model::{ServiceId, TaskId};
-use world::{CLIENT, World, ask_tcp, ask_udp, eventually, run, serve_tcp, serve_udp, within};
+use world::{CLIENT, CLIENT6, World, ask_tcp, ask_udp, eventually, node6, pings, run, serve_tcp, serve_udp, within};
 
 fn plain(name: &str, ports: Vec<HostPort>) -> SandboxSpec {
     let mut spec = SandboxSpec::new(SandboxId::new(name).unwrap());
@@ -66,8 +66,104 @@ async fn a_port_on_one_address_is_open_there_and_nowhere_else() {
     assert!(ask_tcp(&w.hub(), "127.0.0.1:8080").is_err());
     let taken = network.create_sandbox(plain("all", vec![port(None, 8080, Protocol::Tcp)])).await.unwrap_err();
     assert_eq!(taken.to_string(), "Bind for 0.0.0.0:8080 failed: port is already allocated");
+    // TCP at one address, and UDP with the same number at another or at all.
+    let (tcp, udp) = (port(Some("127.0.0.1"), 8090, Protocol::Tcp), port(None, 8090, Protocol::Udp));
+    let mixed = network.create_sandbox(plain("mixed", vec![tcp, udp])).await.unwrap();
+    serve_tcp(&mixed.netns, 80, "mixed");
+    serve_udp(&mixed.netns, 80, "mixed");
+    assert!(ask_tcp(&w.nodes[0].netns, "127.0.0.1:8090").is_ok() && ask_tcp(&w.hub(), "10.99.0.11:8090").is_err());
+    assert!(ask_udp(&w.hub(), "10.99.0.11:8090").is_ok() && ask_udp(&w.nodes[0].netns, "127.0.0.1:8090").is_ok());
+    // One that the node chooses, at one address.
+    let any = HostPort { published: None, ..port(Some("127.0.0.1"), 1, Protocol::Tcp) };
+    let chosen = network.create_sandbox(plain("any", vec![any])).await.unwrap();
+    let number = chosen.host_ports[0].published.unwrap();
+    serve_tcp(&chosen.netns, 80, "any");
+    assert!(ask_tcp(&w.nodes[0].netns, &format!("127.0.0.1:{number}")).unwrap().starts_with("any "));
+    assert!(ask_tcp(&w.hub(), &format!("10.99.0.11:{number}")).is_err());
+    // Of a range the first that nobody has: neither a container nor a program.
+    let program = within(&w.nodes[0].netns, || TcpListener::bind("0.0.0.0:8091").unwrap()).join().unwrap();
+    let of_range = |name: &str| {
+        let mut spec = plain(name, vec![port(None, 8090, Protocol::Tcp)]);
+        spec.ranges = [(0, 8093)].into();
+        spec
+    };
+    for (name, number) in [("first", 8092), ("second", 8093)] {
+        let made = network.create_sandbox(of_range(name)).await.unwrap();
+        assert_eq!(made.host_ports[0].published, Some(number), "{name}");
+        assert_eq!(network.create_sandbox(of_range(name)).await.unwrap(), made, "asked for again");
+    }
+    let none = network.create_sandbox(of_range("third")).await.unwrap_err();
+    assert_eq!(none.to_string(), "Bind for 0.0.0.0:8090-8093 failed: all ports are allocated");
+    drop(program);
     let foreign = network.create_sandbox(plain("foreign", ports("192.0.2.1", 8080))).await.unwrap_err();
-    assert_eq!(foreign.to_string(), "Bind for 192.0.2.1:8080 failed: port is already allocated");
+    assert_eq!(foreign.to_string(), "failed to bind host port 192.0.2.1:8080/tcp: cannot assign requested address");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn ports_of_a_container_without_ipv6_are_open_on_the_nodes_ipv6_addresses() {
+    let mut w = World::new(2);
+    let node = w.nodes[0].netns.clone();
+    let (wire, other) = (node6(1), node6(2));
+    let network = &w.nodes[0].network;
+    network.leave().await.unwrap();
+    network.create_bridge(world::bridge("mine", Some("172.30.0.0/24"), false)).await.unwrap();
+    let all = vec![port(None, 8080, Protocol::Tcp), port(None, 8080, Protocol::Udp)];
+    let some = vec![port(Some(&wire.to_string()), 8081, Protocol::Tcp), port(Some("0.0.0.0"), 8082, Protocol::Tcp)];
+    let one = network.create_sandbox(plain("one", all)).await.unwrap();
+    let mut spec = plain("two", some);
+    spec.bridges[0].bridge = "mine".into();
+    let two = network.create_sandbox(spec).await.unwrap();
+    let v4 = network.create_sandbox(plain("three", vec![port(Some("0.0.0.0"), 8083, Protocol::Tcp)])).await.unwrap();
+    assert!(one.links[0].has_twin() && two.links[0].has_twin() && v4.links[0].address6.is_none());
+    for (sandbox, name) in [(&one, "one"), (&two, "two"), (&v4, "three")] {
+        serve_tcp(&sandbox.netns, 80, name);
+        serve_udp(&sandbox.netns, 80, name);
+    }
+    let ask = |w: &World| {
+        for ask in [ask_tcp, ask_udp] {
+            assert_eq!(ask(&w.hub(), &format!("[{wire}]:8080")).unwrap(), format!("one {CLIENT6}"));
+            assert_eq!(ask(&w.hub(), "10.99.0.11:8080").unwrap(), format!("one {CLIENT}"));
+            for to in [format!("[{wire}]:8080"), "[::1]:8080".into()] {
+                assert!(ask(&node, &to).unwrap().starts_with("one "), "{to}");
+            }
+        }
+        assert_eq!(ask_tcp(&w.hub(), &format!("[{wire}]:8081")).unwrap(), format!("two {CLIENT6}"));
+        for port in [8082, 8083] {
+            assert!(ask_tcp(&w.hub(), &format!("10.99.0.11:{port}")).is_ok(), "{port}");
+            assert!(ask_tcp(&w.hub(), &format!("[{wire}]:{port}")).is_err(), "{port}");
+        }
+    };
+    ask(&w);
+    // Its own port, and another's, from inside.
+    for from in [&one, &two] {
+        assert!(ask_tcp(&from.netns, &format!("[{wire}]:8080")).unwrap().starts_with("one "));
+    }
+    // The network is no way out over IPv6, and says so at once; nothing is reached that is not published.
+    let begun = std::time::Instant::now();
+    let to_client = ask_tcp(&one.netns, &format!("[{CLIENT6}]:9")).unwrap_err();
+    assert!(begun.elapsed() < Duration::from_secs(2), "{to_client}");
+    let hub = w.hub();
+    serve_tcp(&hub, 9, "outside");
+    assert!(ask_tcp(&one.netns, &format!("[{CLIENT6}]:9")).is_err() && !pings(&one.netns, CLIENT6));
+    assert!(!pings(&one.netns, &other.to_string()));
+    let twin = two.links[0].address6.unwrap().addr().to_string();
+    assert!(!pings(&one.netns, &twin) && !pings(&w.hub(), &twin));
+    // After a start, and after somebody took the bridge's address away.
+    w.restart(0);
+    ask(&w);
+    run(&format!("nsenter --net={} ip -6 addr flush dev skep-br0", node.display()));
+    let stop = tokio_util::sync::CancellationToken::new();
+    let (network, stopped) = (w.nodes[0].network.clone(), stop.clone());
+    let watch = tokio::spawn(async move { network.watch(stopped).await });
+    eventually("the bridge has its address again", || ask_tcp(&w.hub(), &format!("[{wire}]:8080")).is_ok());
+    stop.cancel();
+    watch.await.unwrap();
+    // With the last one it goes.
+    for id in [&one.id, &v4.id] {
+        w.nodes[0].network.delete_sandbox(id).await.unwrap();
+    }
+    assert!(ask_tcp(&w.hub(), &format!("[{wire}]:8080")).is_err());
 }
 
 /// A connection that stays, to a server that echoes in `server`.

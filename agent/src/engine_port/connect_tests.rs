@@ -43,7 +43,7 @@ fn planned(network: NetworkMode) -> Result<Plan, String> {
 }
 
 fn port(host_port: Option<u16>) -> PortBinding {
-    PortBinding { protocol: Protocol::Tcp, container_port: 80, host_ip: None, host_port }
+    PortBinding { protocol: Protocol::Tcp, container_port: 80, host_ip: None, host_port, host_port_last: None }
 }
 
 fn container(config: ContainerConfig, status: ContainerStatus) -> Container {

@@ -362,7 +362,13 @@ async fn the_network_follows_the_last_view_through_bursts_failures_and_restarts(
     let desired = Arc::clone(world.agent.as_ref().unwrap().desired());
     let running = tokio::spawn(crate::network::run(Arc::clone(&network) as _, Arc::clone(&desired), cancel.clone()));
     for id in 1..=50 {
-        let peer = Peer { node: skep_proto::model::NodeId(id), index: 1, data_path: Vec::new(), wireguard: None };
+        let peer = Peer {
+            node: skep_proto::model::NodeId(id),
+            index: 1,
+            data_path: Vec::new(),
+            wireguard: None,
+            ipv4_only: false,
+        };
         let index = world.managers.inner().index;
         let set = Assignments { index, complete: false, changes: vec![AssignmentChange::PutPeer(peer)] };
         desired.apply(set).await.unwrap();

@@ -24,7 +24,13 @@ fn put_spec() -> AssignmentChange {
 }
 
 fn peer(id: u128) -> AssignmentChange {
-    AssignmentChange::PutPeer(Peer { node: NodeId(id), index: 1, data_path: vec![address(1).ip()], wireguard: None })
+    AssignmentChange::PutPeer(Peer {
+        node: NodeId(id),
+        index: 1,
+        data_path: vec![address(1).ip()],
+        wireguard: None,
+        ipv4_only: false,
+    })
 }
 
 /// The set after `sets`, in memory and as a restart would find it.

@@ -32,6 +32,9 @@ enum Action {
         /// Plain containers may join
         #[arg(long)]
         attachable: bool,
+        /// The routing mesh of the cluster, in the place of one that was removed
+        #[arg(long)]
+        ingress: bool,
         /// No way out
         #[arg(long)]
         internal: bool,
@@ -117,10 +120,10 @@ enum Action {
 /// Runs the command.
 pub async fn run(command: NetworkCommand, client: &Client) -> anyhow::Result<()> {
     match command.action {
-        Action::Create { name, driver, attachable, internal, ipv6, subnet, ip_range, gateway, opt, label } => {
+        Action::Create { name, driver, attachable, ingress, internal, ipv6, subnet, ip_range, gateway, opt, label } => {
             let ipam = ipam(&subnet, &ip_range, &gateway)?;
             let request = json!({
-                "Name": name, "Driver": driver, "Attachable": attachable, "Internal": internal, "EnableIPv6": ipv6,
+                "Name": name, "Driver": driver, "Attachable": attachable, "Ingress": ingress, "Internal": internal, "EnableIPv6": ipv6,
                 "IPAM": {"Driver": "default", "Config": ipam}, "Options": pairs(&opt), "Labels": pairs(&label),
             });
             let created: Value = serde_json::from_slice(&client.post("/networks/create", &request).await?)?;

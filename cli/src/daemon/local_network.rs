@@ -87,7 +87,8 @@ impl Sandboxes for LocalNetwork {
         let managing = own.and_then(|own| own.manager).map(|address| address.port());
         let mut checks = layer.examine_kernel().await;
         if known.is_some() {
-            checks.extend(layer.examine_pairs(name).await);
+            checks.extend(layer.examine_families(name));
+            checks.extend(layer.examine_pairs(&name).await);
         }
         checks.extend(layer.examine_truth().await);
         checks.extend(layer.examine_ports(managing).await);
@@ -122,6 +123,8 @@ fn specification(request: &SandboxRequest) -> Result<SandboxSpec, SandboxError> 
         .iter()
         .map(|p| HostPort { bind: p.host_ip, published: p.host_port, target: p.container_port, protocol: p.protocol })
         .collect();
+    let last = |(at, port): (usize, &PortBinding)| Some((at, port.host_port_last?));
+    spec.ranges = request.ports.iter().enumerate().filter_map(last).collect();
     spec.dns = Resolver::from(&request.dns);
     Ok(spec)
 }
@@ -132,11 +135,18 @@ fn sandbox(made: &skep_network::Sandbox, view: &NetworkView) -> Sandbox {
         container_port: p.target,
         host_ip: p.bind,
         host_port: p.published,
+        host_port_last: None,
     };
+    // Where published ports lead over IPv6 on a network without: a way to the node, and none of the network's.
+    let twins = made.links.iter().filter(|link| link.kind != LinkKind::Task && link.has_twin());
+    let twins = twins.filter_map(|link| {
+        let addresses = vec![IpNet::V6(link.address6?)];
+        Some(Link { to: LinkTo::Node, addresses, gateways: Vec::new(), mac: link.mac.0 })
+    });
     Sandbox {
         id: made.id.as_str().to_owned(),
         netns: made.netns.clone(),
-        links: made.links.iter().map(|l| link(l, view)).collect(),
+        links: made.links.iter().map(|l| link(l, view)).chain(twins).collect(),
         ports: made.host_ports.iter().map(port).collect(),
         resolv_conf: made.resolv_conf.clone(),
     }
@@ -151,10 +161,12 @@ fn link(made: &SandboxLink, view: &NetworkView) -> Link {
         LinkKind::Bridge(name) => LinkTo::Bridge(name.clone()),
         LinkKind::Task => LinkTo::Node,
     };
+    let is_shown = to == LinkTo::Node || !made.has_twin();
+    let (address6, gateway6) = (made.address6.filter(|_| is_shown), made.gateway6.filter(|_| is_shown));
     Link {
         to,
-        addresses: [IpNet::V4(made.address)].into_iter().chain(made.address6.map(IpNet::V6)).collect(),
-        gateways: made.gateway.map(IpAddr::V4).into_iter().chain(made.gateway6.map(IpAddr::V6)).collect(),
+        addresses: [IpNet::V4(made.address)].into_iter().chain(address6.map(IpNet::V6)).collect(),
+        gateways: made.gateway.map(IpAddr::V4).into_iter().chain(gateway6.map(IpAddr::V6)).collect(),
         mac: made.mac.0,
     }
 }
@@ -205,7 +217,10 @@ fn bridge(made: &skep_network::Bridge) -> Bridge {
 
 fn error(error: NetworkError) -> SandboxError {
     match error {
-        NetworkError::PortTaken { .. } | NetworkError::Address { .. } => SandboxError::Taken(error.to_string()),
+        NetworkError::PortTaken { .. }
+        | NetworkError::PortUnusable { .. }
+        | NetworkError::NoPortLeft { .. }
+        | NetworkError::Address { .. } => SandboxError::Taken(error.to_string()),
         NetworkError::UnknownBridge { name } => SandboxError::NoSuchBridge(name),
         NetworkError::Bridge { .. } => SandboxError::InUse(error.to_string()),
         NetworkError::Config { .. }

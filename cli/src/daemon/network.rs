@@ -13,8 +13,8 @@ use skep_agent::executor::node::sandbox::{Sandbox as TaskSandbox, SandboxError, 
 use skep_agent::network::{Network, NetworkError as ViewError};
 use skep_network::config::twin_net;
 use skep_network::{
-    BridgeAttachment, Config as NetworkConfig, HostPort, LinkKind, Names, NetworkError, NodeNetwork, OverlayAttachment,
-    Place, Resolver, Sandbox, SandboxId, SandboxLink, SandboxSpec,
+    BridgeAttachment, Config as NetworkConfig, HostPort, Names, NetworkError, NodeNetwork, OverlayAttachment, Place,
+    Resolver, Sandbox, SandboxId, SandboxLink, SandboxSpec,
 };
 use skep_proto::model::service::{PortConfig, PublishMode};
 use skep_proto::model::view::NetworkView;
@@ -83,6 +83,11 @@ impl ClusterNetwork {
             }
             Ok(Ok(_)) | Err(_) => vec![data_path],
         }
+    }
+
+    /// Whether tasks of this node have the IPv6 addresses that they are given.
+    pub fn speaks_ipv6(&self) -> bool {
+        self.layer.speaks_ipv6()
     }
 
     /// What the managers told last.
@@ -169,9 +174,9 @@ fn specification(request: &SandboxRequest) -> SandboxSpec {
     }
 }
 
-/// Addresses of a link. The IPv6 one of a task link is for the routing mesh alone: nobody is told of it.
+/// Addresses of a link. The IPv6 twin of another is for published ports alone: nobody is told of it.
 fn addresses(link: &SandboxLink) -> impl Iterator<Item = IpAddr> {
-    let shown = link.address6.filter(|_| link.kind != LinkKind::Task);
+    let shown = link.address6.filter(|_| !link.has_twin());
     [IpAddr::V4(link.address.addr())].into_iter().chain(shown.map(|net| IpAddr::V6(net.addr())))
 }
 

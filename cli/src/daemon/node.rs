@@ -18,7 +18,7 @@ use skep_engine::runtime::rootfs::OverlayApi;
 use skep_engine::volumes::Volumes;
 use skep_network::netd;
 use skep_proto::model::task::Platform;
-use skep_proto::model::{NodeDescription, NodeId, Timestamp};
+use skep_proto::model::{Labels, NodeDescription, NodeId, Timestamp};
 
 use super::config::Config;
 use super::local_network::LocalNetwork;
@@ -27,6 +27,8 @@ use super::places::Places;
 
 /// Volumes that a node tells of at most: its record must stay small.
 const MOST_PINNED: usize = 2000;
+/// Label of the daemon: `true` where tasks have the IPv6 addresses that they are given.
+const IPV6_LABEL: &str = "io.skep.ipv6";
 /// Containers made or started at a time: the kernel serialises most of it anyway.
 const PARALLEL_STARTS: usize = 8;
 
@@ -89,9 +91,27 @@ impl NodeServices {
         Ok(Self { config: config.clone(), images, containers, volumes, network, places, engine })
     }
 
+    /// Labels of the daemon: the operator's, and whether the node has IPv6, so that services can be kept where it is.
+    fn engine_labels(&self, ipv4_only: bool) -> Labels {
+        let own = (IPV6_LABEL.to_owned(), (!ipv4_only).to_string());
+        std::iter::once(own).chain(self.config.labels.iter().cloned()).collect()
+    }
+
+    /// Tells of IPv6 of this node in its description; true when that is another than before.
+    pub fn tell_ipv6(&self, description: &mut NodeDescription) -> bool {
+        let ipv4_only = !self.network.speaks_ipv6();
+        if description.ipv4_only == ipv4_only {
+            return false;
+        }
+        description.ipv4_only = ipv4_only;
+        description.engine_labels = self.engine_labels(ipv4_only);
+        true
+    }
+
     /// What the node tells the managers of itself.
     pub fn description(&self, data_path: Vec<IpAddr>) -> NodeDescription {
         let machine = machine();
+        let ipv4_only = !self.network.speaks_ipv6();
         let capacity = self.config.capacity;
         let pick = |configured: i64, whole: i64| if configured > 0 { configured } else { whole };
         let plugin = |kind: &str, name: &str| (kind.to_owned(), name.to_owned());
@@ -103,7 +123,7 @@ impl NodeServices {
             memory: pick(capacity.memory, machine.memory),
             generic: self.config.generic.counts.clone(),
             engine_version: env!("CARGO_PKG_VERSION").into(),
-            engine_labels: self.config.labels.iter().cloned().collect(),
+            engine_labels: self.engine_labels(ipv4_only),
             plugins: vec![
                 plugin("Log", "json-file"),
                 plugin("Network", "bridge"),
@@ -116,6 +136,7 @@ impl NodeServices {
             named_generic: self.config.generic.named.clone(),
             trust: None,
             wireguard: None,
+            ipv4_only,
             volumes: self.pinned_volumes(),
         }
     }

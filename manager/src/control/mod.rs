@@ -9,6 +9,7 @@ mod cluster;
 mod containers;
 pub mod events;
 mod files;
+mod ingress;
 mod lookup;
 mod names;
 mod networks;

@@ -7,10 +7,10 @@ use skep_api::ports::control::{ControlError, ObjectFilter};
 use skep_proto::model::{Meta, Network, NetworkId, NetworkSpec, addressing};
 
 use super::{Control, PATIENCE, lookup, names};
-use crate::store::{Change, State};
+use crate::store::{Change, INGRESS, State};
 
-/// Names that every node uses for its own networks, and that of the routing mesh.
-const PREDEFINED: [&str; 5] = ["bridge", "host", "none", "default", "ingress"];
+/// Names that every node uses for its own networks.
+const PREDEFINED: [&str; 4] = ["bridge", "host", "none", "default"];
 
 impl Control {
     pub(super) async fn list_networks(&self, filter: &ObjectFilter) -> Result<Vec<Arc<Network>>, ControlError> {
@@ -27,6 +27,9 @@ impl Control {
 
     pub(super) async fn make_network(&self, spec: NetworkSpec) -> Result<NetworkId, ControlError> {
         check(&spec)?;
+        if spec.ingress {
+            return self.make_ingress(spec).await;
+        }
         check_free(&*self.read().await?, &spec)?;
         let id = NetworkId::random(&mut rand::rng());
         let network =
@@ -58,11 +61,11 @@ impl Control {
     }
 
     pub(super) async fn delete_network(&self, reference: &str) -> Result<(), ControlError> {
+        if self.delete_ingress(reference).await? {
+            return Ok(());
+        }
         self.change_latest(|state| {
             let mut network = (*find(state, reference)?).clone();
-            if network.spec.ingress {
-                return Err(ControlError::Unsupported("removing the ingress network".into()));
-            }
             network.pending_delete = true;
             Ok(Some(Change::update(&network)))
         })
@@ -78,17 +81,14 @@ pub fn find(state: &State, reference: &str) -> Result<Arc<Network>, ControlError
 fn check(spec: &NetworkSpec) -> Result<(), ControlError> {
     names::check_network_name(&spec.annotations.name)?;
     let invalid = |text: String| Err(ControlError::InvalidArgument(text));
-    if PREDEFINED.contains(&spec.annotations.name.as_str()) {
+    let name = spec.annotations.name.as_str();
+    if PREDEFINED.contains(&name) || (name == INGRESS && !spec.ingress) {
         return Err(ControlError::FailedPrecondition(format!(
-            "operation is not permitted on predefined {} network",
-            spec.annotations.name
+            "operation is not permitted on predefined {name} network"
         )));
     }
     if !matches!(spec.driver.name.as_str(), "" | "overlay") {
         return Err(ControlError::Unsupported(format!("the network driver {} in swarm scope", spec.driver.name)));
-    }
-    if spec.ingress {
-        return Err(ControlError::Unsupported("another ingress network".into()));
     }
     // Encrypted unless somebody says otherwise; a value that is neither could be meant either way.
     if let Some(value) = spec.driver.options.get("encrypted")

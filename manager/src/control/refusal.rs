@@ -60,6 +60,7 @@ pub fn to_control_error(refusal: Refusal) -> ControlError {
         | Refusal::Invalid { .. }) => ControlError::InvalidArgument(refusal.to_string()),
         refusal @ (Refusal::TaskGone
         | Refusal::LastManager
+        | Refusal::NoIngress
         | Refusal::TaskChanged { .. }
         | Refusal::SlotTaken { .. }
         | Refusal::SpecGone

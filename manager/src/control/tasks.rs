@@ -83,7 +83,10 @@ fn news(state: &State, changes: &Changes, service: ServiceId, known: &mut BTreeS
     news
 }
 
-fn view_of(task: Task, vitals: TaskVitals, state: &State) -> TaskView {
+fn view_of(mut task: Task, vitals: TaskVitals, state: &State) -> TaskView {
+    if let Some(node) = task.node.and_then(|id| state.nodes().get(id)) {
+        task.attachments.iter_mut().for_each(|own| own.addresses.retain(|address| node.description.has(address)));
+    }
     let started = task.status.state >= TaskState::Starting && task.node.is_some();
     let container = started.then(|| ContainerId::of_task(task.id, 0));
     let networks = task.attachments.iter().filter_map(|a| state.networks().get(a.network).cloned()).collect();

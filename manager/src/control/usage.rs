@@ -68,8 +68,9 @@ fn place(
     nodes: &mut Nodes,
 ) -> Option<(Vec<IpNet>, Option<IpAddr>)> {
     let reference = row.node.filter(|_| !row.is_dead())?;
-    let own = state.attachments(handle, row).into_iter().find(|attachment| attachment.network == network)?;
+    let mut own = state.attachments(handle, row).into_iter().find(|attachment| attachment.network == network)?;
     let node = state.nodes().lookup(reference)?;
+    own.addresses.retain(|address| node.description.has(address));
     nodes.entry(reference).or_insert_with(|| node.clone());
     Some((own.addresses, reached_at(node)))
 }
@@ -93,7 +94,10 @@ mod tests {
     fn tasks_containers_and_their_nodes_are_told_of_this_network_alone() {
         let mut world = World::new();
         for n in 1..=3u8 {
-            world.add_node(&format!("n{n}"), |node| node.description.data_path = vec![[10, 1, 0, n].into()]);
+            world.add_node(&format!("n{n}"), |node| {
+                node.description.data_path = vec![[10, 1, 0, n].into()];
+                node.description.ipv4_only = n == 3;
+            });
         }
         let network = world.make_network("net", |spec| spec.ipv6 = true);
         let other = world.add_network("other");
@@ -101,7 +105,7 @@ mod tests {
         let on =
             |id: NetworkId| vec![NetworkAttachmentSpec { target: id.to_string(), ..NetworkAttachmentSpec::default() }];
         let replicas = ServiceMode::Replicated { replicas: 2 };
-        let web = world.add_service("web", replicas, |s| s.task.networks = on(network));
+        let web = world.add_service("web", ServiceMode::Replicated { replicas: 3 }, |s| s.task.networks = on(network));
         world.add_service("elsewhere", replicas, |s| s.task.networks = on(other));
         world.add_service("rr", ServiceMode::Replicated { replicas: 0 }, |s| {
             s.task.networks = on(network);
@@ -127,12 +131,17 @@ mod tests {
         let running = world.running(web);
         for task in &found.services[1].tasks {
             let known = running.iter().find(|t| task_name(t) == task.name).unwrap();
-            assert_eq!(task.addresses, known.attachments[0].addresses);
-            assert_eq!(task.container, ContainerId::of_task(known.id, 0));
             let node = world.view().nodes().get(known.node.unwrap()).unwrap().clone();
+            // What was given to a task on a node without IPv6, and what it has.
+            let has: Vec<IpNet> =
+                known.attachments[0].addresses.iter().filter(|a| node.description.has(a)).copied().collect();
+            assert_eq!(task.addresses, has);
+            assert_eq!(task.container, ContainerId::of_task(known.id, 0));
             assert_eq!(task.host, node.description.data_path.first().copied());
         }
-        assert_eq!((found.services[1].tasks.len(), found.containers.len()), (2, 1));
+        let mut families: Vec<usize> = found.services[1].tasks.iter().map(|task| task.addresses.len()).collect();
+        families.sort_unstable();
+        assert_eq!((families, found.containers.len()), (vec![1, 2, 2], 1));
         assert_eq!((found.containers[0].name.as_str(), found.containers[0].addresses.len()), ("shell", 2));
         let mut hosts: Vec<_> =
             found.services[1].tasks.iter().chain(&found.containers).filter_map(|e| e.host).collect();

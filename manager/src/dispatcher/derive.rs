@@ -184,8 +184,8 @@ pub fn overlay(network: &Network, data_path_port: u16) -> Option<OverlayNetwork>
 /// peer: its tasks may well go on.
 pub fn peer(node: &Node) -> Option<Peer> {
     let data_path = node.description.data_path.clone();
-    let wireguard = node.description.wireguard.clone();
-    (!data_path.is_empty()).then_some(Peer { node: node.id, index: node.index, data_path, wireguard })
+    let (wireguard, ipv4_only) = (node.description.wireguard.clone(), node.description.ipv4_only);
+    (!data_path.is_empty()).then_some(Peer { node: node.id, index: node.index, data_path, wireguard, ipv4_only })
 }
 
 /// The managers of the cluster, by node.

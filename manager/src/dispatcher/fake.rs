@@ -55,6 +55,9 @@ impl ClusterView for FakeView {
     fn network(&self, id: NetworkId) -> Option<Arc<Network>> {
         self.networks.get(&id).cloned()
     }
+    fn ingress(&self) -> Option<NetworkId> {
+        self.networks.values().find(|network| network.spec.ingress).map(|network| network.id)
+    }
     fn task_at(&self, handle: u32) -> Option<TaskFacts> {
         self.tasks.get(&handle).cloned()
     }
@@ -194,6 +197,13 @@ impl FakeStore {
         });
     }
 
+    pub(crate) fn remove_network(&self, id: NetworkId) {
+        self.entry(|view| {
+            view.networks.remove(&id);
+            Touched { networks: vec![id], ..Touched::default() }
+        });
+    }
+
     pub(crate) fn put_task(&self, task: TaskFacts) {
         self.entry(|view| touch(task.handle, view.tasks.insert(task.handle, task.clone()), Some(task)));
     }
@@ -326,6 +336,7 @@ pub(crate) fn cluster() -> Cluster {
         format: 1,
         unlock: None,
         rotation: None,
+        ingress_removed: false,
     }
 }
 

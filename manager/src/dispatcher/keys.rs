@@ -114,7 +114,7 @@ mod tests {
 
     fn put(next: Option<Key>) -> Assignments {
         let wireguard = Some(WireGuard { port: 51820, key: [1; 32], next });
-        let peer = Peer { node: A, index: 1, data_path: Vec::new(), wireguard };
+        let peer = Peer { node: A, index: 1, data_path: Vec::new(), wireguard, ipv4_only: false };
         Assignments { index: 1, complete: false, changes: vec![AssignmentChange::PutPeer(peer)] }
     }
 

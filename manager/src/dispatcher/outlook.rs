@@ -198,18 +198,22 @@ impl Outlook {
         networks: &BTreeSet<NetworkId>,
         out: &mut Vec<AssignmentChange>,
     ) {
+        // The routing mesh is on every node.
+        let ingress = view.ingress();
+        let is_wanted = |id: &NetworkId| networks.contains(id) || ingress == Some(*id);
         let keys: BTreeSet<NetworkId> = networks
             .iter()
             .chain(self.networks.keys())
+            .chain(&ingress)
             .filter(|id| {
                 let is_known = self.networks.contains_key(id);
-                dirty.all || dirty.networks.contains(id) || is_known != networks.contains(id)
+                dirty.all || dirty.networks.contains(id) || is_known != is_wanted(id)
             })
             .copied()
             .collect();
         let port = view.cluster().map_or(0, |cluster| cluster.data_path_port);
         for id in keys {
-            let network = networks.contains(&id).then(|| view.network(id)).flatten();
+            let network = is_wanted(&id).then(|| view.network(id)).flatten();
             let put = network.and_then(|n| derive::overlay(&n, port)).map(AssignmentChange::PutNetwork);
             send(&self.hasher, &mut self.networks, id, put, || AssignmentChange::RemoveNetwork(id), out);
         }

@@ -57,6 +57,10 @@ impl ClusterView for State {
         self.networks().get(id).cloned()
     }
 
+    fn ingress(&self) -> Option<NetworkId> {
+        Self::ingress(self).map(|network| network.id)
+    }
+
     fn task_at(&self, handle: u32) -> Option<TaskFacts> {
         self.row_at(handle).map(|row| facts(self, handle, row))
     }

@@ -54,6 +54,8 @@ pub trait ClusterView: Send + Sync {
     fn services(&self) -> Vec<Arc<Service>>;
     /// One network.
     fn network(&self, id: NetworkId) -> Option<Arc<Network>>;
+    /// The routing mesh, where the operator made one.
+    fn ingress(&self) -> Option<NetworkId>;
     /// The task at a position.
     fn task_at(&self, handle: u32) -> Option<TaskFacts>;
     /// One task.

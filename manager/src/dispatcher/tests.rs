@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use skep_identity::Identity;
+use skep_proto::model::network::INGRESS_VNI;
 use skep_proto::model::session::*;
 use skep_proto::model::view::NetworkView;
 use skep_proto::model::*;
@@ -168,6 +169,27 @@ async fn a_session_begins_with_welcome_managers_and_a_complete_set() {
     assert_eq!(held.view.networks.keys().copied().collect::<Vec<_>>(), [NetworkId(3)]);
     assert_eq!(held.view.services.keys().copied().collect::<Vec<_>>(), [ServiceId(5)]);
     assert_eq!(held.view.endpoints[&TaskId(1001)].name, format!("s5.1.{}", TaskId(1001)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_routing_mesh_that_the_operator_made_is_told_to_nodes_without_tasks() {
+    let w = World::new().await;
+    w.store.put_network(network(3));
+    let mut agent = w.agent(1).await;
+    let mut held = Held::default();
+    held.apply(&agent.set().await);
+    assert_eq!(held.view.ingress(), None);
+    let mut mesh = network(4);
+    (mesh.spec.ingress, mesh.vni) = (true, Some(INGRESS_VNI));
+    mesh.spec.driver.options.insert("encrypted".into(), "false".into());
+    w.store.put_network(mesh);
+    held.apply(&agent.set().await);
+    assert!(held.view.ingress().is_some_and(|mesh| !mesh.encrypted), "{:?}", held.view.networks);
+    let mut later = w.agent(2).await;
+    assert!(later.set().await.changes.iter().any(|change| matches!(change, AssignmentChange::PutNetwork(_))));
+    w.store.remove_network(NetworkId(4));
+    held.apply(&agent.set().await);
+    assert_eq!(held.view.networks.len(), 0);
 }
 
 #[tokio::test(start_paused = true)]

@@ -57,6 +57,9 @@ impl From<Vec<Change>> for Group {
     }
 }
 
+/// Name of the routing mesh that every cluster has from the beginning.
+pub const INGRESS: &str = "ingress";
+
 /// Kinds of whole objects. Append only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Kind {
@@ -409,6 +412,9 @@ pub enum Refusal {
     /// The only manager cannot be demoted (swarmkit's words).
     #[error("attempting to demote the last manager of the swarm")]
     LastManager,
+    /// A port is to be published in the routing mesh, which was removed (swarmkit's words).
+    #[error("service needs ingress network, but no ingress network is present")]
+    NoIngress,
 }
 
 /// Why a node cannot take a task.

@@ -31,7 +31,8 @@ mod view;
 
 pub use derived::{NodeLoad, ServiceCount};
 pub use entry::{
-    Change, DecodeError, Entry, FORMAT, Group, Kind, MAX_ENTRY_BYTES, MAX_ENTRY_CHANGES, NodeReason, Outcome, Refusal,
+    Change, DecodeError, Entry, FORMAT, Group, INGRESS, Kind, MAX_ENTRY_BYTES, MAX_ENTRY_CHANGES, NodeReason, Outcome,
+    Refusal,
 };
 pub use propose::{Codec, Proposals};
 pub use refs::{ClusterRef, ConfigRef, NetworkRef, NodeRef, Reference, SecretRef, ServiceRef, TaskRef};

@@ -11,7 +11,7 @@ use skep_proto::model::{
 
 use super::apply::Context;
 use super::digest::{self, Domain};
-use super::entry::{Kind, Refusal};
+use super::entry::{INGRESS, Kind, Refusal};
 use super::refs::{NetworkRef, Reference};
 use super::spec::{SharedSpec, host_ports, same_tasks};
 use super::state::State;
@@ -73,6 +73,12 @@ pub(super) fn mesh_ports(service: &Service) -> impl Iterator<Item = (Protocol, u
     let asked = service.spec.endpoint.iter().flat_map(|e| &e.ports);
     let all = service.endpoint.ports.iter().chain(asked).filter(|_| !service.pending_delete);
     all.filter(|p| p.mode == PublishMode::Ingress).filter_map(|p| Some((p.protocol, p.published?)))
+}
+
+/// Whether a service has ports of the routing mesh, with numbers already or not.
+fn uses_mesh(service: &Service) -> bool {
+    let asked = service.spec.endpoint.iter().flat_map(|e| &e.ports);
+    !service.pending_delete && service.endpoint.ports.iter().chain(asked).any(|port| port.mode == PublishMode::Ingress)
 }
 
 /// Keeps account of a job's runs. A planner asks for one by another `last_at`, a client by a higher `ForceUpdate`: it
@@ -144,6 +150,9 @@ impl State {
                 }
                 if let Some(old) = self.clusters.by_raw_id(id).cloned() {
                     self.note_certificate_life(&old, context.at);
+                    if object.ingress_removed && !old.ingress_removed {
+                        self.unused(Kind::Network, INGRESS, self.services_with(uses_mesh))?;
+                    }
                 }
                 self.digest ^= put_plain(&mut self.clusters, context, object);
                 Ok(())
@@ -247,6 +256,9 @@ impl State {
     /// Ports of the routing mesh are the cluster's: one service each, and no other service may take them in host mode
     /// (swarmkit checks both ways when a service is made or updated).
     fn check_mesh_ports(&self, service: &Service) -> Result<(), Refusal> {
+        if uses_mesh(service) && self.cluster().is_some_and(|cluster| cluster.ingress_removed) {
+            return Err(Refusal::NoIngress);
+        }
         let in_use = |port, by: &Service, ingress| Refusal::PortInUse {
             port,
             service: by.spec.annotations.name.clone(),
@@ -337,6 +349,9 @@ impl State {
     }
 
     fn check_network_unused(&self, network: &Network) -> Result<(), Refusal> {
+        if network.spec.ingress {
+            return self.unused(Kind::Network, &network.spec.annotations.name, self.services_with(uses_mesh));
+        }
         let users = self.services.values().filter(|s| uses_network(s, network.id));
         let mut by: Vec<_> = users.map(|s| s.spec.annotations.name.clone()).collect();
         if by.is_empty()

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 use skep_proto::model::id::prefix_range;
+use skep_proto::model::network::INGRESS_VNI;
 use skep_proto::model::service::{PortConfig, Protocol, PublishMode};
 use skep_proto::model::task::NetworkAttachment;
 use skep_proto::model::{
@@ -313,6 +314,11 @@ impl State {
     /// The service that has a port of the routing mesh.
     pub fn ingress_port_holder(&self, protocol: Protocol, port: u16) -> Option<&Arc<Service>> {
         self.services.at(*self.derived.ingress_ports.get(&(protocol, port))?)
+    }
+
+    /// The routing mesh, where the operator made one.
+    pub fn ingress(&self) -> Option<&Arc<Network>> {
+        self.network_by_vni(INGRESS_VNI)
     }
 
     /// The network with a VXLAN identifier.

@@ -16,7 +16,8 @@ record!(Cluster {
     data_path_port,
     format,
     unlock,
-    rotation
+    rotation,
+    ingress_removed
 });
 record!(RootRotation { root, cross_signed, join_tokens });
 record!(Unlock { key });

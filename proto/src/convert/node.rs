@@ -26,6 +26,7 @@ record!(NodeDescription {
     trust,
     volumes,
     wireguard,
+    ipv4_only,
 });
 record!(WireGuard { port, key, next });
 record!(NodeTrust { roots, issuer });

@@ -221,7 +221,7 @@ structs! {
     NodeSpec { annotations, role, availability }
     NodeDescription {
         hostname, platform, nano_cpus, memory, generic, engine_version, engine_labels, plugins, data_path,
-        named_generic, trust, volumes, wireguard
+        named_generic, trust, volumes, wireguard, ipv4_only
     }
     WireGuard { port, key, next }
     NodeTrust { roots, issuer }
@@ -230,7 +230,7 @@ structs! {
     NetworkSpec { annotations, driver, ipv6, internal, ingress, attachable, ipam, ipam_options }
     IpamConfig { subnet, range, gateway, reserved }
     Subnet { subnet, range, gateway }
-    Cluster { id, meta, spec, root_ca, join_tokens, address_pools, subnet_size, data_path_port, format, unlock, rotation }
+    Cluster { id, meta, spec, root_ca, join_tokens, address_pools, subnet_size, data_path_port, format, unlock, rotation, ingress_removed }
     Unlock { key }
     RootRotation { root, cross_signed, join_tokens }
     ClusterSpec {
@@ -255,7 +255,7 @@ structs! {
     AssignedFile { id, content }
     FileContent { data, template }
     OpenStream { manager, nonce }
-    Peer { node, index, data_path, wireguard }
+    Peer { node, index, data_path, wireguard, ipv4_only }
     OverlayNetwork { id, name, vni, subnets, internal, encrypted, mtu, port }
     ServiceView { id, name, mode, virtual_ips, aliases, ports, redirects }
     EndpointView { task, service, node, name, addresses, mesh, serving }

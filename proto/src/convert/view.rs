@@ -9,7 +9,7 @@ use crate::model::NetworkId;
 use crate::model::view::{EndpointAddress, EndpointView, OverlayNetwork, Peer, ServiceView};
 use crate::wire::session as wire;
 
-record!(Peer { node, index, data_path, wireguard });
+record!(Peer { node, index, data_path, wireguard, ipv4_only });
 record!(OverlayNetwork { id, name, vni, subnets, internal, encrypted, mtu, port });
 record!(ServiceView { id, name, mode, virtual_ips, aliases, ports, redirects });
 record!(EndpointView { task, service, node, name, addresses, mesh, serving });

@@ -78,6 +78,8 @@ pub struct Cluster {
     pub unlock: Option<Unlock>,
     /// The root that is about to take the place of the present one.
     pub rotation: Option<RootRotation>,
+    /// The routing mesh was removed and not made again: ports are published in host mode alone.
+    pub ingress_removed: bool,
 }
 
 /// A new root on its way to every node.

@@ -99,6 +99,9 @@ pub struct PortBinding {
     pub host_ip: Option<IpAddr>,
     /// Port of the node; `None` until one is chosen.
     pub host_port: Option<u16>,
+    /// The last port of a range that begins with `host_port`: one of them is chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_port_last: Option<u16>,
 }
 
 /// What happens after a plain container's end (Engine API, `RestartPolicy`). Tasks never restart.

@@ -7,6 +7,9 @@ use std::net::IpAddr;
 use super::container::Driver;
 use super::{Annotations, Meta, NetworkId};
 
+/// VXLAN network identifier of the routing mesh. The allocator gives identifiers from 4096 on.
+pub const INGRESS_VNI: u32 = 16;
+
 /// What the operator wants of a network.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NetworkSpec {
@@ -18,7 +21,7 @@ pub struct NetworkSpec {
     pub ipv6: bool,
     /// No way out.
     pub internal: bool,
-    /// The routing mesh's own network.
+    /// The routing mesh itself, made by the operator in the place of the one that every cluster has from the beginning.
     pub ingress: bool,
     /// Plain containers may join.
     pub attachable: bool,

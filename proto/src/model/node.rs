@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
+
 use super::task::Platform;
 use super::{Annotations, Labels, Meta, NodeId};
 
@@ -113,6 +115,15 @@ pub struct NodeDescription {
     pub volumes: Vec<String>,
     /// How encrypted networks reach it; `None` while it cannot encrypt.
     pub wireguard: Option<WireGuard>,
+    /// Its tasks have no addresses of IPv6, whatever the networks have. Daemons that do not tell had it.
+    pub ipv4_only: bool,
+}
+
+impl NodeDescription {
+    /// Whether a task of the node has an address that it was given.
+    pub fn has(&self, address: &IpNet) -> bool {
+        !(self.ipv4_only && matches!(address, IpNet::V6(_)))
+    }
 }
 
 /// How other nodes speak WireGuard with a node. Only the node itself tells it, in a session of its certificate.

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use imbl::OrdMap;
 use ipnet::IpNet;
 
-use super::network::Subnet;
+use super::network::{INGRESS_VNI, Subnet};
 use super::node::WireGuard;
 use super::pod::PortRedirect;
 use super::service::{EndpointMode, PortConfig, VirtualIp};
@@ -21,12 +21,20 @@ use super::{NetworkId, NodeId, ServiceId, TaskId};
 pub struct NetworkView {
     /// The nodes, this one included.
     pub peers: OrdMap<NodeId, Peer>,
-    /// Networks on which this node has a task, or that one of its containers joined.
+    /// Networks on which this node has a task, or that one of its containers joined, and the routing mesh where the operator
+    /// made one.
     pub networks: OrdMap<NetworkId, OverlayNetwork>,
     /// Services on those networks, and all services with ports in ingress mode.
     pub services: OrdMap<ServiceId, ServiceView>,
     /// Tasks with an address on those networks, and tasks behind ingress ports.
     pub endpoints: OrdMap<TaskId, EndpointView>,
+}
+
+impl NetworkView {
+    /// The routing mesh, where the operator made one.
+    pub fn ingress(&self) -> Option<&OverlayNetwork> {
+        self.networks.values().find(|network| network.vni == INGRESS_VNI)
+    }
 }
 
 /// Another node, or this one.
@@ -40,6 +48,8 @@ pub struct Peer {
     pub data_path: Vec<IpAddr>,
     /// How encrypted networks reach it; `None` while it cannot encrypt.
     pub wireguard: Option<WireGuard>,
+    /// Its tasks have no addresses of IPv6, whatever was given to them.
+    pub ipv4_only: bool,
 }
 
 /// A network as a node needs it.

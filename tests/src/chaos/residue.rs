@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 
-use crate::{Lab, host};
+use crate::{Lab, eventually, host};
 
 /// Traces by kind; each a line that a person can read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +50,25 @@ impl Residue {
         ensure!(more.is_empty() && less.is_empty(), "left behind: {more:#?}, missing: {less:#?}");
         Ok(())
     }
+}
+
+/// What nodes have without a task, once it no longer changes.
+///
+/// # Panics
+/// When it does not cease to.
+pub fn settled(lab: &mut Lab) -> Vec<(String, Residue)> {
+    let mut last = Vec::new();
+    let mut same = 0;
+    let nodes = lab.nodes();
+    eventually("nodes are as they are without tasks", || {
+        let now: anyhow::Result<Vec<Residue>> = nodes.iter().map(|node| Residue::of(lab, node)).collect();
+        let now = now?;
+        same = if now == last { same + 1 } else { 0 };
+        last = now;
+        ensure!(same == 3, "they still change");
+        Ok(())
+    });
+    nodes.into_iter().zip(last).collect()
 }
 
 /// `7: eth0@if8: <…>` -> `eth0`.

@@ -4,10 +4,11 @@
 //! datagram or stream -> usual::Question::read -> resolve::find -> reply
 //!               else -> message::parse -> resolve::decide -> reply, or forward::Forwarder -> reply
 //! ```
-//! `zone`, `message`, `usual` and `resolve` do no I/O.
+//! `zone`, `patch`, `message`, `usual` and `resolve` do no I/O.
 
 pub mod forward;
 pub mod message;
+pub mod patch;
 pub mod resolve;
 pub mod server;
 pub mod upstream;

@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
+use imbl::OrdMap;
 use serde::{Deserialize, Serialize};
 use skep_proto::model::NetworkId;
+
+use crate::dns::patch::NamePatch;
 
 /// Names a zone.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -15,48 +19,28 @@ pub enum ZoneKey {
     Bridge(String),
 }
 
-/// Names of one network.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// Names of one network. Copies share what is equal in them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Zone {
     /// Name of the network: `web` and `web.NETWORK` are the same.
-    network: String,
+    network: Arc<str>,
     /// Addresses by lower-case name.
-    names: BTreeMap<String, Vec<Ipv4Addr>>,
+    names: OrdMap<Arc<str>, Addresses>,
     /// First name of an address, for reverse questions.
-    addresses: BTreeMap<Ipv4Addr, String>,
-    /// The same of IPv6. It travels and is kept behind all zones ([`ipv6_of`]), where older processes leave it.
-    #[serde(skip)]
-    ipv6: Names6,
+    pointers: OrdMap<IpAddr, Arc<str>>,
 }
 
-/// What a zone has of IPv6.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Names6 {
-    /// Addresses by lower-case name.
-    names: BTreeMap<String, Vec<Ipv6Addr>>,
-    /// First name of an address.
-    addresses: BTreeMap<Ipv6Addr, String>,
+/// Addresses of a name, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Addresses {
+    v4: Arc<[Ipv4Addr]>,
+    v6: Arc<[Ipv6Addr]>,
 }
 
-/// All zones, as they are kept on disk.
+/// Addresses by name.
+pub type Names = BTreeMap<String, (Vec<Ipv4Addr>, Vec<Ipv6Addr>)>;
+/// All zones.
 pub type Zones = BTreeMap<ZoneKey, Zone>;
-/// What they have of IPv6.
-pub type Zones6 = BTreeMap<ZoneKey, Names6>;
-
-/// What zones have of IPv6.
-pub fn ipv6_of(zones: &Zones) -> Zones6 {
-    let some = zones.iter().filter(|(_, zone)| zone.ipv6 != Names6::default());
-    some.map(|(key, zone)| (key.clone(), zone.ipv6.clone())).collect()
-}
-
-/// Puts it back into them.
-pub fn complete(zones: &mut Zones, ipv6: Zones6) {
-    for (key, part) in ipv6 {
-        if let Some(zone) = zones.get_mut(&key) {
-            zone.ipv6 = part;
-        }
-    }
-}
 
 /// Addresses of a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -77,7 +61,12 @@ impl Known<'_> {
 impl Zone {
     /// A zone without names.
     pub fn new(network: &str) -> Self {
-        Self { network: network.to_ascii_lowercase(), ..Self::default() }
+        Self { network: network.to_ascii_lowercase().into(), ..Self::default() }
+    }
+
+    /// Name of its network, in lower case.
+    pub fn network(&self) -> &str {
+        &self.network
     }
 
     /// Adds an address to a name.
@@ -85,58 +74,120 @@ impl Zone {
         if name.is_empty() {
             return;
         }
-        let name = name.to_ascii_lowercase();
-        // A name of IPv6 alone is known too.
-        self.names.entry(name.clone()).or_default();
-        match address.into() {
-            IpAddr::V4(address) => note(&mut self.names, &mut self.addresses, name, address),
-            IpAddr::V6(address) => note(&mut self.ipv6.names, &mut self.ipv6.addresses, name, address),
-        }
+        let (name, address) = (name.to_ascii_lowercase(), address.into());
+        self.set(&name, &NamePatch { known: true, gone: Vec::new(), new: vec![address] });
+        self.pointers.entry(address).or_insert_with(|| name.into());
     }
 
     /// Makes a name known that has no address yet, or none any more: there is nobody to ask about it.
     pub fn declare(&mut self, name: &str) {
         if !name.is_empty() {
-            self.names.entry(name.to_ascii_lowercase()).or_default();
+            self.set(&name.to_ascii_lowercase(), &NamePatch { known: true, ..NamePatch::default() });
         }
+    }
+
+    /// Changes a name in lower case.
+    pub(super) fn set(&mut self, name: &str, patch: &NamePatch) {
+        if !patch.known {
+            self.names.remove(name);
+            return;
+        }
+        let put = |known: &mut Addresses| {
+            change(&mut known.v4, v4(&patch.gone), v4(&patch.new));
+            change(&mut known.v6, v6(&patch.gone), v6(&patch.new));
+        };
+        match self.names.get_mut(name) {
+            Some(known) => put(known),
+            None => {
+                let mut known = Addresses::default();
+                put(&mut known);
+                self.names.insert(name.into(), known);
+            }
+        }
+    }
+
+    /// Sets or removes the first name of an address.
+    pub(super) fn point(&mut self, address: IpAddr, name: Option<&str>) {
+        match name {
+            Some(name) => drop(self.pointers.insert(address, name.into())),
+            None => drop(self.pointers.remove(&address)),
+        }
+    }
+
+    /// A zone with these names in lower case, and the first name of each address.
+    pub fn from_parts(network: String, names: Names, pointers: BTreeMap<IpAddr, String>) -> Self {
+        let addresses = |(mut v4, mut v6): (Vec<Ipv4Addr>, Vec<Ipv6Addr>)| {
+            v4.sort();
+            v4.dedup();
+            v6.sort();
+            v6.dedup();
+            Addresses { v4: v4.into(), v6: v6.into() }
+        };
+        Self {
+            network: network.into(),
+            names: names.into_iter().map(|(name, both)| (Arc::from(name), addresses(both))).collect(),
+            pointers: pointers.into_iter().map(|(address, name)| (address, Arc::from(name))).collect(),
+        }
+    }
+
+    /// Its names.
+    pub fn names(&self) -> impl Iterator<Item = (&str, Known<'_>)> {
+        self.names.iter().map(|(name, known)| (&**name, Known { v4: &known.v4, v6: &known.v6 }))
+    }
+
+    /// First names of addresses.
+    pub fn pointers(&self) -> impl Iterator<Item = (IpAddr, &str)> {
+        self.pointers.iter().map(|(address, name)| (*address, &**name))
     }
 
     /// Whether a name in lower case can be nobody else's: behind it stands the network's name, which is no top level of
     /// the internet. One that could be (`net`, `app`) does not keep containers from what is below it there.
     pub fn owns(&self, name: &str) -> bool {
         let below = |rest: &str| rest.ends_with('.') && rest.len() > 1;
-        is_ours_alone(&self.network) && name.strip_suffix(&self.network).is_some_and(below)
+        is_ours_alone(&self.network) && name.strip_suffix(&*self.network).is_some_and(below)
     }
 
     /// Addresses of a name in lower case, with or without the network's name behind it.
     pub fn resolve(&self, name: &str) -> Option<Known<'_>> {
-        let short = || name.strip_suffix(&self.network)?.strip_suffix('.');
-        let key = if self.names.contains_key(name) { name } else { short()? };
-        let v4 = self.names.get(key)?;
-        Some(Known { v4, v6: self.ipv6.names.get(key).map(Vec::as_slice).unwrap_or_default() })
+        let short = || self.known(name.strip_suffix(&*self.network)?.strip_suffix('.')?);
+        self.known(name).or_else(short)
+    }
+
+    /// Addresses of a name in lower case as it stands; each family in order.
+    pub fn known(&self, name: &str) -> Option<Known<'_>> {
+        self.names.get(name).map(|known| Known { v4: &known.v4, v6: &known.v6 })
+    }
+
+    /// First name of an address, without the network's name.
+    pub fn pointer(&self, address: IpAddr) -> Option<&str> {
+        self.pointers.get(&address).map(|name| &**name)
     }
 
     /// The name of an address, with the network's name behind it.
     pub fn reverse(&self, address: IpAddr) -> Option<String> {
-        let name = match address {
-            IpAddr::V4(address) => self.addresses.get(&address),
-            IpAddr::V6(address) => self.ipv6.addresses.get(&address),
-        };
-        name.map(|name| format!("{name}.{}", self.network))
+        self.pointer(address).map(|name| format!("{name}.{}", self.network))
     }
 }
 
-fn note<A: Copy + Ord>(
-    names: &mut BTreeMap<String, Vec<A>>,
-    addresses: &mut BTreeMap<A, String>,
-    name: String,
-    address: A,
-) {
-    addresses.entry(address).or_insert_with(|| name.clone());
-    let all = names.entry(name).or_default();
-    if !all.contains(&address) {
-        all.push(address);
+fn v4(addresses: &[IpAddr]) -> Vec<Ipv4Addr> {
+    addresses.iter().filter_map(|address| if let IpAddr::V4(v4) = address { Some(*v4) } else { None }).collect()
+}
+
+fn v6(addresses: &[IpAddr]) -> Vec<Ipv6Addr> {
+    addresses.iter().filter_map(|address| if let IpAddr::V6(v6) = address { Some(*v6) } else { None }).collect()
+}
+
+/// Takes some addresses out of a list in order and puts others in.
+fn change<A: Copy + Ord>(all: &mut Arc<[A]>, mut gone: Vec<A>, mut new: Vec<A>) {
+    if gone.is_empty() && new.is_empty() {
+        return;
     }
+    gone.sort();
+    new.extend(all.iter().filter(|address| gone.binary_search(address).is_err()));
+    // What is there already is in order, so this is quick.
+    new.sort();
+    new.dedup();
+    *all = new.into();
 }
 
 /// Whether a name cannot be, or be below, a top level of the internet: those have letters only, or begin with `xn--`
@@ -175,21 +226,6 @@ mod tests {
         zone.add("tasks.web", Ipv4Addr::new(10, 0, 1, 5));
         zone.declare("tasks.web");
         assert_eq!(zone.resolve("tasks.web").map(|known| known.v4.len()), Some(1));
-    }
-
-    #[test]
-    fn ipv6_travels_behind_the_zones() {
-        let mut zone = Zone::new("back");
-        zone.add("web", Ipv4Addr::new(10, 0, 1, 5));
-        let v4 = zone.clone();
-        zone.add("six", "fd00::5".parse::<Ipv6Addr>().unwrap());
-        let key = ZoneKey::Bridge("back".into());
-        let zones = Zones::from([(key.clone(), zone), (ZoneKey::Bridge("other".into()), v4)]);
-        let bytes = postcard::to_stdvec(&zones).unwrap();
-        let mut read: Zones = postcard::from_bytes(&bytes).unwrap();
-        assert_eq!(read[&key].resolve("six"), Some(Known::default()));
-        complete(&mut read, ipv6_of(&zones));
-        assert_eq!(read, zones);
     }
 
     #[test]

@@ -88,20 +88,13 @@ pub fn judge(seen: &Seen) -> Vec<Check> {
     checks.into_iter().map(|check| check.with(&seen.peer)).collect()
 }
 
-/// A node that neither node has an address in common with.
-pub fn judge_apart(peer: &str) -> Check {
-    let advice = "give both nodes an address of the same version of IP (--data-path-addr) and start the daemon again";
-    Check::failed("tunnel", "the one has IPv4 alone and the other IPv6 alone: nothing passes between them", advice)
-        .with(peer)
-}
-
 fn over_ipv6(seen: &Seen, second: &Second) -> Check {
     let (address, of) = (second.address, second.small.asked);
     let back = second.small.times.len();
     let why = |echo: &Echo| echo.refused.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
     if second.small.is_silent() && !second.in_use {
         // Hosts may have addresses that nobody routes between them, and need none.
-        return Check::ok("IPv6", format!("no node answers over it, {address} neither; all goes over IPv4"));
+        return Check::ok("IPv6 path", format!("no node answers over it, {address} neither; all goes over IPv4"));
     }
     // Where echo requests are filtered beside the tunnel, nothing is concluded from that.
     if second.small.is_silent() && !seen.beside.is_silent() {
@@ -110,7 +103,7 @@ fn over_ipv6(seen: &Seen, second: &Second) -> Check {
             "the two nodes do not reach each other over IPv6, though both have it: check routes and firewalls for {address}; \
              networks between them go over IPv4 meanwhile"
         );
-        return Check::warning("IPv6", text, advice);
+        return Check::warning("IPv6 path", text, advice);
     }
     if second.full.is_silent() && !second.small.is_silent() {
         let known =
@@ -119,9 +112,9 @@ fn over_ipv6(seen: &Seen, second: &Second) -> Check {
             format!("packets of {} bytes are lost on the way to {address}{}{known}", seen.mtu, why(&second.full));
         let advice =
             format!("make the whole way carry {} bytes over IPv6, too; routers never cut its packets", seen.mtu);
-        return Check::warning("IPv6", text, advice);
+        return Check::warning("IPv6 path", text, advice);
     }
-    Check::ok("IPv6", format!("{back} of {of} packets came back from {address}"))
+    Check::ok("IPv6 path", format!("{back} of {of} packets came back from {address}"))
 }
 
 fn tunnel(seen: &Seen, endpoint: SocketAddr, link: &Link) -> Check {
@@ -300,13 +293,12 @@ mod tests {
             |small, full, in_use| Some(Second { address, small: echo(3, small, 1), full: echo(3, full, 1), in_use });
         let second = |small, full| of_use(small, full, true);
         let of = |second| outcomes(&Seen { second, ..well() }).remove(2);
-        assert_eq!(of(second(3, 3)), ("IPv6".to_owned(), Outcome::Ok));
-        assert_eq!(of(second(0, 0)), ("IPv6".to_owned(), Outcome::Warning));
-        assert_eq!(of(second(3, 0)), ("IPv6".to_owned(), Outcome::Warning));
-        assert_eq!(of(of_use(0, 0, false)), ("IPv6".to_owned(), Outcome::Ok), "nobody routes it");
+        assert_eq!(of(second(3, 3)), ("IPv6 path".to_owned(), Outcome::Ok));
+        assert_eq!(of(second(0, 0)), ("IPv6 path".to_owned(), Outcome::Warning));
+        assert_eq!(of(second(3, 0)), ("IPv6 path".to_owned(), Outcome::Warning));
+        assert_eq!(of(of_use(0, 0, false)), ("IPv6 path".to_owned(), Outcome::Ok), "nobody routes it");
         let filtered = Seen { beside: echo(3, 0, 0), beside_full: echo(3, 0, 0), second: second(0, 0), ..well() };
         assert_eq!(outcomes(&filtered)[2].1, Outcome::Ok);
-        assert!(judge_apart("w1").outcome == Outcome::Failed);
     }
 
     #[test]

@@ -12,21 +12,23 @@ use tokio::sync::OwnedMutexGuard;
 use super::cuts::Due;
 use super::node::Own;
 use super::sandbox::Live;
-use super::state::{Bridge, Remembered};
+use super::state::{Bridge, Remembered, State};
 use super::{Inner, SwitchCell, blocking, lock, node, sysctl};
 use crate::error::{NetworkError, Step};
 use crate::netlink::Rtnl;
 use crate::plan;
 use crate::plan::change::{Backends, Change};
 use crate::plan::leaving::Places;
-use crate::spec::{DEFAULT_BRIDGE, SandboxId};
+use crate::spec::SandboxId;
 
 impl Inner {
-    pub(super) async fn apply(self: Arc<Self>, view: Arc<NetworkView>) -> Result<(), NetworkError> {
+    pub(super) async fn apply(self: Arc<Self>, told: Arc<NetworkView>) -> Result<(), NetworkError> {
         let _one = self.applying.lock().await;
-        let (before, place, remembered, mut backends) = {
+        let view = self.see(told);
+        let (before, place, known, mut backends) = {
             let state = self.state();
-            (state.view.clone(), state.place.clone(), state.remembered.clone(), state.backends.clone())
+            let known = (state.remembered.index, state.remembered.underlay);
+            (state.view.clone(), state.place.clone(), known, state.backends.clone())
         };
         let Some(own) = place.node.and_then(|node| view.peers.get(&node)) else { return Ok(()) };
         let change = Change::between(&before, &view);
@@ -34,16 +36,19 @@ impl Inner {
         let is_step = !change.ground
             && !change.is_empty()
             && !self.behind.load(Ordering::Relaxed)
-            && (remembered.index, remembered.underlay) == (Some(own.index), place.underlay());
+            && known == (Some(own.index), place.underlay());
         let result = if is_step {
             backends.follow(&change);
-            self.step(remembered, &before, &view, (backends, &change)).await
+            self.step(&before, &view, (backends, &change)).await
         } else {
+            let ingress = self.state().remembered.ingress.clone();
             let remembered = Remembered {
                 index: Some(own.index),
                 underlay: place.underlay(),
                 peers: plan::node::peers(&view, place.node),
-                ingress: plan::node::ingress(&view, &Backends::of(&view)),
+                mesh: plan::encryption::Mesh::of(&view, self.config.vxlan_port),
+                ingress: plan::ingress::ingress(&view, &Backends::of(&view), &ingress),
+                ipv4_only: plan::node::ipv4_only(&view),
             };
             self.bring(remembered, view).await
         };
@@ -55,29 +60,30 @@ impl Inner {
     /// holds `applying`.
     async fn step(
         self: &Arc<Self>,
-        mut remembered: Remembered,
         before: &Arc<NetworkView>,
         view: &Arc<NetworkView>,
         (backends, change): (Backends, &Change<'_>),
     ) -> Result<(), NetworkError> {
-        let changes_ingress = plan::node::changes_ingress(before, view, change);
-        if changes_ingress {
-            remembered.ingress = plan::node::ingress(view, &backends);
-        }
-        let changed = Arc::new(plan::vip::changed(before, view, &backends, change));
+        let (mut vips, mut ingress) = {
+            let state = self.state();
+            (state.vips.clone(), state.remembered.ingress.clone())
+        };
+        let changed = Arc::new(plan::vip::follow(&mut vips, (before, view), &backends, change));
+        let published = plan::ingress::follow(&mut ingress, (before, view), &backends, change);
+        let opened = published.iter().filter(|(_, (before, after))| before.is_none() && after.is_some());
+        let opened = udp_ports(opened.map(|(port, _)| port));
         let networks = change.networks(before, view);
-        let opened = self.take(&remembered, view, backends);
+        self.take(|state| {
+            (state.view, state.backends, state.vips) = (view.clone(), backends, vips);
+            state.remembered.ingress = ingress;
+        });
         let (gone, inherited) = self.cut_inherited(change).await;
-        let mut result = match changes_ingress {
-            true => {
+        let mut result = match published.is_empty() {
+            true => Ok(()),
+            false => {
                 let inner = self.clone();
-                blocking(move || {
-                    remembered.write(&inner.config.state_dir.join("node.record"))?;
-                    inner.load_node_rules()
-                })
-                .await
+                blocking(move || inner.follow_node(&published)).await
             }
-            false => Ok(()),
         };
         let (inner, views, on) = (self.clone(), (before.clone(), view.clone()), networks.clone());
         result = result.and(blocking(move || inner.follow_switches(&views.0, &views.1, &on)).await);
@@ -104,16 +110,20 @@ impl Inner {
         result
     }
 
-    /// Makes a view the one that counts from now on; gives the published ports of UDP that are new.
-    fn take(&self, remembered: &Remembered, view: &Arc<NetworkView>, backends: Backends) -> BTreeSet<u16> {
-        let mut state = self.state();
-        let opened = udp_ports(remembered).difference(&udp_ports(&state.remembered)).copied().collect();
-        state.remembered = remembered.clone();
-        state.view = view.clone();
-        state.backends = backends;
-        drop(state);
+    /// Makes a view the one that counts from now on, with what follows from it.
+    fn take(&self, view: impl FnOnce(&mut State)) {
+        view(&mut self.state());
         self.changed.send_modify(|count| *count += 1);
-        opened
+    }
+
+    /// Brings the node's rules to published ports that changed.
+    fn follow_node(&self, changed: &plan::ingress::Changed) -> Result<(), NetworkError> {
+        let remembered = self.state().remembered.clone();
+        remembered.write(&self.config.state_dir.join("node.record"))?;
+        if lock(&self.node).follow(&self.config.names(), &self.netns, changed)? {
+            return Ok(());
+        }
+        self.load_node_rules()
     }
 
     /// Cuts what was led to a task that left and must not go on to its heir: before the heir has connections that could be
@@ -136,11 +146,20 @@ impl Inner {
     ) -> Result<(), NetworkError> {
         self.note_ports(&view);
         let index = remembered.index;
-        let (before, keep) = {
+        let (before, known, udp_before, keep) = {
             let state = self.state();
-            (state.view.clone(), (state.remembered != remembered).then(|| remembered.clone()))
+            // After a failure it may not have been written.
+            let is_other = state.remembered != remembered || self.behind.load(Ordering::Relaxed);
+            let keep = is_other.then(|| remembered.clone());
+            (state.view.clone(), state.vips.clone(), udp_ports(state.remembered.ingress.keys()), keep)
         };
-        let opened = self.take(&remembered, &view, Backends::of(&view));
+        let backends = Backends::of(&view);
+        let vips = plan::vip::vips(&view, &backends, &known);
+        let opened = udp_ports(remembered.ingress.keys()).difference(&udp_before).copied().collect();
+        self.take(|state| {
+            (state.view, state.backends, state.vips) = (view.clone(), backends, vips);
+            state.remembered = remembered;
+        });
         let change = Change::between(&before, &view);
         let (gone, inherited) = self.cut_inherited(&change).await;
         let inner = self.clone();
@@ -170,7 +189,7 @@ impl Inner {
             }
             sandboxes = sandboxes.and(self.refresh(&id, live).await);
         }
-        self.publish_zones().await;
+        self.publish_all_zones().await;
         self.cut_later(Due { gone, opened, ..Due::default() }, plan::leaving::drained(&change));
         node.and(tunnel).and(switches).and(sandboxes).and(inherited).and(names)
     }
@@ -227,7 +246,7 @@ impl Inner {
         let (index, underlay, facts, bridges) = {
             let mut state = self.state();
             state.ipv6 = ipv6;
-            let bridges: Vec<Bridge> = state.bridges.values().cloned().collect();
+            let bridges: Vec<Bridge> = state.bridges.values().map(|bridge| state.with_twin(bridge)).collect();
             let underlay = state.place.underlay().preferred();
             (state.remembered.index, underlay, state.facts(&self.config), bridges)
         };
@@ -291,27 +310,9 @@ impl Inner {
         }
         result
     }
-
-    /// Tells the name server the zones, if they changed. It is asked again at the next change when it does not answer.
-    pub(super) async fn publish_zones(&self) {
-        let mut told = self.zones.lock().await;
-        let zones = {
-            let state = self.state();
-            let bridges: Vec<String> = state.bridges.keys().filter(|b| *b != DEFAULT_BRIDGE).cloned().collect();
-            plan::names::zones(&state.view, &bridges, &state.local_names())
-        };
-        if told.as_ref() == Some(&zones) {
-            return;
-        }
-        match self.names.put_zones(zones.clone()).await {
-            Ok(()) => *told = Some(zones),
-            Err(error) => tracing::warn!(%error, "the name server cannot be told the names"),
-        }
-    }
 }
 
-/// Published ports of UDP.
-fn udp_ports(remembered: &Remembered) -> BTreeSet<u16> {
-    let ports = remembered.ingress.keys().filter(|(protocol, _)| *protocol == Protocol::Udp);
-    ports.map(|(_, port)| *port).collect()
+/// Those of UDP.
+fn udp_ports<'a>(ports: impl Iterator<Item = &'a plan::ingress::Port>) -> BTreeSet<u16> {
+    ports.filter(|(protocol, _)| *protocol == Protocol::Udp).map(|(_, port)| *port).collect()
 }

@@ -24,7 +24,7 @@ use crate::dns::zone::{ZoneKey, Zones};
 use crate::doctor::{Asked, Reply};
 use crate::error::{NetworkError, Step};
 use crate::names::DnsPorts;
-use crate::plan::names::LocalName;
+use crate::plan::names::{Book, LocalName};
 use crate::spec::SandboxId;
 use crate::sys::netns::Netns;
 
@@ -78,12 +78,12 @@ impl Inner {
         let chosen: Vec<_> = (0..of.min(MOST)).map(|n| there[(first + n * of / of.min(MOST)) % of].clone()).collect();
         let inner = self.clone();
         let places = blocking(move || {
-            let zones = inner.wanted_zones();
-            let local = inner.state().local_names();
-            let view = inner.state().view.clone();
+            let sources = inner.state().name_sources();
+            let (view, local) = (sources.view.clone(), sources.local.values().flatten().cloned().collect::<Vec<_>>());
+            let book = Book::of(sources);
             let place = |(turn, (id, netns, ports, order)): (usize, (SandboxId, Netns, DnsPorts, Vec<ZoneKey>))| {
                 let services = view.services.values().map(|service| service.name.as_str());
-                let names = names(services, &local, &order, &zones, first + turn);
+                let names = names(services, &local, &order, book.zones(), first + turn);
                 Place { id, netns, ports, names }
             };
             Ok(chosen.into_iter().enumerate().map(place).collect::<Vec<_>>())

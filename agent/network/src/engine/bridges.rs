@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::state::{Bridge, Bridge6, Record};
 use super::{Inner, lock, node, recover, sysctl};
-use crate::config::twin_net;
+use crate::config::{twin_net, twins};
 use crate::error::{NetworkError, Step};
 use crate::record;
 use crate::spec::{Addressing, BridgeSpec, BridgeSpec6, DEFAULT_BRIDGE};
@@ -24,7 +24,7 @@ impl Inner {
             }
             let ours = state.bridges.values().flat_map(Bridge::subnets);
             let overlays = state.view.networks.values().flat_map(|n| n.subnets.iter().map(|s| s.subnet));
-            let infra = infra_ranges(self.config.infra);
+            let infra = infra_ranges(self.config.infra).chain([IpNet::V6(twins())]);
             let mut taken: Vec<IpNet> = foreign.iter().copied().chain(ours).chain(infra).collect();
             let subnet = match subnet {
                 Some(subnet) if subnet.prefix_len() > 29 => {
@@ -79,6 +79,16 @@ impl Inner {
                 Err(error)
             }
         }
+    }
+
+    /// Has a bridge without IPv6 lead to the twins of the addresses on it.
+    pub(super) fn open_twins(&self, bridge: &Bridge) -> Result<(), NetworkError> {
+        let (bridge, attached) = {
+            let state = self.state();
+            (state.with_twin(bridge), state.neighbours_on(&bridge.name))
+        };
+        sysctl::forward6(&self.netns).step("let the node forward packets of IPv6")?;
+        node::ensure_bridge(&self.config, &self.netns, &bridge, self.mtu(), &attached)
     }
 
     pub(super) fn remove_bridge(&self, name: &str) -> Result<(), NetworkError> {

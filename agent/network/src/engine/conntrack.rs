@@ -33,8 +33,11 @@ const FILTER: u16 = 25;
 const STATUS_MASK: u16 = 26;
 /// Of a filter: which parts of the reply's tuple count.
 const FILTER_REPLY: u16 = 2;
-/// That part is the source address.
+/// That part is the source address; or protocol and ports.
 const BY_SOURCE: u32 = 1;
+const BY_PROTOCOL: u32 = 1 << 3;
+const BY_SOURCE_PORT: u32 = 1 << 4;
+const BY_DESTINATION_PORT: u32 = 1 << 5;
 /// State of a connection that was answered (`IPS_SEEN_REPLY`).
 const ANSWERED: u32 = 2;
 /// Of statistics: how many connections there are.
@@ -48,7 +51,7 @@ const WALKS: usize = 16;
 pub struct Cut {
     /// Those whose answers would come from these addresses.
     pub gone: BTreeSet<IpAddr>,
-    /// Those that got no answer from these addresses. Left alone by kernels before 6.11, and over IPv6.
+    /// Those that got no answer from these addresses. Left alone by kernels before 6.11.
     pub half_open: BTreeSet<IpAddr>,
     /// Those to these UDP ports that lead nowhere else: a client that kept sending to a port that was closed would
     /// never be led to the task that it was published for.
@@ -68,14 +71,17 @@ pub fn cut(netns: &Netns, cut: &Cut) -> io::Result<()> {
         return Ok(());
     }
     for address in cut.half_open.iter().filter(|address| has_filter(**address)) {
-        if !delete_where(&mut socket, *address, true)? {
+        if !delete_where(&mut socket, Ip::of(*address), &by_address(*address, true))? {
             break;
         }
+    }
+    if cut.half_open.iter().any(|address| !has_filter(*address)) {
+        delete_half_open6(&mut socket, &cut.half_open)?;
     }
     let mut rest = Cut { half_open: BTreeSet::new(), ..cut.clone() };
     if rest.gone.len() <= WALKS {
         for address in cut.gone.iter().filter(|address| has_filter(**address)) {
-            if !delete_where(&mut socket, *address, false)? {
+            if !delete_where(&mut socket, Ip::of(*address), &by_address(*address, false))? {
                 break;
             }
             rest.gone.remove(address);
@@ -100,13 +106,57 @@ fn has_connections(socket: &mut NetlinkSocket) -> io::Result<bool> {
     Ok(entries.is_none_or(|entries| entries.iter().any(|byte| *byte != 0)))
 }
 
-/// Has the kernel delete all connections that `address` answers, or those of them that it has not answered yet. False
-/// when it cannot: it deletes by a filter since Linux 6.11.
-fn delete_where(socket: &mut NetlinkSocket, address: IpAddr, unanswered: bool) -> io::Result<bool> {
-    let attrs = filter(address, unanswered);
+/// Deletes connections of IPv6 that got no answer from these addresses. The kernel cannot tell them by address, so they are
+/// looked for, and deleted by protocol and ports if they are not answered still: a name that another may have too, but one
+/// that is answered never goes, and one on its way to somebody else is sent again.
+fn delete_half_open6(socket: &mut NetlinkSocket, addresses: &BTreeSet<IpAddr>) -> io::Result<()> {
+    let mut unanswered = Attrs::new();
+    unanswered.u32(STATUS, 0).u32(STATUS_MASK, ANSWERED);
     let mut request = Vec::new();
-    let family = Ip::of(address).family() as u8;
-    header(&mut request, DELETE, REQUEST | ACK, 1, family, 0, attrs.as_slice());
+    header(&mut request, GET, REQUEST | DUMP, 1, Ip::V6.family() as u8, 0, unanswered.as_slice());
+    request[17] = 1;
+    let answer = socket.request(&request)?;
+    let found = answer.messages.iter().filter_map(|message| half_open(message.get(4..)?, addresses));
+    let mut all: BTreeSet<Ports> = found.collect();
+    if all.len() > WALKS {
+        // Each is a walk; so many ports of tasks there are not.
+        all = all.into_iter().map(|ports| Ports { to: None, ..ports }).collect();
+    }
+    for ports in all {
+        if !delete_where(socket, Ip::V6, &by_ports(&ports))? {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Protocol and ports of a connection's answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Ports {
+    protocol: u8,
+    /// The task's.
+    from: [u8; 2],
+    /// The client's; `None` for all.
+    to: Option<[u8; 2]>,
+}
+
+/// The ports of a connection that one of these addresses has not answered.
+fn half_open(connection: &[u8], addresses: &BTreeSet<IpAddr>) -> Option<Ports> {
+    // Older kernels look at no status where all are asked for.
+    let status = u32::from_be_bytes(find(connection, STATUS)?.try_into().ok()?);
+    let back = find(connection, TUPLE_REPLY)?;
+    if status & ANSWERED != 0 || !addresses.contains(&tuple(back)?.source) {
+        return None;
+    }
+    let protocol = find(back, 2)?;
+    let port = |kind| find(protocol, kind)?.try_into().ok();
+    Some(Ports { protocol: *find(protocol, 1)?.first()?, from: port(2)?, to: Some(port(3)?) })
+}
+
+/// Has the kernel delete all connections that a filter takes. False when it cannot: it deletes by a filter since Linux 6.11.
+fn delete_where(socket: &mut NetlinkSocket, ip: Ip, filter: &Attrs) -> io::Result<bool> {
+    let mut request = Vec::new();
+    header(&mut request, DELETE, REQUEST | ACK, 1, ip.family() as u8, 0, filter.as_slice());
     // The version, after the family. With 0 the family is ignored.
     request[17] = 1;
     match socket.request(&request)?.errors.into_iter().next() {
@@ -118,8 +168,9 @@ fn delete_where(socket: &mut NetlinkSocket, address: IpAddr, unanswered: bool) -
     }
 }
 
-/// A kernel that knows no filters takes this for an incomplete name of one connection, and refuses.
-fn filter(address: IpAddr, unanswered: bool) -> Attrs {
+/// Takes the connections that `address` answers, or those of them that it has not answered yet. A kernel that knows no filters
+/// takes this for an incomplete name of one connection, and refuses.
+fn by_address(address: IpAddr, unanswered: bool) -> Attrs {
     let mut attrs = Attrs::new();
     attrs.nest(TUPLE_REPLY, |tuple| {
         tuple.nest(1, |ip| {
@@ -135,6 +186,22 @@ fn filter(address: IpAddr, unanswered: bool) -> Attrs {
     attrs
 }
 
+/// Takes the connections with these ports that were not answered yet.
+fn by_ports(ports: &Ports) -> Attrs {
+    let mut attrs = Attrs::new();
+    attrs.nest(TUPLE_REPLY, |tuple| {
+        tuple.nest(2, |protocol| {
+            protocol.u8(1, ports.protocol).bytes(2, &ports.from).bytes(3, &ports.to.unwrap_or_default());
+        });
+    });
+    let to = if ports.to.is_some() { BY_DESTINATION_PORT } else { 0 };
+    attrs.nest(FILTER, |filter| {
+        filter.bytes(FILTER_REPLY, &(BY_PROTOCOL | BY_SOURCE_PORT | to).to_ne_bytes());
+    });
+    attrs.u32(STATUS, 0).u32(STATUS_MASK, ANSWERED);
+    attrs
+}
+
 /// `CTA_IP_V4_SRC` or `CTA_IP_V6_SRC`. The destination's is the next number for IPv4, and for IPv6.
 fn source_attribute(ip: Ip) -> u16 {
     match ip {
@@ -143,9 +210,12 @@ fn source_attribute(ip: Ip) -> u16 {
     }
 }
 
-/// Reads all connections and deletes those that `cut` names.
+/// Reads all connections of the versions of IP that `cut` speaks of, and deletes those that it names. A look at each place of
+/// the kernel's table takes some 15 ms of a processor, however few connections there are.
 fn look_through(socket: &mut NetlinkSocket, cut: &Cut) -> io::Result<()> {
-    look_through_of(socket, cut, Ip::V4).and(look_through_of(socket, cut, Ip::V6))
+    let is_meant = |ip: &Ip| !cut.opened.is_empty() || cut.gone.iter().any(|address| Ip::of(*address) == *ip);
+    let versions = [Ip::V4, Ip::V6].into_iter().filter(is_meant);
+    versions.map(|ip| look_through_of(socket, cut, ip)).fold(Ok(()), Result::and)
 }
 
 fn look_through_of(socket: &mut NetlinkSocket, cut: &Cut, ip: Ip) -> io::Result<()> {
@@ -247,10 +317,30 @@ mod tests {
         assert_eq!(find(attrs.as_slice(), TUPLE_ORIGINAL), None);
     }
 
+    #[test]
+    fn what_is_half_open_is_named_by_its_ports_unless_it_was_answered() {
+        let (client, task) = ([192, 0, 2, 9], [100, 64, 64, 2]);
+        let with = |status: u32, from: [u8; 4]| {
+            let mut back = Attrs::new();
+            back.nest(1, |ip| {
+                ip.bytes(1, &from).bytes(2, &client);
+            });
+            back.nest(2, |proto| {
+                proto.u8(1, 6).bytes(2, &80u16.to_be_bytes()).bytes(3, &40_000u16.to_be_bytes());
+            });
+            let mut attrs = Attrs::new();
+            attrs.bytes(TUPLE_REPLY | 0x8000, back.as_slice()).bytes(STATUS, &status.to_be_bytes());
+            half_open(attrs.as_slice(), &[IpAddr::from(task)].into())
+        };
+        let ports = Ports { protocol: 6, from: 80u16.to_be_bytes(), to: Some(40_000u16.to_be_bytes()) };
+        assert_eq!(with(8, task), Some(ports));
+        assert_eq!((with(8 | ANSWERED, task), with(8, client)), (None, None));
+    }
+
     proptest! {
         #[test]
         fn arbitrary_answers_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = deletion(&bytes, &Cut::default());
+            let _ = (deletion(&bytes, &Cut::default()), half_open(&bytes, &BTreeSet::new()));
         }
     }
 }

@@ -14,12 +14,10 @@ use tokio::time::timeout;
 use super::asking::Answers;
 use super::{Encryption, Inner, NodeNetwork, SwitchCell, blocking, lock, sysctl};
 use crate::config::ENCRYPTED_PORT;
-use crate::dns::zone::Zones;
 use crate::doctor::{self, Features, Needed, Truth};
 use crate::error::{NetworkError, Step};
 use crate::netlink::{Requests, Rtnl, Vxlan};
-use crate::spec::DEFAULT_BRIDGE;
-use crate::{nft, plan};
+use crate::nft;
 
 /// Nodes that are asked at a time: what is on its way together must fit into buffers.
 const AT_A_TIME: usize = 50;
@@ -160,10 +158,15 @@ impl Inner {
             forwards: number("/proc/sys/net/ipv4/ip_forward") == Some(1),
             forwards6: sysctl::has_ipv6(&self.netns)
                 .then(|| number("/proc/sys/net/ipv6/conf/all/forwarding").is_some_and(|value| value != 0)),
-            wants6: in_cluster || self.state().bridges.values().any(|bridge| bridge.ipv6.is_some()),
+            wants6: in_cluster || self.has_ipv6_on_a_bridge(),
             encryption,
             in_cluster,
         }
+    }
+
+    fn has_ipv6_on_a_bridge(&self) -> bool {
+        let state = self.state();
+        state.bridges.values().any(|bridge| state.with_twin(bridge).ipv6.is_some())
     }
 
     /// Asks for a link that cannot be: a kernel without VXLAN says so before it looks at the number of the network.
@@ -245,20 +248,6 @@ impl Inner {
             None => Some(format!("link {name} is gone")),
         };
         Ok((rules, wanted.into_iter().filter_map(differs).collect()))
-    }
-
-    /// The zones that follow from the managers' last word.
-    pub(super) fn wanted_zones(&self) -> Zones {
-        let state = self.state();
-        let bridges: Vec<String> = state.bridges.keys().filter(|b| *b != DEFAULT_BRIDGE).cloned().collect();
-        plan::names::zones(&state.view, &bridges, &state.local_names())
-    }
-
-    async fn told_all_names(&self) -> bool {
-        let told = self.zones.lock().await;
-        let wanted = self.wanted_zones();
-        // A node without any name has nothing to tell.
-        told.as_ref().map_or_else(|| wanted == Default::default(), |told| *told == wanted)
     }
 }
 

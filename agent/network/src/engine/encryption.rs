@@ -1,6 +1,7 @@
 //! Encryption on this node: its keys, its WireGuard link, and the path of each network.
 
 use std::io;
+use std::net::IpAddr;
 
 use skep_proto::model::NetworkId;
 use skep_proto::model::node::WireGuard;
@@ -14,7 +15,7 @@ use crate::error::{NetworkError, Step};
 use crate::keys::{self, Keys};
 use crate::netlink::{Requests, Rtnl};
 use crate::plan::encryption;
-use crate::plan::encryption::{Path, encrypted_path, plain_path, plain_ports, tunnel};
+use crate::plan::encryption::{Path, encrypted_path, plain_path, plain_port, plain_ports, tunnel};
 use crate::spec::{LinkKind, SandboxLink};
 use crate::tunnel::{Key, TunnelPath, TunnelStatus};
 
@@ -144,16 +145,28 @@ impl Inner {
         encryption::tunnel_underlay(state.place.underlay(), &state.remembered.peers, mtu)
     }
 
-    /// The path of the routing mesh, which is encrypted always. `mtu` is the underlay's, in bytes.
+    /// The path of the routing mesh. `mtu` is the underlay's, in bytes.
     pub(super) fn mesh_path(&self, index: u16, mtu: u32) -> Result<Path, NetworkError> {
-        let addresses = node_addresses(self.config.infra, index);
-        let too_small = NetworkError::RangeTooSmall { range: self.config.infra, index };
-        addresses.map(|addresses| encrypted_path(&addresses, self.tunnel_underlay(mtu))).ok_or(too_small)
+        let mesh = self.state().remembered.mesh;
+        let path = if mesh.encrypted {
+            let addresses = node_addresses(self.config.infra, index);
+            let too_small = NetworkError::RangeTooSmall { range: self.config.infra, index };
+            encrypted_path(&addresses.ok_or(too_small)?, self.tunnel_underlay(mtu))
+        } else {
+            plain_path(mesh.port, self.data_path()?, mtu)
+        };
+        Ok(path.within(mesh.mtu))
+    }
+
+    /// The address that VXLAN which is not encrypted speaks from.
+    fn data_path(&self) -> Result<IpAddr, NetworkError> {
+        let underlay = self.state().place.underlay().preferred();
+        underlay.ok_or_else(|| NetworkError::Config { what: "no data path".into() })
     }
 
     /// The path of a network on this node.
     pub(super) fn path(&self, network: &OverlayNetwork) -> Result<Path, NetworkError> {
-        let mut path = if network.encrypted {
+        let path = if network.encrypted {
             let state = self.state();
             if let Some(reason) = &state.tunnel_failure {
                 return Err(NetworkError::NoEncryption { network: network.name.clone(), reason: reason.clone() });
@@ -162,12 +175,9 @@ impl Inner {
             drop(state);
             encrypted_path(&addresses, self.tunnel_underlay(self.mtu()))
         } else {
-            let underlay = self.state().place.underlay().preferred();
-            let underlay = underlay.ok_or_else(|| NetworkError::Config { what: "no data path".into() })?;
-            plain_path(network, underlay, self.config.vxlan_port, self.mtu())
+            plain_path(plain_port(network, self.config.vxlan_port), self.data_path()?, self.mtu())
         };
-        path.mtu = network.mtu.map_or(path.mtu, |asked| asked.min(path.mtu));
-        Ok(path)
+        Ok(path.within(network.mtu))
     }
 
     /// The path of a network, whose port is filtered before anything is made that listens on it.

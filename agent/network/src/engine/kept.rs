@@ -1,9 +1,10 @@
 //! What is kept on disk, and how. New parts lie behind the old ones: an older daemon reads those, and files of an older daemon
 //! have none of the new.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+use std::sync::Arc;
 
 use ipnet::Ipv6Net;
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,8 @@ use super::state::{Record, Remembered};
 use crate::config::Underlay;
 use crate::error::NetworkError;
 use crate::names::DnsPorts;
+use crate::plan::encryption::Mesh;
+use crate::plan::ingress::Published;
 use crate::record;
 
 /// What the file of a sandbox holds.
@@ -65,7 +68,7 @@ impl OnDisk {
     /// # Errors
     /// [`NetworkError::Record`].
     pub fn write(&self, path: &Path) -> Result<(), NetworkError> {
-        record::write(path, &(self, Ipv6Part::of(&self.record)))
+        record::write(path, &(self, Ipv6Part::of(&self.record), &self.record.spec.ranges))
     }
 
     /// Reads it from a file; `None` when there is none.
@@ -73,9 +76,10 @@ impl OnDisk {
     /// # Errors
     /// [`NetworkError::Record`].
     pub fn read(path: &Path) -> Result<Option<Self>, NetworkError> {
-        let found = record::read_with::<Self, Ipv6Part>(path)?;
-        Ok(found.map(|(mut kept, part)| {
+        let found = record::read_parts::<Self, Ipv6Part, BTreeMap<usize, u16>>(path)?;
+        Ok(found.map(|(mut kept, part, ranges)| {
             part.complete(&mut kept.record);
+            kept.record.spec.ranges = ranges;
             kept
         }))
     }
@@ -97,6 +101,15 @@ struct Remembered6 {
     peers: BTreeMap<u16, Ipv6Addr>,
 }
 
+/// What is remembered besides that.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct RememberedMore {
+    ipv4_only: BTreeSet<u16>,
+    mesh: Mesh,
+    /// Of each published port the tasks that have IPv6, where not all have it.
+    twins: BTreeMap<(Protocol, u16), Vec<Ipv4Addr>>,
+}
+
 impl Remembered {
     /// Writes it to a file.
     ///
@@ -107,13 +120,19 @@ impl Remembered {
             index: self.index,
             underlay: self.underlay.v4,
             peers: self.peers.iter().filter_map(|(index, peer)| Some((*index, peer.v4?))).collect(),
-            ingress: self.ingress.clone(),
+            ingress: self.ingress.iter().map(|(port, to)| (*port, (to.target, to.tasks.clone()))).collect(),
         };
         let v6 = Remembered6 {
             underlay: self.underlay.v6,
             peers: self.peers.iter().filter_map(|(index, peer)| Some((*index, peer.v6?))).collect(),
         };
-        record::write(path, &(v4, v6))
+        let lacking = self.ingress.iter().filter(|(_, to)| to.twins.len() != to.tasks.len());
+        let more = RememberedMore {
+            ipv4_only: self.ipv4_only.clone(),
+            mesh: self.mesh,
+            twins: lacking.map(|(port, to)| (*port, to.twins.clone())).collect(),
+        };
+        record::write(path, &(v4, v6, more))
     }
 
     /// Reads it from a file; nothing is remembered where there is none.
@@ -121,7 +140,8 @@ impl Remembered {
     /// # Errors
     /// [`NetworkError::Record`].
     pub fn read(path: &Path) -> Result<Self, NetworkError> {
-        let (v4, v6): (Remembered4, Remembered6) = record::read_with(path)?.unwrap_or_default();
+        let kept: Option<(Remembered4, Remembered6, RememberedMore)> = record::read_parts(path)?;
+        let (v4, v6, mut more) = kept.unwrap_or_default();
         let mut peers: BTreeMap<u16, Underlay> = BTreeMap::new();
         for (index, address) in v4.peers {
             peers.entry(index).or_default().v4 = Some(address);
@@ -130,7 +150,12 @@ impl Remembered {
             peers.entry(index).or_default().v6 = Some(address);
         }
         let underlay = Underlay { v4: v4.underlay, v6: v6.underlay };
-        Ok(Self { index: v4.index, underlay, peers, ingress: v4.ingress })
+        let published = |(port, (target, tasks)): (_, (_, Vec<Ipv4Addr>))| {
+            let twins = more.twins.remove(&port).unwrap_or_else(|| tasks.clone());
+            (port, Arc::new(Published { target, tasks, twins }))
+        };
+        let ingress = v4.ingress.into_iter().map(published).collect();
+        Ok(Self { index: v4.index, underlay, peers, ipv4_only: more.ipv4_only, mesh: more.mesh, ingress })
     }
 }
 
@@ -152,7 +177,12 @@ mod tests {
         record.spec.bridges[0].address6 = Some("fd00::2".parse().unwrap());
         record.links[0].address6 = Some("fd00::2/64".parse().unwrap());
         record.links[0].gateway6 = Some("fd00::1".parse().unwrap());
+        // As it was before there were ranges of ports.
         let kept = OnDisk { record, dns };
+        record::write(&path, &(&kept, Ipv6Part::of(&kept.record))).unwrap();
+        assert_eq!(OnDisk::read(&path).unwrap(), Some(kept.clone()));
+        let mut kept = kept;
+        kept.record.spec.ranges = [(0, 8010)].into();
         kept.write(&path).unwrap();
         assert_eq!(OnDisk::read(&path).unwrap(), Some(kept));
     }
@@ -167,10 +197,25 @@ mod tests {
             index: Some(7),
             underlay: Underlay { v4, v6 },
             peers: [(1, Underlay { v4, v6 }), (2, Underlay { v4, v6: None }), (3, Underlay { v4: None, v6 })].into(),
-            ingress: BTreeMap::new(),
+            ipv4_only: [2].into(),
+            mesh: Mesh { encrypted: false, mtu: Some(1400), port: 4789 },
+            ingress: [(80, vec![]), (81, vec![v4.unwrap()])]
+                .map(|(port, twins)| {
+                    let published = Published { target: 8080, tasks: vec![v4.unwrap()], twins };
+                    ((Protocol::Tcp, port), Arc::new(published))
+                })
+                .into_iter()
+                .collect(),
         };
         all.write(&path).unwrap();
         assert_eq!(Remembered::read(&path).unwrap(), all);
+        // As daemons wrote it that did not know who has no IPv6, and as they read it.
+        record::write(&path, &(Remembered4::default(), Remembered6 { underlay: v6, ..Remembered6::default() }))
+            .unwrap();
+        let read = Remembered::read(&path).unwrap();
+        assert_eq!((read.underlay.v6, read.ipv4_only, read.mesh), (v6, BTreeSet::new(), Mesh::default()));
+        all.write(&path).unwrap();
+        assert!(record::read_with::<Remembered4, Remembered6>(&path).unwrap().is_some());
         let old =
             Remembered4 { index: Some(7), underlay: v4, peers: [(2, v4.unwrap())].into(), ..Remembered4::default() };
         record::write(&path, &old).unwrap();

@@ -67,7 +67,18 @@ impl Inner {
 
     pub(super) fn reserve(&self, spec: SandboxSpec) -> Result<Record, NetworkError> {
         // In the node's namespace, for the check whether a program of the node has a port.
-        let checked = self.netns.enter(|| self.state().reserve(spec, &self.config, ports::is_free));
+        let checked = self.netns.enter(|| {
+            let asked = spec.host_ports.clone();
+            self.state().reserve(spec, &self.config, ports::is_free).map_err(|error| match error {
+                // Nobody here has it: what the system says of it tells more.
+                NetworkError::PortTaken { address, port, protocol } => {
+                    let asked = asked.iter().find(|asked| (asked.published, asked.protocol) == (Some(port), protocol));
+                    let refused = asked.and_then(|asked| ports::refusal(asked.bind, port, protocol));
+                    refused.unwrap_or(NetworkError::PortTaken { address, port, protocol })
+                }
+                other => other,
+            })
+        });
         checked.step("look for free ports")?
     }
 

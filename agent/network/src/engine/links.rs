@@ -7,10 +7,10 @@ use skep_proto::model::NetworkId;
 
 use super::pool::Pool;
 use super::state::{Bridge, Record, State, net};
-use crate::config::{Config, twin};
+use crate::config::{Config, twin, twin_net};
 use crate::error::NetworkError;
 use crate::mac::Mac;
-use crate::spec::{BridgeAttachment, LinkKind, OverlayAttachment, SandboxLink, SandboxSpec};
+use crate::spec::{BridgeAttachment, HostPort, LinkKind, OverlayAttachment, SandboxLink, SandboxSpec};
 
 impl State {
     /// The links for a specification. Those of `kept` that it still wants come first and stay as they are; the others get
@@ -39,6 +39,7 @@ impl State {
                 links.push(SandboxLink { name, kind, address, mac, gateway: None, address6, gateway6: None });
             }
         }
+        let needs_twin = !needs_task_link && spec.host_ports.iter().any(HostPort::is_on_ipv6);
         for attachment in &spec.bridges {
             let bridge = self.bridges.get(&attachment.bridge).cloned();
             let bridge = bridge.ok_or_else(|| NetworkError::UnknownBridge { name: attachment.bridge.clone() })?;
@@ -51,7 +52,13 @@ impl State {
                 None => self.next_free(bridge.pool())?,
             };
             let gateway = (!bridge.internal).then(|| bridge.gateway());
-            let (address6, gateway6) = self.address6(&bridge, attachment)?;
+            let (mut address6, mut gateway6) = self.address6(&bridge, attachment)?;
+            if self.ipv6 && bridge.ipv6.is_none() && needs_twin {
+                // Its published ports are open on IPv6 as well, and nothing else of it.
+                let prefix_len = twin_net(bridge.subnet).prefix_len();
+                address6 = Some(Ipv6Net::new(twin(address), prefix_len).expect("the length is another subnet's"));
+                gateway6 = gateway.map(twin);
+            }
             let (address, mac) = (net(address, bridge.subnet.prefix_len()), Mac::of(address));
             links.push(SandboxLink { name: free_name(&links), kind, address, mac, gateway, address6, gateway6 });
         }

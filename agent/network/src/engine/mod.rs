@@ -14,6 +14,7 @@ mod encryption;
 mod kept;
 mod lifecycle;
 mod links;
+mod names;
 mod node;
 mod place;
 mod pool;
@@ -21,6 +22,7 @@ mod ports;
 mod recover;
 mod reshape;
 mod sandbox;
+mod sight;
 mod state;
 mod switch;
 mod sysctl;
@@ -39,13 +41,13 @@ use tokio_util::sync::CancellationToken;
 
 use self::cuts::Cuts;
 pub use self::encryption::Encryption;
+use self::names::Published;
 use self::node::Node;
 use self::sandbox::Live;
 use self::state::State;
 pub use self::state::{Bridge, Bridge6};
 use self::switch::Switch;
 use crate::config::{Config, Place};
-use crate::dns::zone::Zones;
 use crate::error::{NetworkError, Step};
 use crate::keys::Keys;
 use crate::names::Names;
@@ -82,8 +84,8 @@ struct Inner {
     behind: AtomicBool,
     /// Whether the name server was asked for sandboxes that are no more.
     names_checked: AtomicBool,
-    /// What the name server was told last.
-    zones: AsyncMutex<Option<Zones>>,
+    /// What the name server is told.
+    published: AsyncMutex<Published>,
     /// Connections to be cut.
     cuts: Cuts,
 }

@@ -4,19 +4,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use skep_proto::model::network::INGRESS_VNI;
 
 use super::state::Bridge;
 use super::sysctl;
 use crate::config::{
-    BRIDGE_GROUP, Config, IPV6_MIN_MTU, MESH_MARK, MESH_MASK, MESH_RULE, MESH_TABLE, MESH_VNI, Underlay, mesh_next_hop,
+    BRIDGE_GROUP, Config, IPV6_MIN_MTU, LinkNames, MESH_MARK, MESH_MASK, MESH_RULE, MESH_TABLE, mesh_next_hop,
     mesh_range, node_addresses, twin, twin_net, wireguard_range,
 };
 use crate::error::{NetworkError, Step};
 use crate::mac::Mac;
 use crate::netlink::{MarkRule, Neighbour, Requests, Rtnl, Via, Vxlan};
 use crate::nft::Tables;
+use crate::nft::part::Part;
 use crate::nft::table::{Family, Ip};
 use crate::plan::encryption::Path;
+use crate::plan::ingress::{self, Changed};
 use crate::plan::node::{NodeFacts, mesh_entries, node_tables};
 use crate::sys::netns::Netns;
 
@@ -117,9 +120,14 @@ impl Node {
             rtnl.send(Requests::new().replace_route(range, Via::Nowhere, MAIN_TABLE)).step("close the way around")?;
         }
         self.tables.set(netns, node_tables(facts)).step("load the node's rules")?;
-        mesh.sync(config, &mut rtnl, &facts.peers)?;
+        mesh.sync(config, &mut rtnl, facts, &own.path)?;
         self.mesh = Some(mesh);
         Ok(())
+    }
+
+    /// Whether nobody changed the rules after us.
+    pub fn is_last_change_ours(&mut self, netns: &Netns) -> bool {
+        self.tables.is_last_change_ours(netns)
     }
 
     /// Somebody else may have changed what belongs to the mesh link: the next [`Self::sync`] looks at the kernel.
@@ -134,6 +142,20 @@ impl Node {
     pub fn load_rules(&mut self, netns: &Netns, facts: &NodeFacts) -> Result<(), NetworkError> {
         let facts = NodeFacts { mesh: self.mesh.is_some(), ..facts.clone() };
         self.tables.set(netns, node_tables(&facts)).step("load the node's rules")
+    }
+
+    /// Brings to the rules what changed of published ports. False when that needs more than that: then nothing was done.
+    ///
+    /// # Errors
+    /// [`NetworkError::Kernel`].
+    pub fn follow(&mut self, names: &LinkNames, netns: &Netns, changed: &Changed) -> Result<bool, NetworkError> {
+        let name = names.table();
+        let parts = [Ip::V4, Ip::V6].map(|ip| ingress::part(&name, ip, changed));
+        let there: Vec<Part> = parts.into_iter().filter(|part| self.tables.has(part.family, &name)).collect();
+        if !there.iter().any(|part| part.family == Family::Ipv4) {
+            return Ok(false);
+        }
+        self.tables.patch(netns, &there).step("change the node's rules")
     }
 
     /// What differs from `facts`, in the kernel or in what it was told. Changes nothing.
@@ -172,7 +194,7 @@ impl Mesh {
         let Own { index, path: Path { local, port, mtu }, .. } = own;
         let name = config.names().mesh();
         let mac = Some(Mac::of_node(index));
-        let vxlan = Vxlan { name: &name, vni: MESH_VNI, local, port, mtu, proxy: false, mac };
+        let vxlan = Vxlan { name: &name, vni: INGRESS_VNI, local, port, mtu, proxy: false, mac };
         rtnl.send(Requests::new().add_vxlan(&vxlan)).step("make the mesh link")?;
         // Clients' addresses come in by it (loose reverse path, also this node's own), answers to 127.0.0.1 too.
         let parameters = [("rp_filter", "2"), ("accept_local", "1"), ("route_localnet", "1")];
@@ -232,9 +254,9 @@ impl Mesh {
         Ok(Self { link, entries: entries.collect(), routes: routes.collect(), ipv6: own.carries_ipv6() })
     }
 
-    fn sync(&mut self, config: &Config, rtnl: &mut Rtnl, peers: &BTreeMap<u16, Underlay>) -> Result<(), NetworkError> {
-        let entries = mesh_entries(peers, config.infra, self.ipv6);
-        let shares = || peers.keys().filter_map(|index| node_addresses(config.infra, *index));
+    fn sync(&mut self, config: &Config, rtnl: &mut Rtnl, facts: &NodeFacts, path: &Path) -> Result<(), NetworkError> {
+        let entries = mesh_entries(facts, path, config.infra, self.ipv6);
+        let shares = || facts.peers.keys().filter_map(|index| node_addresses(config.infra, *index));
         let v4 = shares().map(|node| (IpNet::V4(node.tasks), IpAddr::V4(node.mesh)));
         let v6 = shares().filter(|_| self.ipv6);
         let v6 = v6.map(|node| (IpNet::V6(twin_net(node.tasks)), IpAddr::V6(twin(node.mesh))));

@@ -71,9 +71,10 @@ pub fn recover(config: Config, place: Place, node_netns: Netns, names: Arc<dyn N
         applying: AsyncMutex::new(()),
         behind: AtomicBool::new(false),
         names_checked: AtomicBool::new(false),
-        zones: AsyncMutex::new(None),
+        published: AsyncMutex::default(),
         cuts: Cuts::default(),
     };
+    sysctl::keep_neighbours(&inner.netns);
     complete_task_links(&inner)?;
     // With what was remembered of the cluster: its traffic goes on until the managers are heard.
     inner.sync_node()?;

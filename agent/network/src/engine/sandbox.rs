@@ -23,7 +23,7 @@ use crate::nft::Tables;
 use crate::nft::table::{Family, Table};
 use crate::plan::overlay::TABLE;
 use crate::plan::senders::Sender;
-use crate::plan::vip::{Changed, sandbox_parts, sandbox_tables, services};
+use crate::plan::vip::{Changed, sandbox_parts, sandbox_tables};
 use crate::spec::{LinkKind, SandboxLink};
 use crate::sys::netns::{self, Netns};
 use crate::sys::notices::Notices;
@@ -69,15 +69,12 @@ impl Live {
 
     /// Whether somebody else changed its rules since the last look.
     pub fn is_changed(&mut self) -> bool {
-        self.notices.changed(&self.netns, false) && !self.tables.is_last_change_ours(&self.netns)
+        self.notices.changed(&self.netns, false).rules && !self.tables.is_last_change_ours(&self.netns)
     }
 
     fn wanted(&self, inner: &Inner, record: &Record) -> Vec<Table> {
-        let (view, backends) = {
-            let state = inner.state();
-            (state.view.clone(), state.backends.clone())
-        };
-        sandbox_tables(&services(&view, &backends, &record.networks()), self.dns)
+        let vips = inner.state().vips.clone();
+        sandbox_tables(&vips, &record.networks(), self.dns)
     }
 
     /// Brings to its rules what changed of virtual addresses.
@@ -85,10 +82,14 @@ impl Live {
     /// # Errors
     /// [`NetworkError::Kernel`].
     pub fn follow(&mut self, inner: &Inner, record: &Record, changed: &Changed) -> Result<(), NetworkError> {
-        let parts = sandbox_parts(changed, &record.networks());
+        let networks = record.networks();
+        let parts = sandbox_parts(changed, &networks);
         // Without the last one of IPv6 there is no table for it.
-        let may_be_last = changed.iter().any(|((_, vip), behind)| vip.is_ipv6() && behind.is_none());
-        if !may_be_last && self.tables.patch(&self.netns, &parts).step("change the rules of a sandbox")? {
+        let is_last = changed.iter().any(|((_, vip), (_, after))| vip.is_ipv6() && after.is_none()) && {
+            let vips = inner.state().vips.clone();
+            !vips.keys().any(|(network, vip)| vip.is_ipv6() && networks.contains(network))
+        };
+        if !is_last && self.tables.patch(&self.netns, &parts).step("change the rules of a sandbox")? {
             return Ok(());
         }
         self.load_rules(inner, record)
@@ -215,6 +216,9 @@ fn make_link(
         }
         LinkKind::Bridge(bridge) => {
             let bridge = inner.bridge(bridge)?;
+            if link.has_twin() {
+                inner.open_twins(&bridge)?;
+            }
             // The bridge's own address: what is led to the loopback link as it arrives here was meant for this host.
             let mac = Some(Mac::of(bridge.gateway()));
             let bridge = index_of(node, &names.bridge(bridge.number))?;

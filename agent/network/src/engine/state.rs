@@ -7,17 +7,20 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use skep_proto::model::NetworkId;
-use skep_proto::model::service::Protocol;
 use skep_proto::model::view::NetworkView;
 
 use super::pool::Pool;
-use crate::config::{Config, NodeAddresses, Place, Underlay, node_addresses, wireguard_range};
+use crate::config::{Config, NodeAddresses, Place, Underlay, node_addresses, twin, twin_net, wireguard_range};
 use crate::error::NetworkError;
 use crate::names::SandboxDns;
 use crate::netlink::Neighbour;
 use crate::plan::change::Backends;
-use crate::plan::names::LocalName;
+use crate::plan::encryption::Mesh;
+use crate::plan::ingress::Ingress;
+use crate::plan::names::{LocalName, Sources};
 use crate::plan::node::{BridgeFacts, Ends, NodeFacts};
+use crate::plan::sight::{Sight, Standpoint};
+use crate::plan::vip::Vips;
 use crate::spec::{
     Addressing, DEFAULT_BRIDGE, HostPort, LinkKind, Sandbox, SandboxId, SandboxLink, SandboxSpec, resolv_conf,
 };
@@ -82,6 +85,11 @@ impl Bridge {
         self.addressing.gateway.unwrap_or_else(|| Ipv4Addr::from(u32::from(self.subnet.network()) + 1))
     }
 
+    /// The twin of its IPv4 half.
+    fn twin(&self) -> Bridge6 {
+        Bridge6 { subnet: twin_net(self.subnet), gateway: twin(self.gateway()), range: None }
+    }
+
     pub(super) fn pool(&self) -> Pool<Ipv4Addr> {
         Pool::v4(self.subnet, self.gateway(), self.addressing.range.unwrap_or(self.subnet))
     }
@@ -102,8 +110,12 @@ pub struct Remembered {
     pub underlay: Underlay,
     /// The other nodes.
     pub peers: BTreeMap<u16, Underlay>,
+    /// Nodes whose tasks have no IPv6.
+    pub ipv4_only: BTreeSet<u16>,
     /// Published ports of the routing mesh.
-    pub ingress: BTreeMap<(Protocol, u16), (u16, Vec<Ipv4Addr>)>,
+    pub ingress: Ingress,
+    /// How the routing mesh gets to other nodes.
+    pub mesh: Mesh,
 }
 
 /// All bookkeeping.
@@ -111,10 +123,14 @@ pub struct Remembered {
 pub struct State {
     /// Where the node stands.
     pub place: Place,
-    /// What the managers want, as of the last time they were heard.
+    /// What the managers want, as of the last time they were heard, as far as it holds here.
     pub view: Arc<NetworkView>,
+    /// The same, as they told it.
+    pub sight: Sight,
     /// Tasks of its services.
     pub backends: Backends,
+    /// Virtual addresses of its services, with the tasks in the order in which all sandboxes number them.
+    pub vips: Vips,
     /// What was kept of it.
     pub remembered: Remembered,
     /// Sandboxes that are, or are being made.
@@ -144,11 +160,13 @@ impl Record {
         task.or_else(|| self.links.iter().find(|link| link.gateway.is_some()))
     }
 
-    /// The link of the default route of IPv6: as [`Self::way_out`], among those that have an IPv6 gateway.
+    /// The link of the default route of IPv6: as [`Self::way_out`], among those that have an IPv6 gateway. The twin of a bridge's
+    /// address answers and leads nowhere: it comes last.
     pub fn way_out6(&self) -> Option<&SandboxLink> {
-        let task = self.links.iter().find(|link| link.kind == LinkKind::Task && self.spec.task.is_some());
-        let task = task.filter(|link| link.gateway6.is_some());
-        task.or_else(|| self.links.iter().find(|link| link.gateway6.is_some()))
+        let mut all = self.links.iter().filter(|link| link.gateway6.is_some());
+        let task = all.clone().find(|link| link.kind == LinkKind::Task && self.spec.task.is_some());
+        let answers_alone = |link: &SandboxLink| link.kind != LinkKind::Task && link.has_twin();
+        task.or_else(|| all.clone().find(|link| !answers_alone(link))).or_else(|| all.next())
     }
 
     /// Where the node's published ports lead to.
@@ -245,7 +263,7 @@ impl State {
         if !spec.host_ports.is_empty() && links.iter().all(|link| matches!(link.kind, LinkKind::Overlay(_))) {
             return Err(NetworkError::NoWayOut { id: spec.id.to_string() });
         }
-        let host_ports = self.reserve_ports(&spec.host_ports, is_free)?;
+        let host_ports = self.reserve_ports(&spec, is_free)?;
         let used: BTreeSet<u32> = self.records.values().map(|record| record.slot).collect();
         let slot = (0..).find(|slot| !used.contains(slot)).expect("fewer sandboxes than numbers");
         let record = Record { spec, slot, links, host_ports };
@@ -255,11 +273,11 @@ impl State {
 
     fn reserve_ports(
         &self,
-        wanted: &[HostPort],
+        spec: &SandboxSpec,
         is_free: impl Fn(&HostPort) -> bool,
     ) -> Result<Vec<HostPort>, NetworkError> {
         let mut given: Vec<HostPort> = Vec::new();
-        for port in wanted {
+        for (at, port) in spec.host_ports.iter().enumerate() {
             if let (Some(IpAddr::V6(address)), false) = (port.bind, self.ipv6) {
                 let reason = "this node has no IPv6";
                 return Err(NetworkError::Address { address: IpAddr::V6(address), reason });
@@ -270,24 +288,33 @@ impl State {
                 let mesh = self.remembered.ingress.contains_key(&(port.protocol, number));
                 !mesh && others.into_iter().all(|other| !port.clashes(other)) && is_free(&port)
             };
-            let number = match port.published {
-                Some(number) => Some(number).filter(|number| free(*number, &given)),
-                None => DYNAMIC_PORTS.into_iter().find(|number| free(*number, &given)),
+            let range = match (port.published, spec.ranges.get(&at)) {
+                (Some(first), last) => first..=last.copied().unwrap_or(first),
+                (None, _) => DYNAMIC_PORTS,
             };
-            let taken = || NetworkError::PortTaken {
-                address: port.bind.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
-                port: port.published.unwrap_or(0),
-                protocol: port.protocol,
+            let address = port.bind.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+            let taken = || match range.start() == range.end() {
+                true => NetworkError::PortTaken { address, port: *range.start(), protocol: port.protocol },
+                false => NetworkError::NoPortLeft { address, range: format!("{}-{}", range.start(), range.end()) },
             };
-            given.push(HostPort { published: Some(number.ok_or_else(taken)?), ..*port });
+            let number = range.clone().find(|number| free(*number, &given)).ok_or_else(taken)?;
+            given.push(HostPort { published: Some(number), ..*port });
         }
         Ok(given)
+    }
+
+    /// A bridge as its link is: one without IPv6 has the twin of its subnet while a sandbox on it has the twin of its address.
+    pub fn with_twin(&self, bridge: &Bridge) -> Bridge {
+        let is_there = |link: &SandboxLink| matches!(&link.kind, LinkKind::Bridge(name) if *name == bridge.name);
+        let mut links = self.records.values().flat_map(|record| &record.links);
+        let twin = bridge.ipv6.is_none() && links.any(|link| is_there(link) && link.has_twin());
+        Bridge { ipv6: if twin { Some(bridge.twin()) } else { bridge.ipv6 }, ..bridge.clone() }
     }
 
     /// What the node's tables follow from.
     pub fn facts(&self, config: &Config) -> NodeFacts {
         let names = config.names();
-        let bridges = self.bridges.values().map(|bridge| BridgeFacts {
+        let bridges = self.bridges.values().map(|bridge| self.with_twin(bridge)).map(|bridge| BridgeFacts {
             link: names.bridge(bridge.number),
             subnet: bridge.subnet,
             subnet6: bridge.ipv6.map(|ipv6| ipv6.subnet),
@@ -304,21 +331,45 @@ impl State {
         }
         let on_bridges = self.records.values().flat_map(|record| record.links.iter().map(move |link| (record, link)));
         let on_bridges = on_bridges.filter(|(_, link)| matches!(link.kind, LinkKind::Bridge(_)));
+        let share = |index: &u16| node_addresses(config.infra, *index).map(|addresses| addresses.tasks);
         let port =
             |(record, link): (&Record, &SandboxLink)| (names.bridge_port(record.slot, link.number()), link.sender());
+        let mesh = &self.remembered.mesh;
+        let mesh_port = (!mesh.encrypted).then_some(mesh.port);
         NodeFacts {
             bridges: bridges.collect(),
             ports: on_bridges.map(port).collect(),
             names,
-            vxlan_ports: self.vxlan_ports.iter().copied().chain([config.vxlan_port]).collect(),
+            vxlan_ports: self.vxlan_ports.iter().copied().chain([config.vxlan_port]).chain(mesh_port).collect(),
             tunnels: wireguard_range(config.infra),
             mesh: self.remembered.index.is_some(),
             ipv6: self.ipv6,
             peers: self.remembered.peers.clone(),
+            ipv4_only: self.remembered.ipv4_only.iter().filter_map(share).collect(),
             tasks: self.records.values().filter_map(Record::task_address).collect(),
             host_ports,
             ingress: self.remembered.ingress.clone(),
         }
+    }
+
+    /// Where views are looked at from.
+    pub fn standpoint(&self) -> Standpoint {
+        Standpoint { node: self.place.node, underlay: self.place.underlay(), ipv6: self.ipv6 }
+    }
+
+    /// Whether every sandbox here has the IPv6 addresses that it was given. One that was made while the node had no IPv6 goes
+    /// on without when it comes.
+    pub fn speaks_ipv6(&self) -> bool {
+        let given = |record: &Record, network| {
+            record.spec.overlays.iter().any(|o| o.network == network && o.address6.is_some())
+        };
+        let lacks = |record: &Record| {
+            record.links.iter().any(|link| match link.kind {
+                LinkKind::Overlay(network) => link.address6.is_none() && given(record, network),
+                LinkKind::Task | LinkKind::Bridge(_) => false,
+            })
+        };
+        self.ipv6 && !self.records.values().any(lacks)
     }
 
     /// Sandboxes with an IPv6 address on a bridge.
@@ -328,18 +379,32 @@ impl State {
         there.filter_map(SandboxLink::neighbour6).collect()
     }
 
+    /// What the zones follow from.
+    pub fn name_sources(&self) -> Sources {
+        let bridges = self.bridges.keys().filter(|name| *name != DEFAULT_BRIDGE);
+        Sources {
+            view: self.view.clone(),
+            backends: self.backends.clone(),
+            bridges: bridges.cloned().collect(),
+            local: self.local_names(),
+        }
+    }
+
     /// Names of this node's sandboxes that were asked for with them.
-    pub fn local_names(&self) -> Vec<LocalName> {
+    fn local_names(&self) -> BTreeMap<SandboxId, Vec<LocalName>> {
         use crate::dns::zone::ZoneKey;
-        let mut all = Vec::new();
+        let mut sandboxes = BTreeMap::new();
         for record in self.records.values() {
+            let mut all = Vec::new();
             // The others of a service's task are the service's: they lead there only while it serves.
             let of_task = record.spec.task.and_then(|task| self.view.endpoints.get(&task));
             let count = if of_task.is_some_and(|endpoint| endpoint.service.is_some()) { 1 } else { usize::MAX };
             for overlay in &record.spec.overlays {
                 let zone = ZoneKey::Overlay(overlay.network);
                 let names = overlay.names.iter().take(count).cloned().collect();
-                let v6 = overlay.address6.map(|net| IpAddr::V6(net.addr()));
+                // Its link may lack the IPv6 address that it was given.
+                let link = record.links.iter().find(|link| link.kind == LinkKind::Overlay(overlay.network));
+                let v6 = link.and_then(|link| link.address6).map(|net| IpAddr::V6(net.addr()));
                 let addresses = std::iter::once(overlay.address.addr()).chain(v6).collect();
                 all.push(LocalName { zone, names, addresses });
             }
@@ -347,15 +412,14 @@ impl State {
                 let kind = LinkKind::Bridge(attachment.bridge.clone());
                 if let Some(link) = record.links.iter().find(|link| link.kind == kind) {
                     let zone = ZoneKey::Bridge(attachment.bridge.clone());
-                    all.push(LocalName {
-                        zone,
-                        names: attachment.names.clone(),
-                        addresses: link.addresses().collect(),
-                    });
+                    let is_told = |address: &IpAddr| address.is_ipv4() || !link.has_twin();
+                    let addresses = link.addresses().filter(is_told).collect();
+                    all.push(LocalName { zone, names: attachment.names.clone(), addresses });
                 }
             }
+            sandboxes.insert(record.spec.id.clone(), all);
         }
-        all
+        sandboxes
     }
 }
 

@@ -309,7 +309,8 @@ impl Switch {
 
     /// Whether anything here changed since the last look.
     pub fn is_changed(&mut self) -> bool {
-        self.notices.changed(&self.netns, true)
+        let heard = self.notices.changed(&self.netns, true);
+        heard.rules || heard.links
     }
 
     /// Makes the link between the switch and a sandbox; its end in the sandbox is left down.

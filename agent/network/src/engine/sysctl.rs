@@ -91,6 +91,35 @@ pub fn write<N: AsRef<str>>(netns: &Netns, list: &[(N, &str)]) -> io::Result<()>
     })?
 }
 
+/// Neighbours that the kernel keeps, of all network namespaces of the host together: as few as these stay for ever, as many
+/// for five seconds, and no more than these at all. Linux has 128, 512 and 1024, which some dozen containers that speak to
+/// some dozen tasks each exceed; packets to further ones are then dropped ("neighbor table overflow"). An entry takes half a
+/// kilobyte. The entries that we make ourselves are permanent and do not count.
+const NEIGHBOURS: [(&str, u32); 3] = [("gc_thresh1", 1024), ("gc_thresh2", 8192), ("gc_thresh3", 16_384)];
+
+/// Raises what the kernel keeps of neighbours, where it keeps less. It has these parameters in the host's own namespace alone.
+pub fn keep_neighbours(netns: &Netns) {
+    let raised = netns.enter(|| {
+        let mut raised = Vec::new();
+        for (folder, (name, least)) in ["ipv4", "ipv6"].iter().flat_map(|ip| NEIGHBOURS.map(|one| (ip, one))) {
+            let path = format!("/proc/sys/net/{folder}/neigh/default/{name}");
+            let is_less = |text: String| text.trim().parse::<u32>().is_ok_and(|there| there < least);
+            if fs::read_to_string(&path).is_ok_and(is_less) {
+                raised.push(fs::write(&path, least.to_string()).map(|()| path));
+            }
+        }
+        raised
+    });
+    for one in raised.into_iter().flatten() {
+        match one {
+            Ok(path) => tracing::info!(path, "raised: the kernel kept too few neighbours for a large network"),
+            Err(error) => {
+                tracing::warn!(%error, "the kernel's table of neighbours may be too small for a large network")
+            }
+        }
+    }
+}
+
 /// Parameters of one link of the node.
 pub fn of_link<'a>(link: &str, list: &[(&str, &'a str)]) -> Vec<(String, &'a str)> {
     list.iter().map(|(name, value)| (format!("ipv4/conf/{link}/{name}"), *value)).collect()

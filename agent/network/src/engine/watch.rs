@@ -4,14 +4,14 @@
 //! cost one look in vain.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use skep_proto::model::NetworkId;
 use tokio_util::sync::CancellationToken;
 
-use super::node::{MAIN_TABLE, index_of};
+use super::node::{MAIN_TABLE, Node, index_of};
 use super::sandbox::{self, Live};
 use super::state::Record;
 use super::switch::Switch;
@@ -19,7 +19,7 @@ use super::{Inner, SwitchCell, blocking, lock};
 use crate::error::{NetworkError, Step};
 use crate::netlink::{Link, Requests, Route, Rtnl, Via};
 use crate::spec::{LinkKind, SandboxId, SandboxLink};
-use crate::sys::notices::Notices;
+use crate::sys::notices::{Heard, Notices};
 
 /// How often it is looked whether anything changed.
 const LOOK: Duration = Duration::from_millis(500);
@@ -60,8 +60,8 @@ pub async fn run(inner: &Arc<Inner>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             _ = clock.tick() => {}
         }
-        let node = notices.changed(&inner.netns, true);
-        let changed = inner.listen(node, !told.is_empty());
+        let heard = notices.changed(&inner.netns, true);
+        let changed = inner.listen(heard, !told.is_empty());
         if !changed.node && changed.switches.is_empty() && changed.sandboxes.is_empty() {
             continue;
         }
@@ -81,8 +81,11 @@ pub async fn run(inner: &Arc<Inner>, stop: CancellationToken) {
 impl Inner {
     /// Where something changed since the last look; everywhere if `all`. What is being made or removed is left out, and
     /// looked at next time.
-    fn listen(&self, node: bool, all: bool) -> Changed {
-        let mut changed = Changed { node: node || all, ..Changed::default() };
+    fn listen(&self, heard: Heard, all: bool) -> Changed {
+        let are_rules_ours = |mut node: MutexGuard<'_, Node>| node.is_last_change_ours(&self.netns);
+        // Who changes them just now may not be the last who did.
+        let rules = heard.rules && !self.node.try_lock().is_ok_and(are_rules_ours);
+        let mut changed = Changed { node: heard.links || rules || all, ..Changed::default() };
         let cells: Vec<(NetworkId, SwitchCell)> =
             lock(&self.switches).iter().map(|(id, cell)| (*id, cell.clone())).collect();
         for (id, cell) in cells {

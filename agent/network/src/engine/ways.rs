@@ -8,7 +8,7 @@ use skep_proto::model::view::Peer;
 
 use super::Inner;
 use crate::config::{Underlay, node_addresses};
-use crate::doctor::{Ask, Echo, Link, Second, Seen, echo, judge_apart, judge_pair};
+use crate::doctor::{Ask, Echo, Link, Second, Seen, echo, judge_pair};
 use crate::error::{NetworkError, Step};
 use crate::plan;
 use crate::plan::encryption::{tunnel_mtu, tunnel_underlay};
@@ -38,13 +38,9 @@ impl Inner {
         let (mut asks, mut places, mut checks) = (Vec::new(), Vec::new(), Vec::new());
         for (peer, name) in peers {
             let there = Underlay::of(&peer.data_path);
-            let (Some(addresses), Some(_)) = (node_addresses(self.config.infra, peer.index), there.preferred()) else {
-                continue;
-            };
-            let Some(underlay) = own.reaches(&there) else {
-                checks.push(judge_apart(name));
-                continue;
-            };
+            let Some(addresses) = node_addresses(self.config.infra, peer.index) else { continue };
+            // Nodes without a version of IP in common are told of beside this.
+            let Some(underlay) = own.reaches(&there) else { continue };
             // The managers know of an IPv6 address of both, though the tunnel does not take that way.
             let is_routed = |address: &Ipv6Addr| !address.is_unicast_link_local();
             let second =

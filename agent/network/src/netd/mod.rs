@@ -9,7 +9,7 @@
 //! daemon: Client --netd.sock--> process::run: Keeper -- one dns::server::Server per sandbox
 //!                                   |                      (sockets in the sandbox's namespace)
 //!                                   |       `--- wireguard::Owner (in the node's namespace)
-//!                                records: sandboxes, zones, tunnel
+//!                                records: sandboxes, zones and their journal, tunnel
 //! ```
 
 use std::io;
@@ -18,11 +18,14 @@ use crate::error::NetworkError;
 
 mod client;
 mod handover;
+mod journal;
 mod keeper;
 mod kernel;
 mod process;
 mod protocol;
+mod records;
 mod socket;
+mod told;
 mod wireguard;
 
 pub use client::{Client, ClientConfig};

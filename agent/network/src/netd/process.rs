@@ -19,8 +19,9 @@ use tokio_util::task::TaskTracker;
 use crate::dns::forward::Forwarder;
 use crate::dns::server::IDLE;
 use crate::dns::upstream::NodeServers;
-use crate::netd::keeper::{Command, Keeper, Records, Start};
+use crate::netd::keeper::{Command, Keeper};
 use crate::netd::protocol::{self, GivenTunnel, Reply, Request};
+use crate::netd::records::{Records, Start};
 use crate::netd::wireguard::{Given, Owner};
 use crate::netd::{NetdError, handover, socket};
 
@@ -198,6 +199,7 @@ async fn converse(mut stream: UnixStream, keeper: &mpsc::Sender<Command>, gone: 
             request @ (Request::PutSandbox(_)
             | Request::RemoveSandbox(_)
             | Request::PutZones(_)
+            | Request::PatchZones(_)
             | Request::Sandboxes
             | Request::PutTunnel(_)
             | Request::RemoveTunnel

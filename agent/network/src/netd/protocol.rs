@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use crate::dns::zone::{self, Zones, Zones6};
 use crate::names::{DnsPorts, SandboxDns};
+use crate::netd::told::{Told, Update};
 use crate::spec::SandboxId;
 use crate::tunnel::{Tunnel, TunnelStatus};
 
@@ -31,7 +31,7 @@ pub enum Request {
     /// Serve it no more.
     RemoveSandbox(SandboxId),
     /// All zones from now on.
-    PutZones(Zones),
+    PutZones(Told),
     /// What is served?
     Sandboxes,
     /// Give everything to me, your successor.
@@ -48,6 +48,8 @@ pub enum Request {
     Tunnel,
     /// Give everything to me, your successor, the WireGuard link included.
     HandoverAll,
+    /// Some names are others from now on.
+    PatchZones(Update),
 }
 
 /// What it answers.
@@ -64,7 +66,7 @@ pub enum Reply {
     /// All there is; the descriptors of `open` follow, two for each sandbox.
     Handover {
         /// All zones.
-        zones: Zones,
+        zones: Told,
         /// All sandboxes.
         sandboxes: Vec<Served>,
         /// Those of them with open sockets, in the order of the descriptors.
@@ -82,7 +84,7 @@ pub enum Reply {
     /// All there is; the descriptors of `open` follow, two for each sandbox, then those of the link.
     HandoverAll {
         /// All zones.
-        zones: Zones,
+        zones: Told,
         /// All sandboxes.
         sandboxes: Vec<Served>,
         /// Those of them with open sockets, in the order of the descriptors.
@@ -90,6 +92,8 @@ pub enum Reply {
         /// The WireGuard link.
         tunnel: Option<GivenTunnel>,
     },
+    /// The zones are not those that the change rests on: put all of them.
+    OtherZones,
 }
 
 /// A WireGuard link that changes hands.
@@ -120,45 +124,48 @@ pub struct Served {
     pub ports: DnsPorts,
 }
 
-/// What is sent in frames. Zones in it have their IPv6 behind the value, where older processes leave it.
+/// What is sent in frames. Zones in it have something behind the value.
 pub trait Framed: Serialize + DeserializeOwned {
     /// The zones in it.
-    fn zones(&mut self) -> Option<&mut Zones>;
+    fn zones(&mut self) -> Option<&mut Told>;
 
-    /// What they have of IPv6.
-    fn ipv6(&self) -> Option<Zones6>;
+    /// What goes behind the value.
+    ///
+    /// # Errors
+    /// When it cannot be encoded.
+    fn behind(&self) -> postcard::Result<Vec<u8>>;
 }
 
 impl Framed for Request {
-    fn zones(&mut self) -> Option<&mut Zones> {
+    fn zones(&mut self) -> Option<&mut Told> {
         if let Self::PutZones(zones) = self { Some(zones) } else { None }
     }
 
-    fn ipv6(&self) -> Option<Zones6> {
-        if let Self::PutZones(zones) = self { Some(zone::ipv6_of(zones)) } else { None }
+    fn behind(&self) -> postcard::Result<Vec<u8>> {
+        if let Self::PutZones(zones) = self { zones.behind() } else { Ok(Vec::new()) }
     }
 }
 
 impl Framed for Reply {
-    fn zones(&mut self) -> Option<&mut Zones> {
+    fn zones(&mut self) -> Option<&mut Told> {
         match self {
             Self::Handover { zones, .. } | Self::HandoverAll { zones, .. } => Some(zones),
             _ => None,
         }
     }
 
-    fn ipv6(&self) -> Option<Zones6> {
+    fn behind(&self) -> postcard::Result<Vec<u8>> {
         match self {
-            Self::Handover { zones, .. } | Self::HandoverAll { zones, .. } => Some(zone::ipv6_of(zones)),
-            _ => None,
+            Self::Handover { zones, .. } | Self::HandoverAll { zones, .. } => zones.behind(),
+            _ => Ok(Vec::new()),
         }
     }
 }
 
 fn parse<T: Framed>(bytes: &[u8]) -> postcard::Result<T> {
     let (mut value, rest) = postcard::take_from_bytes::<T>(bytes)?;
-    if let Some(zones) = value.zones().filter(|_| !rest.is_empty()) {
-        zone::complete(zones, postcard::from_bytes(rest)?);
+    if let Some(zones) = value.zones() {
+        zones.complete(rest)?;
     }
     Ok(value)
 }
@@ -167,9 +174,7 @@ fn parse<T: Framed>(bytes: &[u8]) -> postcard::Result<T> {
 pub async fn write<T: Framed>(stream: &mut (impl AsyncWrite + Unpin), value: &T) -> io::Result<()> {
     let mut frame = vec![0, 0, 0, 0, FORMAT];
     frame = postcard::to_extend(value, frame).map_err(invalid)?;
-    if let Some(ipv6) = value.ipv6().filter(|ipv6| !ipv6.is_empty()) {
-        frame = postcard::to_extend(&ipv6, frame).map_err(invalid)?;
-    }
+    frame.extend(value.behind().map_err(invalid)?);
     let length = u32::try_from(frame.len() - 4).ok().filter(|length| *length <= MAX_FRAME);
     let length = length.ok_or_else(|| invalid("the value is too large for a frame"))?;
     frame[..4].copy_from_slice(&length.to_be_bytes());
@@ -207,6 +212,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::dns::zone::{Zone, ZoneKey, Zones};
+    use crate::netd::told::Edition;
 
     #[tokio::test]
     async fn a_value_is_read_back_and_nothing_behind_it() {
@@ -219,22 +226,24 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn zones_arrive_with_their_ipv6_and_without_it_where_none_was_sent() {
-        let mut zone = zone::Zone::new("back");
+    async fn zones_arrive_with_what_is_behind_them_and_without_it_where_none_was_sent() {
+        let mut zone = Zone::new("back");
         zone.add("web", std::net::Ipv4Addr::new(10, 0, 1, 5));
         let before = zone.clone();
         zone.add("web", std::net::Ipv6Addr::LOCALHOST);
-        let zones = |zone| Zones::from([(zone::ZoneKey::Bridge("back".into()), zone)]);
+        let zones = |zone| Zones::from([(ZoneKey::Bridge("back".into()), zone)]);
+        let told = Told { zones: zones(zone), edition: Some(Edition { by: 1, number: 2 }) };
         let mut stream = Vec::new();
-        write(&mut stream, &Request::PutZones(zones(zone.clone()))).await.unwrap();
-        assert_eq!(read::<Request>(&mut stream.as_slice()).await.unwrap(), Request::PutZones(zones(zone.clone())));
-        let reply = Reply::Handover { zones: zones(zone), sandboxes: Vec::new(), open: Vec::new() };
+        write(&mut stream, &Request::PutZones(told.clone())).await.unwrap();
+        assert_eq!(read::<Request>(&mut stream.as_slice()).await.unwrap(), Request::PutZones(told.clone()));
+        let reply = Reply::Handover { zones: told, sandboxes: Vec::new(), open: Vec::new() };
         let mut stream = Vec::new();
         write(&mut stream, &reply).await.unwrap();
         assert_eq!(read::<Reply>(&mut stream.as_slice()).await.unwrap(), reply);
         // As an older process reads it.
         let (old, rest): (Reply, _) = postcard::take_from_bytes(&stream[5..]).unwrap();
-        assert_eq!(old, Reply::Handover { zones: zones(before), sandboxes: Vec::new(), open: Vec::new() });
+        let without = Told { zones: zones(before), edition: None };
+        assert_eq!(old, Reply::Handover { zones: without, sandboxes: Vec::new(), open: Vec::new() });
         assert!(!rest.is_empty());
     }
 

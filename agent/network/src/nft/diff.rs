@@ -1,10 +1,8 @@
 //! From the table that is to the table that should be, as one transaction.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 
-use super::expr::ANONYMOUS_MAP;
-use super::table::{Chain, Family, Field, Hook, Ip, Kind, MapTo, Set, Table, Value, octets};
+use super::table::{Chain, Family, Field, Hook, Kind, MapTo, Set, Table, Value};
 use crate::nlattr::Attrs;
 
 /// Netfilter's subsystem number of nf_tables.
@@ -134,8 +132,7 @@ pub fn update(batch: &mut Batch, from: &Table, to: &Table) {
     if from == to {
         return;
     }
-    let redeclared =
-        |name: &String, set: &Set| from.sets.get(name).is_none_or(|old| old.key != set.key || old.to != set.to);
+    let redeclared = |name: &String, set: &Set| from.sets.get(name).is_none_or(|old| !old.is_declared_as(set));
     let rebased = |name: &String, chain: &Chain| from.chains.get(name).is_none_or(|old| old.base != chain.base);
     if from.sets.iter().any(|(n, _)| to.sets.get(n).is_some_and(|s| redeclared(n, s)))
         || from.chains.iter().any(|(n, _)| to.chains.get(n).is_some_and(|c| rebased(n, c)))
@@ -233,8 +230,6 @@ fn width(fields: &[Field]) -> u32 {
 
 /// `NFT_SET_MAP`.
 const SET_MAP: u32 = 8;
-/// `NFT_SET_ANONYMOUS | NFT_SET_CONSTANT | NFT_SET_MAP`.
-const SET_ANONYMOUS_MAP: u32 = 1 | 2 | 8;
 /// Type number of verdicts (`NFT_DATA_VERDICT`).
 const DATA_VERDICT: u32 = 0xffff_ff00;
 
@@ -294,38 +289,10 @@ fn element(out: &mut Attrs, key: &[u8], value: &Value) {
     });
 }
 
-/// Declares the nameless map of a rule that picks one of several addresses; the rule names it by the returned id.
-fn new_choice(batch: &mut Batch, table: &Table, addresses: &[IpAddr]) -> u32 {
-    batch.maps += 1;
-    let id = batch.maps;
-    let count = u32::try_from(addresses.len()).expect("backends are counted in 32 bits");
-    let mut attrs = Attrs::new();
-    attrs.text(1, &table.name).text(2, ANONYMOUS_MAP).u32(3, SET_ANONYMOUS_MAP);
-    // Key: an integer of host order; value: an address. All are of one family.
-    let value = addresses.first().map_or(Ip::V4, |address| Ip::of(*address)).field();
-    attrs.u32(4, 4).u32(5, 4).u32(6, value.datatype()).u32(7, width(&[value]));
-    attrs.nest(9, |description| {
-        description.u32(1, count);
-    });
-    attrs.u32(10, id);
-    batch.message(Message::NewSet, table.family, true, &attrs);
-    for (part, chunk) in addresses.chunks(ELEMENTS_PER_MESSAGE).enumerate() {
-        let mut attrs = Attrs::new();
-        attrs.text(1, &table.name).text(2, ANONYMOUS_MAP).u32(4, id).nest(3, |all| {
-            for (offset, address) in chunk.iter().enumerate() {
-                let number = u32::try_from(part * ELEMENTS_PER_MESSAGE + offset).expect("counted above");
-                element(all, &number.to_ne_bytes(), &Value::Bytes(octets(*address)));
-            }
-        });
-        batch.message(Message::NewElement, table.family, true, &attrs);
-    }
-    id
-}
-
 fn new_rule(batch: &mut Batch, table: &Table, chain: &str, rule: &super::rule::Rule) {
     let mut expressions = Attrs::new();
     for expr in rule.exprs() {
-        expr.encode(&mut expressions, &mut |addresses| new_choice(batch, table, addresses));
+        expr.encode(&mut expressions);
     }
     let mut attrs = Attrs::new();
     attrs.text(1, &table.name).text(2, chain).bytes(4 | 0x8000, expressions.as_slice());

@@ -1,8 +1,6 @@
 //! Expressions of nf_tables rules and how they are written on the wire (include/uapi/linux/netfilter/nf_tables.h).
 
-use std::net::IpAddr;
-
-use super::table::{Ip, octets};
+use super::table::Ip;
 use crate::nlattr::Attrs;
 
 /// A 32-bit register, 0 to 15. Wider values take the following registers too.
@@ -112,8 +110,8 @@ pub enum Expr {
     Map { set: String, sreg: Reg, dreg: Reg },
     /// Takes the verdict that a map holds, or ends the rule when there is none.
     VerdictMap { set: String, sreg: Reg },
-    /// Picks one of `addresses` by chance, all alike. The map that holds them lives and dies with the rule.
-    Pick { addresses: Vec<IpAddr>, dreg: Reg },
+    /// Draws a number below `below`, which is not 0, all alike; in host order.
+    Draw { below: u32, dreg: Reg },
     /// Loads a constant.
     Immediate { dreg: Reg, data: Vec<u8> },
     /// Ends the rule with a verdict.
@@ -160,9 +158,9 @@ fn expr(out: &mut Attrs, name: &str, fill: impl FnOnce(&mut Attrs)) {
 }
 
 impl Expr {
-    /// Writes the expression. `anonymous` names the map of a [`Expr::Pick`]: its id in the transaction.
+    /// Writes the expression.
     #[expect(clippy::too_many_lines, reason = "one table: each expression and its attributes")]
-    pub(super) fn encode(&self, out: &mut Attrs, anonymous: &mut impl FnMut(&[IpAddr]) -> u32) {
+    pub(super) fn encode(&self, out: &mut Attrs) {
         match self {
             Self::Payload { base, offset, len, dreg } => expr(out, "payload", |a| {
                 reg(a, 1, *dreg);
@@ -219,23 +217,11 @@ impl Expr {
                 reg(a, 2, *sreg);
                 a.u32(3, REG_VERDICT);
             }),
-            Self::Pick { addresses, dreg } => match addresses.as_slice() {
-                [only] => Self::Immediate { dreg: *dreg, data: octets(*only) }.encode(out, anonymous),
-                several => {
-                    let id = anonymous(several);
-                    let count = u32::try_from(several.len()).expect("backends are counted in 32 bits");
-                    expr(out, "numgen", |a| {
-                        reg(a, 1, *dreg);
-                        a.u32(2, count).u32(3, 1).u32(4, 0);
-                    });
-                    expr(out, "lookup", |a| {
-                        a.text(1, ANONYMOUS_MAP);
-                        reg(a, 2, *dreg);
-                        reg(a, 3, *dreg);
-                        a.u32(4, id);
-                    });
-                }
-            },
+            Self::Draw { below, dreg } => expr(out, "numgen", |a| {
+                // By chance (`NFT_NG_RANDOM`): each connection is led by itself, whatever the ones before it were.
+                reg(a, 1, *dreg);
+                a.u32(2, *below).u32(3, 1).u32(4, 0);
+            }),
             Self::Immediate { dreg, data: value } => expr(out, "immediate", |a| {
                 reg(a, 1, *dreg);
                 data(a, 2, value);
@@ -284,6 +270,3 @@ impl Expr {
         }
     }
 }
-
-/// Name pattern of a map without a name of its own.
-pub(super) const ANONYMOUS_MAP: &str = "__map%d";

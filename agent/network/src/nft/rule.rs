@@ -21,6 +21,9 @@ const STATUS_DNAT: u32 = 0x20;
 /// Address of this host (`RTN_LOCAL`).
 const LOCAL: u32 = 2;
 
+/// A register that no address in the first ones reaches.
+const ASIDE: u32 = 8;
+
 /// TCP's protocol number (IANA).
 pub const TCP: u8 = 6;
 /// UDP's protocol number (IANA).
@@ -323,32 +326,45 @@ impl Rule {
         self.with([Expr::Map { set: map.into(), sreg: 0, dreg: 0 }, to])
     }
 
-    /// Changes the destination to one of `addresses`, which must not be empty, and to `port` if given.
-    /// All are of the rule's version of IP.
-    pub fn balance(self, addresses: Vec<IpAddr>, port: Option<u16>) -> Self {
-        let ip = self.ip;
-        let rule = self.with([Expr::Pick { addresses, dreg: 0 }]);
-        match port {
-            None => rule.with([Expr::Dnat { ip, addr: 0, port: None }]),
-            Some(port) => rule.with([
-                Expr::Immediate { dreg: ip.registers(), data: port.to_be_bytes().to_vec() },
-                Expr::Dnat { ip, addr: 0, port: Some(ip.registers()) },
-            ]),
-        }
+    /// Changes the destination, to an address of the rule's version of IP and a port.
+    pub fn lead_to(self, address: IpAddr, port: u16) -> Self {
+        let (ip, after) = (self.ip, self.ip.registers());
+        self.with([
+            Expr::Immediate { dreg: 0, data: octets(address) },
+            Expr::Immediate { dreg: after, data: port.to_be_bytes().to_vec() },
+            Expr::Dnat { ip, addr: 0, port: Some(after) },
+        ])
     }
 
-    /// Rules that lead every packet that this one matches to one of `addresses`, which must not be empty, also while
-    /// they are replaced.
-    ///
-    /// The map of the first one goes with it: a packet that is between the rule and its map when the kernel changes over
-    /// (nf_tables_commit) finds the rule of before and a map that holds nothing any more. It then comes to the second
-    /// rule, which has no map. Without that it would go on to the node itself, which refuses it.
-    pub fn lead_to(self, addresses: &[IpAddr], port: Option<u16>) -> Vec<Self> {
-        let mut rules = vec![self.clone().balance(addresses.to_vec(), port)];
-        if let [first, _, ..] = addresses {
-            rules.push(self.balance(vec![*first], port));
-        }
-        rules
+    /// Changes the destination to the address that the map holds for it and a number below `below`, drawn by chance.
+    pub fn balance_by_destination(self, map: &str, below: u32) -> Self {
+        let ip = self.ip;
+        self.pick_by_destination(map, below).with([Expr::Dnat { ip, addr: 0, port: None }])
+    }
+
+    /// As [`Self::balance_by_destination`], and the port becomes the one that `ports` holds for address, protocol and port.
+    pub fn balance_by_destination_and_port(self, map: &str, ports: &str, below: u32) -> Self {
+        let (ip, after) = (self.ip, self.ip.registers());
+        self.load_destination(0)
+            .with([
+                Expr::Meta { key: Meta::L4Proto, dreg: after },
+                Expr::Payload { base: Base::Transport, offset: 2, len: 2, dreg: after + 1 },
+                Expr::Map { set: ports.into(), sreg: 0, dreg: ASIDE },
+            ])
+            .pick_by_destination(map, below)
+            .with([Expr::Dnat { ip, addr: 0, port: Some(ASIDE) }])
+    }
+
+    fn pick_by_destination(self, map: &str, below: u32) -> Self {
+        let after = self.ip.registers();
+        self.load_destination(0)
+            .with([Expr::Draw { below, dreg: after }, Expr::Map { set: map.into(), sreg: 0, dreg: 0 }])
+    }
+
+    /// Changes the destination to the address and port that the map holds for protocol, port and a number below `below`,
+    /// drawn by chance.
+    pub fn balance_by_service(self, map: &str, below: u32) -> Self {
+        self.load_service(false).with([Expr::Draw { below, dreg: 2 }]).dnat_by_map(map)
     }
 
     /// The source becomes an address of the outgoing link.

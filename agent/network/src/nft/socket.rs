@@ -64,39 +64,50 @@ impl Tables {
         Ok(())
     }
 
-    /// Brings parts of our tables to what they should be, in one transaction. False when that needs more: a table is not there,
-    /// or somebody changed the rules since; then nothing was done.
+    /// Brings parts of our tables to what they should be, in one transaction, and deletes the chains that nothing leads to then. False when that needs more: a table is not there,
+    /// or somebody changed the rules since; then nothing was done. Where nothing is to be done, nothing is asked either.
     ///
     /// # Errors
     /// The kernel's refusal; then nothing changed, and the next [`Self::set`] sends everything.
     pub fn patch(&mut self, netns: &Netns, parts: &[Part]) -> io::Result<bool> {
         let mut batch = Batch::new();
+        let mut whole = Vec::new();
         for part in parts {
-            let Some(table) = self.loaded.get(&(part.family, part.name.clone())) else { return Ok(false) };
+            let Some(table) = self.loaded.get(&part.key()) else { return Ok(false) };
+            let part = part.clone().with_left_chains(table);
             let from = part.of(table);
             let mut to = from.clone();
             if !part.put_into(&mut to) {
                 return Ok(false);
             }
             diff::update(&mut batch, &from, &to);
+            whole.push(part);
+        }
+        if batch.is_empty() {
+            return Ok(true);
         }
         let mut socket = match self.socket.take() {
             Some(socket) => socket,
             None => NetlinkSocket::open(netns, Protocol::Netfilter)?,
         };
         let unchanged = self.generation.is_some() && self.generation == Some(generation(&mut socket)?);
-        if unchanged && !batch.is_empty() {
+        if unchanged {
             self.generation = None;
             socket.batch(&batch.finish())?;
             self.generation = Some(generation(&mut socket)?);
-            for part in parts {
-                if let Some(table) = self.loaded.get_mut(&(part.family, part.name.clone())) {
+            for part in whole {
+                if let Some(table) = self.loaded.get_mut(&part.key()) {
                     part.put_into(table);
                 }
             }
         }
         self.socket = Some(socket);
         Ok(unchanged)
+    }
+
+    /// Whether there is a table of ours of that name.
+    pub fn has(&self, family: Family, name: &str) -> bool {
+        self.loaded.contains_key(&(family, name.to_owned()))
     }
 
     /// Whether nobody changed the rules of the namespace after us.

@@ -187,13 +187,15 @@ pub enum Field {
     Link,
     /// Name of a link, padded to 16 bytes.
     Name,
+    /// A number that was drawn, in host order.
+    Index,
 }
 
 impl Field {
     /// Bytes without padding.
     pub fn len(self) -> usize {
         match self {
-            Self::Address | Self::Mark | Self::Link => 4,
+            Self::Address | Self::Mark | Self::Link | Self::Index => 4,
             Self::Ether => 6,
             Self::Name | Self::Address6 => 16,
             Self::Protocol | Self::Icmp6Type => 1,
@@ -213,6 +215,8 @@ impl Field {
             Self::Mark => 19,
             Self::Link => 20,
             Self::Name => 41,
+            // As a mark: nft has no type for a number of 32 bits in a concatenation.
+            Self::Index => 19,
             // nft has no named type for zones that may stand in a declaration; an integer prints well enough.
             Self::Zone => 4,
         }
@@ -239,6 +243,16 @@ pub enum Value {
     Verdict(Verdict),
 }
 
+impl Value {
+    /// The chain that it leads to.
+    pub fn chain(&self) -> Option<&String> {
+        match self {
+            Self::Verdict(Verdict::Goto(name)) => Some(name),
+            Self::Verdict(Verdict::Accept | Verdict::Drop) | Self::None | Self::Bytes(_) => None,
+        }
+    }
+}
+
 /// A set or map with all its elements.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Set {
@@ -259,6 +273,11 @@ impl Set {
     /// An empty map.
     pub fn map(key: impl Into<Vec<Field>>, to: MapTo) -> Self {
         Self { key: key.into(), to: Some(to), elements: BTreeMap::new() }
+    }
+
+    /// Whether both have keys and values of the same types.
+    pub fn is_declared_as(&self, other: &Self) -> bool {
+        self.key == other.key && self.to == other.to
     }
 
     /// Adds an element to a set.

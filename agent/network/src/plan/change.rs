@@ -90,6 +90,11 @@ impl Backends {
         }
     }
 
+    /// All tasks of a service.
+    pub fn tasks(&self, service: ServiceId) -> impl Iterator<Item = TaskId> {
+        self.0.get(&service).into_iter().flatten().copied()
+    }
+
     /// Tasks of a service that get new connections, in a view that this follows.
     pub fn serving<'a>(&'a self, view: &'a NetworkView, service: ServiceId) -> impl Iterator<Item = &'a EndpointView> {
         let tasks = self.0.get(&service).into_iter().flatten();

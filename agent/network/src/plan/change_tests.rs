@@ -1,6 +1,6 @@
 //! What a change leads to, step by step, is what the whole view leads to.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -10,11 +10,12 @@ use skep_proto::model::view::{EndpointAddress, EndpointView, NetworkView, Peer, 
 use skep_proto::model::{NetworkId, NodeId, ServiceId, TaskId};
 
 use super::change::{Backends, Change};
+use super::ingress::{self, Ingress};
 use super::leaving::{self, Places};
 use super::overlay::{self, Place};
-use super::{node, vip};
+use super::vip::{self, Vips};
 use crate::names::DnsPorts;
-use crate::nft::table::Table;
+use crate::nft::table::{Family, Ip, Table, Value};
 
 const HERE: NodeId = NodeId(1);
 const PORTS: DnsPorts = DnsPorts { udp: 1, tcp: 2 };
@@ -107,14 +108,43 @@ fn ground() -> NetworkView {
     let mut view = NetworkView::default();
     for number in 1..=3 {
         let data_path = vec![IpAddr::V4(Ipv4Addr::new(192, 0, 2, number))];
-        let peer = Peer { node: NodeId(number.into()), index: number.into(), data_path, wireguard: None };
+        let peer =
+            Peer { node: NodeId(number.into()), index: number.into(), data_path, wireguard: None, ipv4_only: false };
         view.peers.insert(peer.node, peer);
     }
     view
 }
 
 fn tables(view: &NetworkView, networks: &BTreeSet<NetworkId>) -> Vec<Table> {
-    vip::sandbox_tables(&vip::services(view, &Backends::of(view), networks), PORTS)
+    vip::sandbox_tables(&vip::vips(view, &Backends::of(view), &Vips::new()), networks, PORTS)
+}
+
+/// Of each address or port, the numbers that it has and where they lead.
+type Ordered = BTreeMap<Vec<u8>, (BTreeSet<u32>, Vec<Vec<u8>>)>;
+
+/// A table without the order of tasks, and that order.
+fn unordered(mut table: Table, ordered: &str) -> (Table, Ordered) {
+    let mut all = Ordered::new();
+    for (key, value) in std::mem::take(&mut table.sets.get_mut(ordered).unwrap().elements) {
+        let (of, number) = key.split_last_chunk().unwrap();
+        let Value::Bytes(bytes) = value else { panic!("{ordered} maps to {value:?}") };
+        let (numbers, ends) = all.entry(of.to_vec()).or_default();
+        numbers.insert(u32::from_ne_bytes(*number));
+        ends.push(bytes);
+        ends.sort_unstable();
+    }
+    (table, all)
+}
+
+/// Numbers are from 0, without gaps.
+fn is_dense(numbers: &BTreeSet<u32>) -> bool {
+    numbers.iter().copied().eq(0..u32::try_from(numbers.len()).unwrap())
+}
+
+fn mesh_table(ingress: &Ingress) -> Table {
+    let mut table = Table::new(Family::Ipv4, "node");
+    ingress::add_to(&mut table, Ip::V4, ingress);
+    table
 }
 
 /// All places at which tasks serve.
@@ -137,9 +167,11 @@ proptest! {
         let all_entries = |view: &NetworkView, on| overlay::remote_entries(view, network(on), Some(HERE), &local, true, end);
         let mut before = ground();
         let mut backends = Backends::default();
+        let mut vips = Vips::new();
         let mut loaded = tables(&before, &networks);
         let mut entries = [all_entries(&before, 0), all_entries(&before, 1)];
-        let mut ingress = node::ingress(&before, &backends);
+        let mut ingress = Ingress::new();
+        let mut mesh = mesh_table(&ingress);
         for round in rounds {
             let mut after = before.clone();
             for step in &round {
@@ -150,20 +182,28 @@ proptest! {
             prop_assert_eq!(&backends, &Backends::of(&after));
             prop_assert_eq!(change.is_empty(), before == after);
 
-            let changed = vip::changed(&before, &after, &backends, &change);
+            let changed = vip::follow(&mut vips, (&before, &after), &backends, &change);
             for part in vip::sandbox_parts(&changed, &networks) {
                 if let Some(table) = loaded.iter_mut().find(|table| table.family == part.family) {
-                    prop_assert!(part.put_into(table));
+                    prop_assert!(part.with_left_chains(table).put_into(table));
                 }
             }
+            // The same, but for which task has which number; and exactly what is planned with these numbers.
             let wanted = tables(&after, &networks);
+            let same = vip::sandbox_tables(&vips, &networks, PORTS);
+            prop_assert_eq!(&vip::vips(&after, &backends, &vips), &vips);
             for table in &loaded {
-                if let Some(wanted) = wanted.iter().find(|wanted| wanted.family == table.family) {
-                    prop_assert_eq!(table, wanted);
-                }
+                let of = |tables: &[Table]| tables.iter().find(|wanted| wanted.family == table.family).cloned();
+                let Some((wanted, same)) = of(&wanted).zip(of(&same)) else { continue };
+                prop_assert_eq!(table, &same);
+                let (table, tasks) = unordered(table.clone(), "backends");
+                prop_assert!(tasks.values().all(|(numbers, _)| is_dense(numbers)));
+                prop_assert_eq!((table, tasks), unordered(wanted, "backends"));
             }
             // One comes with the first address of its family, and goes with the last: then all is loaded anew.
-            loaded = wanted;
+            if loaded.len() != wanted.len() {
+                loaded = same;
+            }
 
             for on in 0..2u8 {
                 let (gone, new) = overlay::changed_entries(&change, &after, &place(on), end);
@@ -173,10 +213,14 @@ proptest! {
                 prop_assert_eq!(&*held, &all_entries(&after, on));
             }
 
-            if node::changes_ingress(&before, &after, &change) {
-                ingress = node::ingress(&after, &backends);
-            }
-            prop_assert_eq!(&ingress, &node::ingress(&after, &Backends::of(&after)));
+            let published = ingress::follow(&mut ingress, (&before, &after), &backends, &change);
+            prop_assert!(ingress::part("node", Ip::V4, &published).with_left_chains(&mesh).put_into(&mut mesh));
+            prop_assert_eq!(&ingress::ingress(&after, &backends, &ingress), &ingress);
+            prop_assert_eq!(&mesh, &mesh_table(&ingress));
+            let (stepped, tasks) = unordered(mesh.clone(), "ingress-tasks");
+            prop_assert!(tasks.values().all(|(numbers, _)| is_dense(numbers)));
+            let whole = mesh_table(&ingress::ingress(&after, &backends, &Ingress::new()));
+            prop_assert_eq!((stepped, tasks), unordered(whole, "ingress-tasks"));
 
             let touched = change.networks(&before, &after);
             let elsewhere = networks.difference(&touched).copied().collect();

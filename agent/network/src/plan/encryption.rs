@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
+use serde::{Deserialize, Serialize};
 use skep_proto::model::view::{NetworkView, OverlayNetwork, Peer};
 
 use super::node::NodeFacts;
@@ -38,6 +39,11 @@ impl Path {
     pub fn is_encrypted(&self) -> bool {
         self.port == ENCRYPTED_PORT
     }
+
+    /// The same with packets that are not larger than what was asked for, in bytes.
+    pub fn within(self, asked: Option<u32>) -> Self {
+        Self { mtu: asked.map_or(self.mtu, |asked| asked.min(self.mtu)), ..self }
+    }
 }
 
 /// MTU of a WireGuard link over an underlay with that MTU, both in bytes.
@@ -45,20 +51,49 @@ pub fn tunnel_mtu(underlay: u32) -> u32 {
     underlay.saturating_sub(WIREGUARD_OVERHEAD)
 }
 
-/// The path of everything that is encrypted, the routing mesh included.
+/// How the routing mesh gets to other nodes. Kept on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mesh {
+    /// Through WireGuard.
+    pub encrypted: bool,
+    /// Its packets are not larger than this, in bytes.
+    pub mtu: Option<u32>,
+    /// UDP port where it is not encrypted.
+    pub port: u16,
+}
+
+impl Default for Mesh {
+    /// The one that every cluster has from the beginning.
+    fn default() -> Self {
+        Self { encrypted: true, mtu: None, port: ENCRYPTED_PORT }
+    }
+}
+
+impl Mesh {
+    /// That of a view. `usual` is the port of networks that are not encrypted and name none.
+    pub fn of(view: &NetworkView, usual: u16) -> Self {
+        match view.ingress() {
+            Some(network) if network.encrypted => Self { mtu: network.mtu, ..Self::default() },
+            Some(network) => Self { encrypted: false, mtu: network.mtu, port: plain_port(network, usual) },
+            None => Self::default(),
+        }
+    }
+}
+
+/// The path of everything that is encrypted.
 pub fn encrypted_path(addresses: &NodeAddresses, underlay_mtu: u32) -> Path {
     let mtu = tunnel_mtu(underlay_mtu).saturating_sub(VXLAN_OVERHEAD);
     Path { local: IpAddr::V4(addresses.wireguard), port: ENCRYPTED_PORT, mtu }
 }
 
-/// The path of a network that is not encrypted. `usual` is the port of those that name none.
-pub fn plain_path(network: &OverlayNetwork, underlay: IpAddr, usual: u16, underlay_mtu: u32) -> Path {
-    let port = plain_port(network, usual);
+/// The path of what is not encrypted, at that UDP port.
+pub fn plain_path(port: u16, underlay: IpAddr, underlay_mtu: u32) -> Path {
     let overhead = if underlay.is_ipv4() { VXLAN_OVERHEAD } else { VXLAN_OVERHEAD + IPV6_HEADER_MORE };
     Path { local: underlay, port, mtu: underlay_mtu.saturating_sub(overhead) }
 }
 
-fn plain_port(network: &OverlayNetwork, usual: u16) -> u16 {
+/// UDP port of a network that is not encrypted. `usual` is the port of those that name none.
+pub fn plain_port(network: &OverlayNetwork, usual: u16) -> u16 {
     // The port of encrypted networks means that the source was authenticated; no network may borrow it.
     if matches!(network.port, 0 | ENCRYPTED_PORT) { usual } else { network.port }
 }
@@ -76,11 +111,7 @@ pub fn remote_end(peer: &Peer, own: &Path, infra: ipnet::IpNet) -> Option<IpAddr
         peer.wireguard.as_ref()?;
         return node_addresses(infra, peer.index).map(|addresses| IpAddr::V4(addresses.wireguard));
     }
-    let there = Underlay::of(&peer.data_path);
-    match own.local {
-        IpAddr::V4(_) => there.v4.map(IpAddr::V4),
-        IpAddr::V6(_) => there.v6.map(IpAddr::V6),
-    }
+    Underlay::of(&peer.data_path).alike(own.local)
 }
 
 /// The node's WireGuard link; `None` when its index is outside of the range.
@@ -184,6 +215,7 @@ mod tests {
     use std::net::Ipv4Addr;
 
     use skep_proto::model::NodeId;
+    use skep_proto::model::network::INGRESS_VNI;
     use skep_proto::model::node::WireGuard;
 
     use super::*;
@@ -211,6 +243,7 @@ mod tests {
             index,
             data_path: vec![IpAddr::V4(Ipv4Addr::new(192, 0, 2, u8::try_from(index).unwrap()))],
             wireguard: Some(WireGuard { port: 51820, key: [key; 32], next: next.map(|next| [next; 32]) }),
+            ipv4_only: false,
         }
     }
 
@@ -283,6 +316,30 @@ mod tests {
     }
 
     #[test]
+    fn the_mesh_is_encrypted_unless_the_operator_made_one_that_is_not() {
+        let mut network = OverlayNetwork {
+            id: skep_proto::model::NetworkId(1),
+            name: "outside".into(),
+            vni: INGRESS_VNI,
+            subnets: Vec::new(),
+            internal: false,
+            encrypted: true,
+            mtu: Some(1200),
+            port: 0,
+        };
+        let mesh = |network: Option<&OverlayNetwork>| {
+            let networks = network.map(|network| (network.id, network.clone())).into_iter().collect();
+            Mesh::of(&NetworkView { networks, ..NetworkView::default() }, 4789)
+        };
+        assert_eq!(mesh(None), Mesh { encrypted: true, mtu: None, port: ENCRYPTED_PORT });
+        assert_eq!(mesh(Some(&network)), Mesh { encrypted: true, mtu: Some(1200), port: ENCRYPTED_PORT });
+        network.encrypted = false;
+        assert_eq!(mesh(Some(&network)), Mesh { encrypted: false, mtu: Some(1200), port: 4789 });
+        network.vni = 4097;
+        assert_eq!(mesh(Some(&network)), Mesh::default(), "another network says nothing of it");
+    }
+
+    #[test]
     fn each_path_leaves_room_for_its_headers() {
         let addresses = node_addresses("100.64.0.0/10".parse().unwrap(), 7).unwrap();
         assert_eq!(encrypted_path(&addresses, 1500).mtu, 1390);
@@ -297,7 +354,7 @@ mod tests {
             mtu: None,
             port: 0,
         };
-        let plain = |network: &OverlayNetwork| plain_path(network, Ipv4Addr::LOCALHOST.into(), 4789, 1500);
+        let plain = |network: &OverlayNetwork| plain_path(plain_port(network, 4789), Ipv4Addr::LOCALHOST.into(), 1500);
         assert_eq!((plain(&network).port, plain(&network).mtu), (4789, 1450));
         network.port = 5000;
         assert_eq!(plain(&network).port, 5000);

@@ -1,17 +1,23 @@
 //! What holds for the tables of both versions of IP, whatever is in them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use proptest::prelude::*;
+use skep_proto::model::NetworkId;
+use skep_proto::model::pod::PortRedirect;
 use skep_proto::model::service::Protocol;
 
+use super::ingress::Published;
 use super::node::{BridgeFacts, Ends, NodeFacts, node_tables};
 use super::overlay::switch_table;
 use super::senders::Sender;
 use super::vip::{Behind, sandbox_tables};
 use crate::config::{LinkNames, Underlay, twin};
 use crate::names::DnsPorts;
+use crate::nft::expr::{Expr, Verdict};
+use crate::nft::rule::Rule;
 use crate::nft::table::{Family, Field, MapTo, Table, Value};
 
 fn width(fields: &[Field]) -> usize {
@@ -23,12 +29,21 @@ fn width(fields: &[Field]) -> usize {
 
 /// Each element is as long as its set declares, and each set that a rule could name is there under its name.
 fn fits(table: &Table) -> Result<(), TestCaseError> {
+    let exprs = table.chains.values().flat_map(|chain| &chain.rules).flat_map(Rule::exprs);
+    for expr in exprs {
+        if let Expr::InSet { set, .. } | Expr::Map { set, .. } | Expr::VerdictMap { set, .. } = expr {
+            prop_assert!(table.sets.contains_key(set), "a rule names {}", set);
+        }
+    }
     for (name, set) in &table.sets {
         for (key, value) in &set.elements {
             prop_assert_eq!(key.len(), width(&set.key), "a key of {}", name);
             match (&set.to, value) {
                 (Some(MapTo::Fields(fields)), Value::Bytes(bytes)) => {
                     prop_assert_eq!(bytes.len(), width(fields), "a value of {}", name);
+                }
+                (Some(MapTo::Verdict), Value::Verdict(Verdict::Goto(chain))) => {
+                    prop_assert!(table.chains.contains_key(chain), "{} leads to {}", name, chain);
                 }
                 (Some(MapTo::Verdict), Value::Verdict(_)) | (None, Value::None) => {}
                 (to, value) => prop_assert!(false, "{name} maps to {to:?} and holds {value:?}"),
@@ -61,7 +76,7 @@ prop_compose! {
             (Just(Protocol::Tcp), any::<Option<IpAddr>>(), any::<u16>()), (ends(), any::<u16>()), 0..4),
         ingress in proptest::collection::btree_map(
             (Just(Protocol::Udp), any::<u16>()),
-            (any::<u16>(), proptest::collection::vec(any::<Ipv4Addr>(), 1..4)), 0..4),
+            (any::<u16>(), proptest::collection::vec(any::<Ipv4Addr>(), 1..14)), 0..4),
         subnet6: Option<u64>,
     ) -> NodeFacts {
         let bridge = BridgeFacts {
@@ -70,11 +85,13 @@ prop_compose! {
             subnet6: subnet6.map(|bits| ipnet::Ipv6Net::new_assert(Ipv6Addr::from_bits(u128::from(bits) << 64), 64)),
             internal: false,
         };
+        let published = |(port, (target, tasks)): (_, (_, Vec<Ipv4Addr>))| (port, Arc::new(Published { target, twins: tasks.clone(), tasks }));
         NodeFacts {
             names: LinkNames::new("sk"),
             vxlan_ports: BTreeSet::from([4789]),
             tunnels: Some("100.127.192.0/18".parse().unwrap()),
-            mesh, ipv6, peers, bridges: vec![bridge], ports, tasks, host_ports, ingress,
+            mesh, ipv6, peers, ipv4_only: BTreeSet::new(), bridges: vec![bridge], ports, tasks, host_ports,
+            ingress: ingress.into_iter().map(published).collect(),
         }
     }
 }
@@ -103,23 +120,26 @@ proptest! {
     #[test]
     fn the_tables_of_switches_and_sandboxes_fit(
         ports in proptest::collection::vec((any::<u32>(), sender()), 0..5),
-        vips in proptest::collection::btree_map(any::<IpAddr>(), any::<bool>(), 0..5),
+        vips in proptest::collection::btree_map(any::<IpAddr>(), (0u8..14, any::<bool>()), 0..5),
     ) {
         let table = switch_table(&ports);
         fits(&table)?;
         let v6 = ports.iter().any(|(_, sender)| sender.v6.is_some());
         prop_assert_eq!(table.sets.contains_key("senders6"), v6);
-        let services: BTreeMap<IpAddr, Behind> = vips
-            .into_iter()
-            .map(|(vip, has_task)| {
-                let task = if vip.is_ipv4() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { IpAddr::V6(Ipv6Addr::LOCALHOST) };
-                (vip, Behind { tasks: has_task.then_some(task).into_iter().collect(), redirects: Vec::new() })
-            })
-            .collect();
-        let tables = sandbox_tables(&services, DnsPorts { udp: 1, tcp: 2 });
+        let behind = |(vip, (count, has_redirect)): (&IpAddr, &(u8, bool))| {
+            let task = |last| match vip {
+                IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::new(10, 0, 0, last)),
+                IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::from_bits(last.into())),
+            };
+            let led = PortRedirect { protocol: Protocol::Udp, port: 53, target: 5353 };
+            let redirects = has_redirect.then_some(led).into_iter().collect();
+            ((NetworkId(1), *vip), Arc::new(Behind { tasks: (0..*count).map(task).collect(), redirects }))
+        };
+        let all_vips = vips.iter().map(behind).collect();
+        let tables = sandbox_tables(&all_vips, &[NetworkId(1)].into(), DnsPorts { udp: 1, tcp: 2 });
         let all: usize = tables.iter().map(|table| table.sets["vip-addresses"].elements.len()).sum();
-        prop_assert_eq!(all, services.len());
-        prop_assert_eq!(tables.len() == 2, services.keys().any(IpAddr::is_ipv6));
+        prop_assert_eq!(all, vips.len());
+        prop_assert_eq!(tables.len() == 2, vips.keys().any(IpAddr::is_ipv6));
         for table in &tables {
             fits(table)?;
         }

@@ -1,15 +1,25 @@
 //! Names: what each network's zone answers.
+//!
+//! Services, tasks and sandboxes of this node give names. Several may give the same one, so a [`Book`] counts who gives what
+//! and goes from view to view at the cost of what differs. All zones of a view are those of a book that begins with it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use skep_proto::model::NetworkId;
-use skep_proto::model::service::EndpointMode;
-use skep_proto::model::view::NetworkView;
+use skep_proto::model::view::{EndpointView, NetworkView, ServiceView};
 
-use crate::dns::zone::{Zone, ZoneKey};
+use self::given::GivenNames;
+use self::givers::Name;
+use super::change::{Backends, Change};
+use crate::dns::patch::{ZonePatch, ZonesPatch};
+use crate::dns::zone::{ZoneKey, Zones};
+use crate::spec::SandboxId;
 
-/// A sandbox of this node as far as names are concerned.
+mod given;
+mod givers;
+
+/// A sandbox of this node as far as names are concerned, on one network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LocalName {
     /// The zone.
@@ -20,74 +30,166 @@ pub struct LocalName {
     pub addresses: Vec<IpAddr>,
 }
 
-/// The zones of all networks. `bridges` are the names of local bridges with names (all but the default one).
-pub fn zones(view: &NetworkView, bridges: &[String], local: &[LocalName]) -> BTreeMap<ZoneKey, Zone> {
-    let mut zones = BTreeMap::new();
-    for network in view.networks.values() {
-        zones.insert(ZoneKey::Overlay(network.id), overlay_zone(view, network.id, &network.name));
-    }
-    for bridge in bridges {
-        zones.insert(ZoneKey::Bridge(bridge.clone()), Zone::new(bridge));
-    }
-    for entry in local {
-        if let Some(zone) = zones.get_mut(&entry.zone) {
-            for name in &entry.names {
-                for address in &entry.addresses {
-                    zone.add(name, *address);
-                }
-            }
-        }
-    }
-    zones
+/// What names follow from.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// What the managers told.
+    pub view: Arc<NetworkView>,
+    /// Tasks by service in that view.
+    pub backends: Backends,
+    /// Local bridges with names: all but the default one.
+    pub bridges: BTreeSet<String>,
+    /// Sandboxes of this node.
+    pub local: BTreeMap<SandboxId, Vec<LocalName>>,
 }
 
-fn overlay_zone(view: &NetworkView, network: NetworkId, name: &str) -> Zone {
-    let mut zone = Zone::new(name);
-    let mut backends: BTreeMap<_, Vec<IpAddr>> = BTreeMap::new();
-    // Services with a task here, whether it serves or not.
-    let mut present = BTreeSet::new();
-    for endpoint in view.endpoints.values() {
-        for attachment in endpoint.addresses.iter().filter(|a| a.network == network) {
-            let address = attachment.address.addr();
-            // A draining task keeps its own name: it is reachable, it only gets nothing new by the service's.
-            zone.add(&endpoint.name, address);
-            present.extend(endpoint.service);
-            for name in &attachment.names {
-                zone.add(name, address);
-            }
-            if !endpoint.serving {
-                continue;
-            }
-            // Aliases of a service lead where its name does.
-            let service = endpoint.service.and_then(|id| view.services.get(&id)?.aliases.get(&network));
-            for alias in attachment.aliases.iter().filter(|alias| !service.is_some_and(|all| all.contains(alias))) {
-                zone.add(alias, address);
-            }
-            if let Some(service) = endpoint.service {
-                backends.entry(service).or_default().push(address);
-            }
-        }
-    }
-    for service in view.services.values() {
-        let tasks = backends.remove(&service.id).unwrap_or_default();
-        let vips = service.virtual_ips.iter().filter(|vip| vip.network == network);
-        let vips: Vec<IpAddr> = vips.map(|vip| vip.address.addr()).collect();
-        let answers = match service.mode {
-            EndpointMode::Vip if !vips.is_empty() => &vips,
-            EndpointMode::Vip | EndpointMode::DnsRoundRobin => &tasks,
-        };
-        let is_here = !vips.is_empty() || present.contains(&service.id) || service.aliases.contains_key(&network);
-        let aliases = service.aliases.get(&network).into_iter().flatten();
-        for name in std::iter::once(&service.name).chain(aliases).filter(|_| is_here) {
-            zone.declare(name);
-            zone.declare(&format!("tasks.{name}"));
-            for address in answers {
-                zone.add(name, *address);
-            }
-            for address in &tasks {
-                zone.add(&format!("tasks.{name}"), *address);
-            }
-        }
-    }
-    zone
+type Given = BTreeMap<ZoneKey, GivenNames>;
+
+/// All zones, and who gives what is in them.
+#[derive(Debug, Clone, Default)]
+pub struct Book {
+    sources: Sources,
+    given: Given,
+    zones: Zones,
 }
+
+impl Book {
+    /// A book of these sources.
+    pub fn of(sources: Sources) -> Self {
+        let mut book = Self::default();
+        book.follow(sources);
+        book
+    }
+
+    /// The zones.
+    pub fn zones(&self) -> &Zones {
+        &self.zones
+    }
+
+    /// The view that they are of.
+    pub fn view(&self) -> &NetworkView {
+        &self.sources.view
+    }
+
+    /// Goes on to other sources. Gives what differs in the zones.
+    pub fn follow(&mut self, after: Sources) -> ZonesPatch {
+        let before = std::mem::take(&mut self.sources);
+        let mut patch = ZonesPatch::default();
+        let mut new = self.follow_networks(&before, &after, &mut patch);
+        // Zones that stay follow what differs; those that are new are filled from everything.
+        if !self.given.is_empty() {
+            follow(&mut self.given, &before, &after);
+        }
+        if !new.is_empty() {
+            fill(&mut new, &after);
+        }
+        self.given.append(&mut new);
+        for (key, given) in &mut self.given {
+            if let Some((names, pointers)) = given.differing(self.zones.get(key)) {
+                let network = given.network().to_owned();
+                patch.0.insert(key.clone(), ZonePatch::There { network, names, pointers });
+            }
+        }
+        patch.apply(&mut self.zones);
+        self.sources = after;
+        patch
+    }
+
+    /// Closes the zones of networks that are gone; gives those of new ones.
+    fn follow_networks(&mut self, before: &Sources, after: &Sources, patch: &mut ZonesPatch) -> Given {
+        if before.view.networks == after.view.networks && before.bridges == after.bridges {
+            return Given::new();
+        }
+        let overlays =
+            after.view.networks.values().map(|network| (ZoneKey::Overlay(network.id), network.name.as_str()));
+        let bridges = after.bridges.iter().map(|name| (ZoneKey::Bridge(name.clone()), name.as_str()));
+        let mut wanted: BTreeMap<ZoneKey, &str> = overlays.chain(bridges).collect();
+        self.given.retain(|key, given| {
+            let stays = wanted.get(key).is_some_and(|name| given.is_of(name));
+            if stays {
+                wanted.remove(key);
+            } else {
+                self.zones.remove(key);
+                patch.0.insert(key.clone(), ZonePatch::Gone);
+            }
+            stays
+        });
+        wanted.into_iter().map(|(key, network)| (key, GivenNames::new(network))).collect()
+    }
+}
+
+/// Takes what differs to zones.
+fn follow(zones: &mut Given, before: &Sources, after: &Sources) {
+    let change = Change::between(&before.view, &after.view);
+    let mut changed = BTreeSet::new();
+    for (old, now) in &change.endpoints {
+        if let Some(task) = old {
+            changed.insert(task.task);
+            givers::task(task, service_of(&before.view, task), &mut |key, it| take(zones, key, it));
+        }
+        if let Some(task) = now {
+            changed.insert(task.task);
+            givers::task(task, service_of(&after.view, task), &mut |key, it| give(zones, key, it));
+        }
+    }
+    for id in &change.services {
+        let (old, now) = (before.view.services.get(id), after.view.services.get(id));
+        if givers::give_the_same(old, now) {
+            continue;
+        }
+        // What a task gives follows from its service, too.
+        let tasks = after.backends.tasks(*id).filter(|task| !changed.contains(task));
+        let tasks: Vec<&EndpointView> = tasks.filter_map(|task| after.view.endpoints.get(&task)).collect();
+        if let Some(service) = old {
+            givers::service(service, &mut |key, it| take(zones, key, it));
+        }
+        if let Some(service) = now {
+            givers::service(service, &mut |key, it| give(zones, key, it));
+        }
+        for task in tasks {
+            givers::task(task, old, &mut |key, it| take(zones, key, it));
+            givers::task(task, now, &mut |key, it| give(zones, key, it));
+        }
+    }
+    let sandboxes: BTreeSet<&SandboxId> = before.local.keys().chain(after.local.keys()).collect();
+    for id in sandboxes {
+        let (old, now) = (before.local.get(id), after.local.get(id));
+        if old != now {
+            old.into_iter().flatten().for_each(|local| givers::local(local, &mut |key, it| take(zones, key, it)));
+            now.into_iter().flatten().for_each(|local| givers::local(local, &mut |key, it| give(zones, key, it)));
+        }
+    }
+}
+
+/// Takes everything to zones.
+fn fill(zones: &mut Given, from: &Sources) {
+    let mut give = |key: &ZoneKey, it: Name<'_>| give(zones, key, it);
+    for task in from.view.endpoints.values() {
+        givers::task(task, service_of(&from.view, task), &mut give);
+    }
+    for service in from.view.services.values() {
+        givers::service(service, &mut give);
+    }
+    for local in from.local.values().flatten() {
+        givers::local(local, &mut give);
+    }
+}
+
+fn give(zones: &mut Given, key: &ZoneKey, it: Name<'_>) {
+    if let Some(zone) = zones.get_mut(key) {
+        zone.count(it, true);
+    }
+}
+
+fn take(zones: &mut Given, key: &ZoneKey, it: Name<'_>) {
+    if let Some(zone) = zones.get_mut(key) {
+        zone.count(it, false);
+    }
+}
+
+fn service_of<'a>(view: &'a NetworkView, task: &EndpointView) -> Option<&'a ServiceView> {
+    view.services.get(&task.service?)
+}
+
+#[cfg(test)]
+mod tests;

@@ -14,19 +14,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use skep_proto::model::NodeId;
-use skep_proto::model::service::{Protocol, PublishMode};
+use skep_proto::model::service::Protocol;
 use skep_proto::model::view::NetworkView;
 
-use super::change::{Backends, Change};
-use super::encryption;
+use super::encryption::{self, Path};
+use super::ingress::{self, Ingress};
 use super::senders::{self, Groups, Sender};
 use crate::config::{
     BRIDGE_GROUP, LOOPBACK_TWIN, LinkNames, MESH_MARK, MESH_MASK, PORT_GROUP, PUBLISHED_MARK, TASK_GROUP, Underlay,
-    node_addresses, twin,
+    node_addresses, twin, twins,
 };
 use crate::mac::Mac;
 use crate::netlink::Neighbour;
-use crate::nft::expr::Verdict;
 use crate::nft::frame::PortKey;
 use crate::nft::rule::{Rule, SCTP, TCP, UDP, link_name};
 use crate::nft::table::{
@@ -57,6 +56,8 @@ pub struct NodeFacts {
     pub ipv6: bool,
     /// The other nodes by central index, with their addresses on the underlay.
     pub peers: BTreeMap<u16, Underlay>,
+    /// Shares for task links of nodes whose tasks have no IPv6.
+    pub ipv4_only: BTreeSet<Ipv4Net>,
     /// Local bridges.
     pub bridges: Vec<BridgeFacts>,
     /// Sandboxes' ports on local bridges, by link, with what is behind each.
@@ -65,8 +66,8 @@ pub struct NodeFacts {
     pub tasks: BTreeSet<Ipv4Addr>,
     /// Ports of this node alone: on which of its addresses, or on all, and where they lead.
     pub host_ports: BTreeMap<(Protocol, Option<IpAddr>, u16), (Ends, u16)>,
-    /// Ports of the cluster: port of the task and addresses of tasks.
-    pub ingress: BTreeMap<(Protocol, u16), (u16, Vec<Ipv4Addr>)>,
+    /// Ports of the cluster.
+    pub ingress: Ingress,
 }
 
 /// A sandbox as published ports lead to it.
@@ -110,7 +111,7 @@ impl BridgeFacts {
 }
 
 /// An address of the infrastructure, in that version of IP.
-fn in_ip(ip: Ip, address: Ipv4Addr) -> IpAddr {
+pub fn in_ip(ip: Ip, address: Ipv4Addr) -> IpAddr {
     match ip {
         Ip::V4 => IpAddr::V4(address),
         Ip::V6 => IpAddr::V6(twin(address)),
@@ -124,47 +125,22 @@ pub fn peers(view: &NetworkView, node: Option<NodeId>) -> BTreeMap<u16, Underlay
     others.filter(|(_, underlay)| underlay.preferred().is_some()).collect()
 }
 
-/// Published ports of the routing mesh with the tasks behind them. Ports without a task are not there: the node
-/// refuses them as it does any closed port.
-pub fn ingress(view: &NetworkView, backends: &Backends) -> BTreeMap<(Protocol, u16), (u16, Vec<Ipv4Addr>)> {
-    let mut all = BTreeMap::new();
-    for service in view.services.values() {
-        let ports = || service.ports.iter().filter(|p| p.mode == PublishMode::Ingress);
-        if ports().next().is_none() {
-            continue;
-        }
-        let tasks = backends.serving(view, service.id);
-        let mut addresses: Vec<Ipv4Addr> = tasks
-            .filter_map(|endpoint| match endpoint.mesh {
-                Some(IpAddr::V4(address)) => Some(address),
-                _ => None,
-            })
-            .collect();
-        addresses.sort_unstable();
-        addresses.dedup();
-        for port in ports() {
-            if let (Some(published), false) = (port.published, addresses.is_empty()) {
-                all.insert((port.protocol, published), (port.target, addresses.clone()));
-            }
-        }
-    }
-    all
+/// Central indexes of the nodes whose tasks have no IPv6, this one included.
+pub fn ipv4_only(view: &NetworkView) -> BTreeSet<u16> {
+    view.peers.values().filter(|peer| peer.ipv4_only).map(|peer| peer.index).collect()
 }
 
-/// Whether a service of `change` has or had published ports of the routing mesh.
-pub fn changes_ingress(before: &NetworkView, after: &NetworkView, change: &Change<'_>) -> bool {
-    let services = change.services.iter().flat_map(|id| [before.services.get(id), after.services.get(id)]);
-    services.flatten().flat_map(|service| &service.ports).any(|port| port.mode == PublishMode::Ingress)
-}
-
-/// Entries of the mesh link: where the other nodes are. With `ipv6` they are there by their twin addresses too.
-pub fn mesh_entries(peers: &BTreeMap<u16, Underlay>, infra: IpNet, ipv6: bool) -> BTreeSet<Neighbour> {
+/// Entries of the mesh link, whose path is `path`: where the other nodes are. With `ipv6` those that have it are there by their
+/// twin addresses too. A node that has no address of the path's version of IP is not reached.
+pub fn mesh_entries(facts: &NodeFacts, path: &Path, infra: IpNet, ipv6: bool) -> BTreeSet<Neighbour> {
     let mut entries = BTreeSet::new();
-    for index in peers.keys() {
-        if let Some(addresses) = node_addresses(infra, *index) {
+    for (index, underlay) in &facts.peers {
+        let Some(addresses) = node_addresses(infra, *index) else { continue };
+        let end = if path.is_encrypted() { Some(addresses.wireguard.into()) } else { underlay.alike(path.local) };
+        if let Some(end) = end {
             let mac = Mac::of_node(*index);
-            let end = IpAddr::V4(addresses.wireguard);
             entries.extend([Neighbour::Tunnel(mac, end), Neighbour::Address(IpAddr::V4(addresses.mesh), mac)]);
+            let ipv6 = ipv6 && !facts.ipv4_only.contains(&addresses.tasks);
             entries.extend(ipv6.then(|| Neighbour::Address(IpAddr::V6(twin(addresses.mesh)), mac)));
         }
     }
@@ -180,7 +156,8 @@ pub fn protocol_number(protocol: Protocol) -> u8 {
     }
 }
 
-fn protocol_name(protocol: Protocol) -> &'static str {
+/// Name of a protocol.
+pub fn protocol_name(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
@@ -264,10 +241,14 @@ fn ip_table(ip: Ip, facts: &NodeFacts) -> Table {
     let published = vec![
         Rule::of(ip).destination_is_local().dnat_by_address_and_service("host-ports-bound"),
         Rule::of(ip).destination_is_local().dnat_by_service("host-ports"),
-        Rule::of(ip).destination_is_local().verdict_by_service("ingress-ports"),
+        Rule::of(ip).destination_is_local().verdict_by_service(ingress::PORTS),
     ];
+    let again = published[published.len() - 1..].to_vec();
     table.base("published", Kind::Nat, Hook::Prerouting, DSTNAT, published.clone());
     table.base("published-local", Kind::Nat, Hook::Output, DSTNAT, published);
+    // Of what changes with the tasks, once more: see `balance`.
+    table.base("published-again", Kind::Nat, Hook::Prerouting, DSTNAT + 1, again.clone());
+    table.base("published-local-again", Kind::Nat, Hook::Output, DSTNAT + 1, again);
     table.base(
         "segments",
         Kind::Filter,
@@ -282,12 +263,7 @@ fn ip_table(ip: Ip, facts: &NodeFacts) -> Table {
         table.base("loopback", Kind::Filter, Hook::Prerouting, FILTER, rules);
     }
     table.base("source", Kind::Nat, Hook::Postrouting, SRCNAT, source_rules(ip, facts, &mesh, loopback));
-    for ((protocol, port), (target, addresses)) in &facts.ingress {
-        let addresses: Vec<IpAddr> = addresses.iter().map(|address| in_ip(ip, *address)).collect();
-        let mut rules = vec![Rule::of(ip).or_ct_mark(PUBLISHED_MARK)];
-        rules.extend(Rule::of(ip).lead_to(&addresses, Some(*target)));
-        table.chain(ingress_chain(*protocol, *port), rules);
-    }
+    ingress::add_to(&mut table, ip, &facts.ingress);
     table
 }
 
@@ -297,10 +273,6 @@ fn loopback(ip: Ip) -> IpNet {
         Ip::V4 => Ipv4Net::new(Ipv4Addr::new(127, 0, 0, 0), 8).expect("8 is a prefix length").into(),
         Ip::V6 => Ipv6Net::from(Ipv6Addr::LOCALHOST).into(),
     }
-}
-
-fn ingress_chain(protocol: Protocol, port: u16) -> String {
-    format!("ingress-{}-{port}", protocol_name(protocol))
 }
 
 /// Who may pass through the node. Rules of others are asked as well; ours only speak about our own links.
@@ -331,6 +303,10 @@ fn forward_rules(ip: Ip, facts: &NodeFacts, mesh: &str) -> Vec<Rule> {
     }
     rules.push(Rule::of(ip).oif_group(BRIDGE_GROUP).was_dnat().accept());
     rules.push(Rule::of(ip).oif_group(BRIDGE_GROUP).drop());
+    if ip == Ip::V6 {
+        // Twins on bridges answer. A network without IPv6 is no way out over it.
+        rules.push(Rule::of(ip).iif_group(BRIDGE_GROUP).source(twins()).reject(false));
+    }
     rules
 }
 
@@ -400,11 +376,6 @@ fn add_sets(table: &mut Table, ip: Ip, facts: &NodeFacts) {
             Some(_) | None => ports.put(service_key(number, *port), value),
         }
     }
-    let mut ingress = Set::map([Field::Protocol, Field::Port], MapTo::Verdict);
-    for (protocol, port) in facts.ingress.keys() {
-        let verdict = Verdict::Goto(ingress_chain(*protocol, *port));
-        ingress.put(service_key(protocol_number(*protocol), *port), Value::Verdict(verdict));
-    }
     let named = [
         ("nodes", nodes),
         ("node-marks", marks),
@@ -412,7 +383,6 @@ fn add_sets(table: &mut Table, ip: Ip, facts: &NodeFacts) {
         ("selves", selves),
         ("host-ports", ports),
         ("host-ports-bound", bound),
-        ("ingress-ports", ingress),
     ];
     table.sets.extend(named.map(|(name, set)| (name.to_owned(), set)));
 }

@@ -13,6 +13,15 @@ const ROUTE_GROUPS: u32 = 0x1 | 0x4 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 0x4_0
 /// The group of nf_tables (`NFNLGRP_NFTABLES` is 7).
 const NFTABLES_GROUP: u32 = 1 << 6;
 
+/// What changed in a namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heard {
+    /// Rules.
+    pub rules: bool,
+    /// Links and what belongs to them.
+    pub links: bool,
+}
+
 /// Sockets that hear of changes. They keep the namespace alive: who removes it drops them first.
 #[derive(Debug, Default)]
 pub struct Notices {
@@ -34,20 +43,17 @@ impl Notices {
         })?
     }
 
-    /// Whether anything changed since the last look. At the first one everything may have.
-    pub fn changed(&mut self, netns: &Netns, links: bool) -> bool {
+    /// What changed since the last look. At the first one everything may have.
+    pub fn changed(&mut self, netns: &Netns, links: bool) -> Heard {
         if self.sockets.is_empty() {
             match Self::open(netns, links) {
                 Ok(notices) => *self = notices,
                 Err(error) => tracing::warn!(%error, "changes in a network namespace cannot be heard"),
             }
-            return true;
+            return Heard { rules: true, links: true };
         }
-        let mut changed = false;
-        for socket in &self.sockets {
-            changed |= drain(socket);
-        }
-        changed
+        let mut heard = self.sockets.iter().map(drain);
+        Heard { rules: heard.next().unwrap_or_default(), links: heard.next().unwrap_or_default() }
     }
 }
 

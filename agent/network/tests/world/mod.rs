@@ -1,6 +1,7 @@
 //! Nodes for tests: network namespaces on a bridge, each with a [`NodeNetwork`], and a client outside.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod load;
 pub mod served;
 pub mod wire;
 
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use skep_network::{BridgeSpec, Config, FakeNames, NodeNetwork, OverlayAttachment, Place, SandboxId, SandboxSpec};
-use skep_proto::model::network::Subnet;
+use skep_proto::model::network::{INGRESS_VNI, Subnet};
 use skep_proto::model::service::{EndpointMode, PortConfig, Protocol, PublishMode, VirtualIp};
 use skep_proto::model::view::{EndpointAddress, EndpointView, NetworkView, OverlayNetwork, Peer, ServiceView};
 use skep_proto::model::{NetworkId, NodeId, ServiceId, TaskId};
@@ -113,7 +114,7 @@ impl World {
             let network = start(&netns, &config, Place { node: Some(id), data_path }, &names);
             let wireguard = Some(network.wireguard().unwrap());
             let told = vec![IpAddr::V4(address), IpAddr::V6(node6(number))];
-            world.view.peers.insert(id, Peer { node: id, index: number, data_path: told, wireguard });
+            world.view.peers.insert(id, Peer { node: id, index: number, data_path: told, wireguard, ipv4_only: false });
             world.nodes.push(Node { netns, config, network, names, address, id });
         }
         world
@@ -155,6 +156,16 @@ impl World {
         self.restart(node);
     }
 
+    /// Turns IPv6 off on a node, as a new process of it would find.
+    pub fn turn_off_ipv6(&mut self, node: usize) {
+        let at = &self.nodes[node];
+        run(&format!("nsenter --net={} sysctl -qw net.ipv6.conf.all.disable_ipv6=1", at.netns.display()));
+        let peer = self.view.peers.get_mut(&at.id).unwrap();
+        peer.ipv4_only = true;
+        peer.data_path.retain(IpAddr::is_ipv4);
+        self.restart(node);
+    }
+
     /// Takes IPv4 from a node's wire, as a new process of it would find.
     pub fn leave_ipv6_alone(&mut self, node: usize) {
         let at = &mut self.nodes[node];
@@ -182,6 +193,14 @@ impl World {
         let id = self.network(number);
         self.view.networks.get_mut(&id).unwrap().encrypted = false;
         id
+    }
+
+    /// Makes the routing mesh with or without encryption, as the operator may.
+    pub fn mesh(&mut self, encrypted: bool) {
+        let id = self.network(16);
+        let mesh = self.view.networks.get_mut(&id).unwrap();
+        (mesh.vni, mesh.encrypted) = (INGRESS_VNI, encrypted);
+        mesh.subnets.clear();
     }
 
     /// Adds a network `10.0.NUMBER.0/24`.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::process::{Pid, Signal, kill_process};
+use skep_network::dns::patch::ZonesPatch;
 use skep_network::dns::zone::Zones;
 use skep_network::netd::{Client, ClientConfig};
 use skep_network::tunnel::{Tunnel, TunnelStatus, Tunnels};
@@ -69,6 +70,10 @@ impl Names for Served {
 
     async fn put_zones(&self, zones: Zones) -> io::Result<()> {
         Names::put_zones(self.client(), zones).await
+    }
+
+    async fn patch_zones(&self, patch: ZonesPatch) -> io::Result<bool> {
+        Names::patch_zones(self.client(), patch).await
     }
 
     async fn sandboxes(&self) -> io::Result<Vec<SandboxId>> {

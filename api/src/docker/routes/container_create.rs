@@ -73,7 +73,7 @@ async fn check_platform(app: &App, platform: &str) -> Result<(), ApiError> {
 async fn publish_exposed(app: &App, ports: &mut Vec<PortBinding>, image: &str) -> Result<(), ApiError> {
     for (protocol, container_port) in app.engine().image(image).await?.config.exposed {
         if !ports.iter().any(|p| p.container_port == container_port && p.protocol == protocol) {
-            ports.push(PortBinding { protocol, container_port, host_ip: None, host_port: None });
+            ports.push(PortBinding { protocol, container_port, host_ip: None, host_port: None, host_port_last: None });
         }
     }
     Ok(())

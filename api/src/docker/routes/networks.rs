@@ -47,17 +47,31 @@ async fn cluster_networks(app: &App) -> Result<Vec<Arc<Network>>, ApiError> {
     }
 }
 
-/// The routing mesh, where the node is in a cluster.
+/// The routing mesh that a cluster has from the beginning, where the node is in one. Nodes that are no managers are not told
+/// whether the operator removed it or made another.
 async fn ingress(app: &App) -> Result<Option<json::Network>, ApiError> {
     if app.node().is_none() {
         return Ok(None);
     }
-    let created = match app.swarm.control() {
-        Ok(control) => control.cluster().await?.meta.created_at,
-        // Nodes that are no managers are not told.
-        Err(_) => Timestamp::default(),
-    };
+    let mut created = Timestamp::default();
+    if let Ok(control) = app.swarm.control() {
+        let cluster = control.cluster().await?;
+        let networks = control.networks(&ObjectFilter::default()).await?;
+        if cluster.ingress_removed || networks.iter().any(|network| network.spec.ingress) {
+            return Ok(None);
+        }
+        created = cluster.meta.created_at;
+    }
     Ok(Some(network::show_ingress(created, &app.engine().mesh_subnets())))
+}
+
+/// A network of the cluster; the routing mesh with the subnets of its links on this node.
+fn show_cluster(app: &App, network: &Network, containers: &[&Container]) -> json::Network {
+    let shown = network::show_cluster(network, containers);
+    match shown.ingress && network.subnets.is_empty() {
+        true => network::with_mesh_subnets(shown, &app.engine().mesh_subnets()),
+        false => shown,
+    }
 }
 
 #[derive(Deserialize)]
@@ -74,7 +88,7 @@ async fn list(
 ) -> Result<axum::Json<Vec<json::Network>>, ApiError> {
     let filters = query.filters;
     filters.only(&["dangling", "driver", "id", "label", "name", "scope", "type"])?;
-    let mut shown: Vec<_> = cluster_networks(&app).await?.iter().map(|n| network::show_cluster(n, &[])).collect();
+    let mut shown: Vec<_> = cluster_networks(&app).await?.iter().map(|n| show_cluster(&app, n, &[])).collect();
     shown.extend(ingress(&app).await?);
     shown.extend(app.engine().networks().await?.iter().map(|n| network::show_local(n, &[])));
     if let Some(dangling) = filters.flag("dangling")? {
@@ -135,7 +149,7 @@ async fn inspect(
         shown = local(&app, &id).await?.map(|n| network::show_local(&n, &containers));
     }
     if shown.is_none() && query.scope != "local" {
-        shown = cluster(&app, &id).await?.map(|n| network::show_cluster(&n, &containers));
+        shown = cluster(&app, &id).await?.map(|n| show_cluster(&app, &n, &containers));
         // Of the scope of the cluster alone, dockerd tells only what its managers' record says.
         if query.scope != "swarm"
             && let (Some(shown), Ok(control)) = (&mut shown, app.swarm.control())
@@ -206,15 +220,12 @@ async fn remove(State(app): State<App>, Path(id): Path<String>) -> Result<Status
     if PREDEFINED.contains(&id.as_str()) {
         return Err(ApiError::forbidden(format!("{id} is a pre-defined network and cannot be removed")));
     }
-    if id == network::INGRESS && app.node().is_some() {
-        return Err(ApiError::forbidden(
-            "ingress is the routing mesh of the cluster and cannot be removed: publish ports with mode=host to do without it",
-        ));
-    }
     if let Some(network) = local(&app, &id).await? {
         app.engine().remove_network(&network.id).await?;
     } else if let Some(network) = cluster(&app, &id).await? {
         app.control()?.remove_network(&network.id.to_string()).await?;
+    } else if ingress(&app).await?.is_some_and(|first| first.id == id) {
+        app.control()?.remove_network(&id).await?;
     } else {
         return Err(ApiError::not_found(format!("network {id} not found")));
     }

@@ -240,23 +240,39 @@ fn port_bindings(given: &BTreeMap<String, Vec<json::PortBinding>>) -> Result<Vec
                 "" => None,
                 text => Some(text.parse().map_err(|_| ApiError::bad_request(format!("invalid IP address: {text}")))?),
             };
-            let host_port = match host.host_port.as_str() {
-                "" | "0" => None,
-                text if text.contains('-') => {
-                    return Err(ApiError::not_supported(format!("the range of host ports {text}")));
-                }
-                text => Some(
-                    text.parse()
-                        .map_err(|_| ApiError::bad_request(format!("invalid port specification: \"{text}\"")))?,
-                ),
+            let (host_port, host_port_last) = match host.host_port.as_str() {
+                "" | "0" => (None, None),
+                text => host_ports(text)?,
             };
-            bindings.push(PortBinding { protocol, container_port, host_ip, host_port });
+            bindings.push(PortBinding { protocol, container_port, host_ip, host_port, host_port_last });
         }
         if hosts.is_empty() {
-            bindings.push(PortBinding { protocol, container_port, host_ip: None, host_port: None });
+            bindings.push(PortBinding {
+                protocol,
+                container_port,
+                host_ip: None,
+                host_port: None,
+                host_port_last: None,
+            });
         }
     }
     Ok(bindings)
+}
+
+/// `8080`, or a range `8000-8010` of which one is chosen.
+fn host_ports(text: &str) -> Result<(Option<u16>, Option<u16>), ApiError> {
+    let wrong = || ApiError::bad_request(format!("invalid port specification: \"{text}\""));
+    let number = |text: &str| text.parse().ok().filter(|number: &u16| *number != 0).ok_or_else(wrong);
+    match text.split_once('-') {
+        None => Ok((Some(number(text)?), None)),
+        Some((first, last)) => {
+            let (first, last) = (number(first)?, number(last)?);
+            if first > last {
+                return Err(wrong());
+            }
+            Ok((Some(first), Some(last).filter(|last| *last != first)))
+        }
+    }
 }
 
 /// Declared ports: published too when all are to be; else a warning, as nothing between containers filters ports and
@@ -273,7 +289,13 @@ fn expose(
             continue;
         }
         if all {
-            bindings.push(PortBinding { protocol, container_port, host_ip: None, host_port: None });
+            bindings.push(PortBinding {
+                protocol,
+                container_port,
+                host_ip: None,
+                host_port: None,
+                host_port_last: None,
+            });
         } else {
             warnings.push(format!("port {key} is declared but not published: inspection will not show it"));
         }

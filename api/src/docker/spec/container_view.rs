@@ -315,7 +315,11 @@ fn key(binding: &PortBinding) -> String {
 fn show_binding(binding: &PortBinding, default_ip: &str) -> json::PortBinding {
     json::PortBinding {
         host_ip: binding.host_ip.map_or_else(|| default_ip.to_owned(), |ip| ip.to_string()),
-        host_port: binding.host_port.map(|p| p.to_string()).unwrap_or_default(),
+        host_port: match (binding.host_port, binding.host_port_last) {
+            (Some(first), Some(last)) => format!("{first}-{last}"),
+            (Some(port), None) => port.to_string(),
+            (None, _) => String::new(),
+        },
     }
 }
 

@@ -23,7 +23,7 @@ use crate::docker::types::service as json_service;
 /// Docker's name for the option that carries the VXLAN network identifier.
 const VNI_OPTION: &str = "com.docker.network.driver.overlay.vxlanid_list";
 
-/// Name and id of the routing mesh among the networks.
+/// Name and id of the routing mesh that every cluster has from the beginning.
 pub(crate) const INGRESS: &str = "ingress";
 
 /// A network that is to be made.
@@ -227,15 +227,19 @@ pub(crate) fn show_local(network: &LocalNetwork, containers: &[&Container]) -> j
     }
 }
 
-/// The routing mesh, which every cluster has, as Docker shows it. `subnets` are those of its links on this node; there is
-/// no gateway for all.
+/// The routing mesh that every cluster has from the beginning, as Docker shows it. `subnets` are those of its links on this
+/// node.
 pub(crate) fn show_ingress(created: Timestamp, subnets: &[IpNet]) -> json::Network {
     let driver = Driver { name: "overlay".into(), options: BTreeMap::new() };
     let annotations = Annotations { name: INGRESS.into(), labels: BTreeMap::new() };
     let spec = NetworkSpec { annotations, driver, ingress: true, ..NetworkSpec::default() };
     let meta = Meta { created_at: created, ..Meta::default() };
     let network = Network { id: NetworkId(0), meta, spec, vni: None, subnets: Vec::new(), pending_delete: false };
-    let mut shown = json::Network { id: INGRESS.into(), ..show_cluster(&network, &[]) };
+    with_mesh_subnets(json::Network { id: INGRESS.into(), ..show_cluster(&network, &[]) }, subnets)
+}
+
+/// The routing mesh with the subnets of its links on this node; there is no gateway for all.
+pub(crate) fn with_mesh_subnets(mut shown: json::Network, subnets: &[IpNet]) -> json::Network {
     let config = |subnet: &IpNet| json::IpamConfig { subnet: subnet.to_string(), ..json::IpamConfig::default() };
     shown.ipam.config = subnets.iter().map(config).collect();
     shown.enable_ipv6 = subnets.iter().any(|subnet| matches!(subnet, IpNet::V6(_)));

@@ -185,6 +185,7 @@ impl World {
                 format: 1,
                 unlock: None,
                 rotation: None,
+                ingress_removed: false,
             });
         }
         let annotations = Annotations { name: "ingress".into(), ..Annotations::default() };

@@ -265,8 +265,8 @@ async fn tell_volumes(services: Arc<NodeServices>, describe: watch::Sender<NodeD
     }
 }
 
-/// Tells the managers by which addresses others may see this node as their client. An IPv6 one may come after the daemon
-/// has started.
+/// Tells the managers by which addresses others may see this node as their client, and whether it has IPv6. Both may come
+/// after the daemon has started.
 async fn tell_addresses(
     services: Arc<NodeServices>,
     data_path: IpAddr,
@@ -285,7 +285,7 @@ async fn tell_addresses(
             if differs {
                 description.data_path = addresses;
             }
-            differs
+            services.tell_ipv6(description) || differs
         });
     }
 }

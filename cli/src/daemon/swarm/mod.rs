@@ -315,6 +315,7 @@ fn cluster_record(id: ClusterId, request: &InitRequest, made: &ca::Bootstrap) ->
         data_path_port: if request.data_path_port == 0 { 4789 } else { request.data_path_port },
         format: FORMAT,
         rotation: None,
+        ingress_removed: false,
         unlock: request.spec.autolock.then(control::new_unlock_key),
     }
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::spec::BridgeAttachment;
 use proptest::prelude::*;
+use skep_proto::model::service::Protocol;
 
 pub fn config() -> Config {
     Config {
