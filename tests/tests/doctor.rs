@@ -1,7 +1,10 @@
 //! `skep doctor` on a cluster that is well, on one whose nodes are cut off from each other, and on a node alone.
 #![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
+use std::path::Path;
+
 use anyhow::ensure;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use skep_tests::{Lab, eventually};
 
@@ -61,6 +64,7 @@ fn what_is_well_is_shown_on_request(lab: &Lab) {
         "m1 -> w1: path MTU: ",
         "w1: rules: ",
         "w1: names: ",
+        "m1: answers: 4 questions in 1 of 1 containers answered rightly",
         "w1: store: it leads to 2 tasks",
         "m1: port 2377/tcp: open",
         "w1: port 51820/udp: open",
@@ -92,4 +96,52 @@ fn a_node_alone_looks_at_itself() {
     let (code, text) = doctor(&lab, "m1", &["-v"]);
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("m1: overlayfs: ") && text.contains("port 51820/udp: free"), "{text}");
+}
+
+#[test]
+#[ignore = "needs root"]
+fn a_name_server_that_hangs_and_a_closed_port_are_named() {
+    let lab = Lab::up(1, 1, &[]);
+    lab.docker("m1", &["network", "create", "-d", "overlay", "inner"]).unwrap();
+    let create = ["service", "create", "-d", "--name", "web", "--network", "inner", "--replicas", "2"];
+    lab.docker("m1", &[&create[..], &["skep/whoami:latest"]].concat()).unwrap();
+    lab.wait_for_running("m1", "web", 2);
+    eventually("all is well", || is_well(&lab));
+
+    let server = name_server(&lab, "w1");
+    kill_process(server, Signal::STOP).unwrap();
+    let (code, text) = doctor(&lab, "m1", &[]);
+    let line = |start: &str| text.lines().find(|line| line.starts_with(start)).unwrap_or_default().to_owned();
+    let answers = line("FAILED  w1: answers: in 1 of 1 containers asked");
+    assert!(code == Some(1) && answers.contains("nothing answers at the name server's own port"), "{code:?}\n{text}");
+    assert!(answers.contains("the process skep net") && answers.contains("state T is stopped"), "{text}");
+    assert!(line("FAILED  w1: names: ").contains("does not answer within"), "{text}");
+    assert!(line("FAILED  m1: answers").is_empty(), "{text}");
+    kill_process(server, Signal::CONT).unwrap();
+    eventually("all is well again", || is_well(&lab));
+
+    let firewall = "add table inet other { chain in { type filter hook input priority -10; udp dport 51820 drop; }; }";
+    lab.lab(&["exec", "w1", "--", "nft", firewall]).unwrap();
+    eventually("the closed port is named", || {
+        let (code, text) = doctor(&lab, "m1", &[]);
+        let named = text.lines().find(|line| line.starts_with("FAILED  m1 -> w1: tunnel: 0 of 5 packets came back"));
+        let advises = named.is_some_and(|line| line.contains("let UDP 51820 pass between the two nodes"));
+        ensure!(code == Some(1) && advises, "{code:?}\n{text}");
+        Ok(())
+    });
+    lab.lab(&["exec", "w1", "--", "nft", "delete", "table", "inet", "other"]).unwrap();
+    eventually("all is well once more", || is_well(&lab));
+}
+
+/// The process beside a node's daemon.
+fn name_server(lab: &Lab, node: &str) -> Pid {
+    let folder = lab.root(node);
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let serves = |pid: &i32| {
+        let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = words.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned());
+        words.nth(1).as_deref() == Some("net") && words.any(|word| Path::new(&word).starts_with(&folder))
+    };
+    pids.find(serves).and_then(Pid::from_raw).unwrap()
 }

@@ -12,21 +12,17 @@ mod world;
 
 mod support;
 
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::sync::Arc;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RecordType};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use skep_network::dns::patch::ZonesPatch;
-use skep_network::dns::zone::Zones;
-use skep_network::netd::{Client, ClientConfig, NetdConfig};
-use skep_network::tunnel::{Tunnel, TunnelStatus, Tunnels};
-use skep_network::{DnsPorts, FakeNames, Names, NodeNetwork, Place, Sandbox, SandboxDns, SandboxId};
+use skep_network::Sandbox;
+use skep_network::netd::NetdConfig;
 use skep_proto::model::view::{EndpointAddress, EndpointView};
 use skep_proto::model::{NodeId, ServiceId, TaskId};
+use world::served::Served;
 use world::{World, run, within};
 
 /// Tasks of each service.
@@ -59,15 +55,13 @@ fn main() {
 async fn measure() {
     let seconds = support::number("SECONDS", 2);
     let folder = tempfile::tempdir().unwrap();
-    let config = ClientConfig::new(folder.path(), std::env::current_exe().unwrap());
     let mut w = World::new(1);
-    let client = Client::start(config).await.unwrap();
-    let names = Arc::new(Beside { client, tunnels: w.nodes[0].names.clone() });
-    let sandbox = cluster(&mut w, &names, support::number("SERVICES", 1000)).await;
+    let names = Served::start(&mut w, 0, folder.path(), &std::env::current_exe().unwrap()).await;
+    let sandbox = cluster(&mut w, support::number("SERVICES", 1000)).await;
     if let Ok(command) = std::env::var("RUN") {
         println!("{}", run(&format!("nsenter --net={} {command}", sandbox.netns.display())));
     } else {
-        let server = names.client.process_id().await.unwrap();
+        let server = names.client().process_id().await.unwrap();
         for name in NAMES {
             for in_flight in [1, 16, 64] {
                 let (to, time) = (SocketAddr::from((SERVER, 53)), Duration::from_secs(seconds.into()));
@@ -78,15 +72,10 @@ async fn measure() {
         }
     }
     drop(w);
-    Arc::into_inner(names).unwrap().client.stop().await.unwrap();
 }
 
 /// A node whose containers know so many services, and a container there.
-async fn cluster(w: &mut World, names: &Arc<Beside>, services: u32) -> Sandbox {
-    let node = &mut w.nodes[0];
-    let place = Place { node: Some(node.id), data_path: vec![IpAddr::V4(node.address)] };
-    let (config, server) = (node.config.clone(), names.clone());
-    node.network = within(&node.netns, move || NodeNetwork::start(config, place, server)).join().unwrap().unwrap();
+async fn cluster(w: &mut World, services: u32) -> Sandbox {
     let network = w.network(7);
     let subnet = &mut w.view.networks.get_mut(&network).unwrap().subnets[0];
     (subnet.subnet, subnet.gateway) = ("10.7.0.0/16".parse().unwrap(), "10.7.0.1".parse().unwrap());
@@ -116,50 +105,6 @@ async fn cluster(w: &mut World, names: &Arc<Beside>, services: u32) -> Sandbox {
     let sandbox = w.task(1_000_000, 0, Some(ServiceId(1_000_000)), network, "10.7.255.1/16").await;
     w.apply().await;
     sandbox
-}
-
-/// The process, but for its WireGuard link: that belongs into the node's namespace.
-struct Beside {
-    client: Client,
-    tunnels: Arc<FakeNames>,
-}
-
-#[async_trait::async_trait]
-impl Names for Beside {
-    async fn put_sandbox(&self, sandbox: SandboxDns) -> io::Result<DnsPorts> {
-        Names::put_sandbox(&self.client, sandbox).await
-    }
-
-    async fn remove_sandbox(&self, id: &SandboxId) -> io::Result<()> {
-        Names::remove_sandbox(&self.client, id).await
-    }
-
-    async fn put_zones(&self, zones: Zones) -> io::Result<()> {
-        Names::put_zones(&self.client, zones).await
-    }
-
-    async fn patch_zones(&self, patch: ZonesPatch) -> io::Result<bool> {
-        Names::patch_zones(&self.client, patch).await
-    }
-
-    async fn sandboxes(&self) -> io::Result<Vec<SandboxId>> {
-        self.client.sandboxes().await
-    }
-}
-
-#[async_trait::async_trait]
-impl Tunnels for Beside {
-    async fn put_tunnel(&self, tunnel: Tunnel) -> io::Result<TunnelStatus> {
-        self.tunnels.put_tunnel(tunnel).await
-    }
-
-    async fn remove_tunnel(&self) -> io::Result<()> {
-        self.tunnels.remove_tunnel().await
-    }
-
-    async fn tunnel(&self) -> io::Result<Option<TunnelStatus>> {
-        self.tunnels.tunnel().await
-    }
 }
 
 /// What came of asking.

@@ -316,6 +316,8 @@ fn answer_datagrams(shared: &Arc<Shared>, rng: &mut SmallRng) -> bool {
             }
         }
         send_now(shared, &outbox);
+        // Whatever the next call does: nothing is answered twice.
+        inbox.clear();
         outbox.clear();
         match received {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,

@@ -1,12 +1,11 @@
 //! What a node's way to another one is judged by.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use skep_proto::model::doctor::Check;
 
 use super::echo::Echo;
-use crate::config::WIREGUARD_OVERHEAD;
 
 /// Round trips that take longer are told of: a cluster's nodes are within a region.
 const SLOW: Duration = Duration::from_millis(100);
@@ -16,14 +15,16 @@ const SLOW: Duration = Duration::from_millis(100);
 pub struct Seen {
     /// The other node's name.
     pub peer: String,
-    /// Its address on the underlay.
-    pub underlay: Ipv4Addr,
+    /// Where it is reached on the underlay: over IPv4 if both nodes have it, else over IPv6.
+    pub underlay: IpAddr,
     /// Where its WireGuard is reached; `None` while it has told no key.
     pub endpoint: Option<SocketAddr>,
     /// How this node's link knows it; `None` when it does not.
     pub link: Option<Link>,
     /// MTU of the underlay in bytes, as this node has it.
     pub mtu: u32,
+    /// MTU of the tunnel in bytes.
+    pub tunnel_mtu: u32,
     /// Small packets through the tunnel.
     pub tunnel: Echo,
     /// The largest packets of the tunnel.
@@ -32,6 +33,21 @@ pub struct Seen {
     pub beside: Echo,
     /// The largest packets of the underlay.
     pub beside_full: Echo,
+    /// Its IPv6 address, where both nodes have that beside IPv4.
+    pub second: Option<Second>,
+}
+
+/// The way to another node over IPv6, where it is not the one that the tunnel takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Second {
+    /// The other node's address.
+    pub address: IpAddr,
+    /// Small packets.
+    pub small: Echo,
+    /// The largest packets of the underlay.
+    pub full: Echo,
+    /// Some other node answers over IPv6.
+    pub in_use: bool,
 }
 
 /// Another node on this node's WireGuard link.
@@ -49,7 +65,7 @@ pub struct Link {
 
 /// Judges the way to another node.
 pub fn judge(seen: &Seen) -> Vec<Check> {
-    let checks = match (seen.endpoint, &seen.link) {
+    let mut checks = match (seen.endpoint, &seen.link) {
         (None, _) => vec![Check::warning(
             "tunnel",
             "it has told no WireGuard key, so nothing encrypted passes between the two",
@@ -68,7 +84,37 @@ pub fn judge(seen: &Seen) -> Vec<Check> {
             checks
         }
     };
+    checks.extend(seen.second.as_ref().map(|second| over_ipv6(seen, second)));
     checks.into_iter().map(|check| check.with(&seen.peer)).collect()
+}
+
+fn over_ipv6(seen: &Seen, second: &Second) -> Check {
+    let (address, of) = (second.address, second.small.asked);
+    let back = second.small.times.len();
+    let why = |echo: &Echo| echo.refused.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+    if second.small.is_silent() && !second.in_use {
+        // Hosts may have addresses that nobody routes between them, and need none.
+        return Check::ok("IPv6 path", format!("no node answers over it, {address} neither; all goes over IPv4"));
+    }
+    // Where echo requests are filtered beside the tunnel, nothing is concluded from that.
+    if second.small.is_silent() && !seen.beside.is_silent() {
+        let text = format!("0 of {of} packets came back from {address}{}, those over IPv4 did", why(&second.small));
+        let advice = format!(
+            "the two nodes do not reach each other over IPv6, though both have it: check routes and firewalls for {address}; \
+             networks between them go over IPv4 meanwhile"
+        );
+        return Check::warning("IPv6 path", text, advice);
+    }
+    if second.full.is_silent() && !second.small.is_silent() {
+        let known =
+            second.full.limit.map(|limit| format!("; a router on the way passes {limit} bytes")).unwrap_or_default();
+        let text =
+            format!("packets of {} bytes are lost on the way to {address}{}{known}", seen.mtu, why(&second.full));
+        let advice =
+            format!("make the whole way carry {} bytes over IPv6, too; routers never cut its packets", seen.mtu);
+        return Check::warning("IPv6 path", text, advice);
+    }
+    Check::ok("IPv6 path", format!("{back} of {of} packets came back from {address}"))
 }
 
 fn tunnel(seen: &Seen, endpoint: SocketAddr, link: &Link) -> Check {
@@ -141,7 +187,7 @@ fn millis(time: Duration) -> f64 {
 
 /// Whether packets of the full size pass.
 fn size(seen: &Seen) -> Check {
-    let largest = seen.mtu.saturating_sub(WIREGUARD_OVERHEAD);
+    let largest = seen.tunnel_mtu;
     let limit = [&seen.beside_full, &seen.tunnel_full].into_iter().find_map(|echo| echo.limit).filter(|l| *l > 0);
     let known = limit.map(|limit| format!("; a router on the way passes {limit} bytes")).unwrap_or_default();
     let advice = format!(
@@ -182,14 +228,16 @@ mod tests {
         let link = Link { heard_at: endpoint, handshake: Some(Duration::from_secs(3)), received: 10, sent: 20 };
         Seen {
             peer: "w1".into(),
-            underlay: Ipv4Addr::new(192, 0, 2, 7),
+            underlay: "192.0.2.7".parse().unwrap(),
             endpoint,
             link: Some(link),
             mtu: 1500,
+            tunnel_mtu: 1440,
             tunnel: echo(5, 5, 1),
             tunnel_full: echo(3, 3, 1),
             beside: echo(3, 3, 1),
             beside_full: echo(3, 3, 1),
+            second: None,
         }
     }
 
@@ -236,6 +284,21 @@ mod tests {
         let lost = Seen { beside_full: limited, tunnel_full: echo(3, 0, 0), ..well() };
         let check = &judge(&lost)[1];
         assert!(check.outcome == Outcome::Failed && check.advice.contains("(1400)"), "{check:?}");
+    }
+
+    #[test]
+    fn a_second_way_over_ipv6_is_judged_beside_the_first() {
+        let address = "2001:db8::7".parse().unwrap();
+        let of_use =
+            |small, full, in_use| Some(Second { address, small: echo(3, small, 1), full: echo(3, full, 1), in_use });
+        let second = |small, full| of_use(small, full, true);
+        let of = |second| outcomes(&Seen { second, ..well() }).remove(2);
+        assert_eq!(of(second(3, 3)), ("IPv6 path".to_owned(), Outcome::Ok));
+        assert_eq!(of(second(0, 0)), ("IPv6 path".to_owned(), Outcome::Warning));
+        assert_eq!(of(second(3, 0)), ("IPv6 path".to_owned(), Outcome::Warning));
+        assert_eq!(of(of_use(0, 0, false)), ("IPv6 path".to_owned(), Outcome::Ok), "nobody routes it");
+        let filtered = Seen { beside: echo(3, 0, 0), beside_full: echo(3, 0, 0), second: second(0, 0), ..well() };
+        assert_eq!(outcomes(&filtered)[2].1, Outcome::Ok);
     }
 
     #[test]

@@ -2,31 +2,29 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use skep_proto::model::doctor::{Check, Known};
 use skep_proto::model::view::Peer;
 use skep_proto::model::{NetworkId, NodeId};
+use tokio::time::timeout;
 
-use super::{Inner, NodeNetwork, SwitchCell, blocking, lock, sysctl};
-use crate::config::{ENCRYPTED_PORT, WIREGUARD_OVERHEAD, first_v4, node_addresses};
-use crate::doctor::{self, Ask, Echo, Features, Link, Needed, Seen, Truth};
+use super::asking::Answers;
+use super::{Encryption, Inner, NodeNetwork, SwitchCell, blocking, lock, sysctl};
+use crate::config::ENCRYPTED_PORT;
+use crate::doctor::{self, Features, Needed, Truth};
 use crate::error::{NetworkError, Step};
 use crate::netlink::{Requests, Rtnl, Vxlan};
 use crate::nft;
-use crate::tunnel::{TunnelPeerStatus, TunnelStatus};
 
-/// Small packets, and full ones, to each node.
-const SMALL: u16 = 5;
-const FULL: u16 = 3;
-/// Size of a small packet in bytes: ping's.
-const PING: u32 = 84;
 /// Nodes that are asked at a time: what is on its way together must fit into buffers.
 const AT_A_TIME: usize = 50;
 /// Between two looks at what others may have changed: the watch has brought it back by then.
 const AGAIN: Duration = Duration::from_millis(1500);
+/// How long the process skep net is waited for. It is on this host.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// `ERANGE`: what a kernel with VXLAN answers to a network number of more than 24 bits.
 const OUT_OF_RANGE: i32 = 34;
 
@@ -36,7 +34,13 @@ const CLUSTER_PORT: u16 = 2377;
 impl NodeNetwork {
     /// What the network needs of the kernel.
     pub async fn examine_kernel(&self) -> Vec<Check> {
-        let encryption = self.encryption().await;
+        let encryption = match timeout(PATIENCE, self.encryption()).await {
+            Ok(encryption) => encryption,
+            Err(_) => Encryption {
+                failure: Some(format!("the process skep net does not answer within {} s", PATIENCE.as_secs())),
+                ..Encryption::default()
+            },
+        };
         let inner = self.inner.clone();
         let probed = blocking(move || {
             let in_cluster = inner.state().place.node.is_some();
@@ -47,10 +51,11 @@ impl NodeNetwork {
 
     /// The ways to the other nodes. `name` gives a node's name.
     pub async fn examine_pairs(&self, name: impl Fn(NodeId) -> String) -> Vec<Check> {
-        let tunnel = match self.tunnel().await {
+        let tunnel = match timeout(PATIENCE, self.tunnel()).await.unwrap_or_else(|error| Err(error.into())) {
             Ok(tunnel) => tunnel,
             Err(error) => {
-                let advice = "the process skep net is not there: look in this node's log for why it does not start";
+                let advice = "the process skep net is not there, or is stopped or hangs: look for it (ps), and in this node's \
+                              log for why it does not start; killing it makes the daemon start another";
                 return vec![Check::failed("tunnel", format!("skep net does not answer: {error}"), advice)];
             }
         };
@@ -61,26 +66,32 @@ impl NodeNetwork {
         let others: Vec<Peer> = view.peers.values().filter(|peer| Some(peer.node) != own).cloned().collect();
         let mut checks = Vec::new();
         for peers in others.chunks(AT_A_TIME) {
-            let (inner, peers, tunnel) = (self.inner.clone(), peers.to_vec(), tunnel.clone());
-            let names: Vec<String> = peers.iter().map(|peer| name(peer.node)).collect();
-            let seen = blocking(move || inner.pairs(&peers, &names, tunnel.as_ref()));
-            match seen.await {
-                Ok(seen) => checks.extend(seen.iter().flat_map(doctor::judge_pair)),
+            let (inner, tunnel) = (self.inner.clone(), tunnel.clone());
+            let peers: Vec<(Peer, String)> = peers.iter().map(|peer| (peer.clone(), name(peer.node))).collect();
+            match blocking(move || inner.examine_ways(&peers, tunnel.as_ref())).await {
+                Ok(seen) => checks.extend(seen),
                 Err(error) => return vec![unseen("tunnel", &error)],
             }
         }
         checks
     }
 
-    /// Whether rules, links and names are as the managers' last word says.
+    /// Whether rules, links and names are as the managers' last word says, and containers are answered so.
     pub async fn examine_truth(&self) -> Vec<Check> {
-        let mut seen = self.inner.truth().await;
-        if !seen.holds() {
+        let look = async || tokio::join!(self.inner.truth(), self.inner.ask_in_sandboxes());
+        let (mut seen, mut answers) = look().await;
+        let is_right = |answers: &Answers| answers.asked.iter().all(doctor::Asked::is_right);
+        if !seen.holds() || !answers.as_ref().is_ok_and(is_right) {
             // What just changes, or what the watch is bringing back.
             tokio::time::sleep(AGAIN).await;
-            seen = self.inner.truth().await;
+            (seen, answers) = look().await;
         }
-        doctor::judge_truth(&seen)
+        let mut checks = doctor::judge_truth(&seen);
+        match answers {
+            Ok(Answers { asked, containers, of }) => checks.extend(doctor::judge_answers(&asked, containers, of)),
+            Err(error) => checks.push(unseen("answers", &error)),
+        }
+        checks
     }
 
     /// Whether the node's ports are its own. `managing` is the port at which it manages, if it does.
@@ -135,7 +146,7 @@ fn unseen(name: &str, error: &NetworkError) -> Check {
 }
 
 impl Inner {
-    fn features(&self, encryption: super::Encryption, in_cluster: bool) -> Features {
+    fn features(&self, encryption: Encryption, in_cluster: bool) -> Features {
         let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
         let read = |name: &str| number(&format!("/proc/sys/net/netfilter/{name}"));
         let open = || std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
@@ -174,59 +185,6 @@ impl Inner {
         }
     }
 
-    fn pairs(
-        &self,
-        peers: &[Peer],
-        names: &[String],
-        tunnel: Option<&TunnelStatus>,
-    ) -> Result<Vec<Seen>, NetworkError> {
-        let mtu = self.mtu();
-        let mut asks = Vec::new();
-        let mut places = Vec::new();
-        for (peer, name) in peers.iter().zip(names) {
-            let reached = (first_v4(&peer.data_path), node_addresses(self.config.infra, peer.index));
-            let (Some(underlay), Some(addresses)) = reached else { continue };
-            let full = mtu.saturating_sub(WIREGUARD_OVERHEAD);
-            places.push((peer, name, underlay));
-            for (to, size, count) in [
-                (addresses.wireguard, PING, SMALL),
-                (addresses.wireguard, full, FULL),
-                (underlay, PING, FULL),
-                (underlay, mtu, FULL),
-            ] {
-                asks.push(Ask { to, size, count });
-            }
-        }
-        let echoes = doctor::echo::echo(&self.netns, rand::random(), &asks).step("send echo requests")?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let seen = places.into_iter().zip(echoes.chunks_exact(4)).map(|((peer, name, underlay), echoes)| {
-            let echo = |at: usize| -> Echo { echoes[at].clone() };
-            let theirs = |status: &&TunnelPeerStatus| {
-                peer.wireguard.as_ref().is_some_and(|own| own.key == status.key || own.next == Some(status.key))
-            };
-            let known = tunnel.into_iter().flat_map(|tunnel| &tunnel.peers).filter(theirs);
-            // Of two keys, the one that was used last.
-            let status = known.max_by_key(|status| status.handshake_ms);
-            Seen {
-                peer: name.clone(),
-                underlay,
-                endpoint: peer.wireguard.as_ref().map(|own| SocketAddr::new(IpAddr::V4(underlay), own.port)),
-                link: status.map(|status| Link {
-                    heard_at: status.endpoint,
-                    handshake: status.handshake_ms.map(|at| now.saturating_sub(Duration::from_millis(at))),
-                    received: status.received,
-                    sent: status.sent,
-                }),
-                mtu,
-                tunnel: echo(0),
-                tunnel_full: echo(1),
-                beside: echo(2),
-                beside_full: echo(3),
-            }
-        });
-        Ok(seen.collect())
-    }
-
     async fn truth(self: &Arc<Self>) -> Truth {
         // A view that is being brought is half there.
         let _one = self.applying.lock().await;
@@ -255,12 +213,13 @@ impl Inner {
             let looked = blocking(move || live.as_ref().map(|live| live.differences(&inner, &record)).transpose());
             seen.add(&format!("sandbox {id}"), looked.await);
         }
-        match self.names.sandboxes().await {
-            Ok(known) => {
+        match timeout(PATIENCE, self.names.sandboxes()).await {
+            Ok(Ok(known)) => {
                 let unknown = served.iter().filter(|id| !known.contains(id));
                 seen.names.extend(unknown.map(|id| format!("the name server does not serve sandbox {id}")));
             }
-            Err(error) => seen.names.push(format!("the name server does not answer: {error}")),
+            Ok(Err(error)) => seen.names.push(format!("the name server does not answer: {error}")),
+            Err(_) => seen.names.push(format!("the name server does not answer within {} s", PATIENCE.as_secs())),
         }
         if !self.told_all_names().await {
             seen.names.push("the name server was not told the managers' last word".into());

@@ -5,6 +5,7 @@
 //! namespace that it names; the process's own namespace is never changed.
 
 mod apply;
+mod asking;
 mod bridges;
 mod conntrack;
 mod cuts;
@@ -26,6 +27,7 @@ mod state;
 mod switch;
 mod sysctl;
 mod watch;
+mod ways;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::io;
 
 use super::diff;
-use super::table::{Family, Table, Value};
+use super::expr::Verdict;
+use super::rule::Rule;
+use super::table::{Chain, Family, Table, Value};
 use crate::nlattr::{self, Attrs};
 use crate::sys::netlink::NetlinkSocket;
 
@@ -13,19 +15,22 @@ const GET_ELEMENTS: u16 = (10 << 8) | 13;
 /// `NLM_F_REQUEST | NLM_F_DUMP`.
 const DUMP: u16 = 0x301;
 
-/// Elements of a set, with the bytes that they map to, if any.
+/// Elements of a set, with what they map to, if anything: attributes of data.
 type Elements = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+/// Expressions of rules by chain, each rule's as a list of attributes.
+type Held<'a> = BTreeMap<String, Vec<&'a [u8]>>;
 
 /// What of a table the kernel does not hold, or holds otherwise; each in a few words. Rules are counted, elements of sets
-/// and maps are compared.
+/// and maps are compared. With `closely` rules are compared as well, as far as the kernel repeats what it was told: that
+/// need not be looked at where nobody changed anything.
 ///
 /// # Errors
 /// Those of the socket.
-pub fn differences(socket: &mut NetlinkSocket, table: &Table) -> io::Result<Vec<String>> {
+pub fn differences(socket: &mut NetlinkSocket, table: &Table, closely: bool) -> io::Result<Vec<String>> {
     let mut attrs = Attrs::new();
     attrs.text(1, &table.name);
     let messages = dump(socket, GET_RULE, table.family, &attrs)?.unwrap_or_default();
-    let mut found = chains(table, &rules(&messages, &table.name));
+    let mut found = chains(table, &rules(&messages, &table.name), closely);
     for (name, set) in &table.sets {
         let mut attrs = Attrs::new();
         attrs.text(1, &table.name).text(2, name);
@@ -35,9 +40,10 @@ pub fn differences(socket: &mut NetlinkSocket, table: &Table) -> io::Result<Vec<
         };
         let held = elements(&messages);
         let is_held = |(key, value): (&Vec<u8>, &Value)| match (held.get(key), value) {
-            (Some(held), Value::Bytes(bytes)) => held.as_ref() == Some(bytes),
-            (Some(_), Value::None | Value::Verdict(_)) => true,
-            (None, _) => false,
+            (Some(Some(held)), Value::Bytes(bytes)) => nlattr::find(held, 1) == Some(bytes),
+            (Some(Some(held)), Value::Verdict(verdict)) => leads(held, verdict),
+            (Some(_), Value::None) => true,
+            (Some(None), Value::Bytes(_) | Value::Verdict(_)) | (None, _) => false,
         };
         let missing = set.elements.iter().filter(|element| !is_held(*element)).count();
         let strange = held.keys().filter(|key| !set.elements.contains_key(*key)).count();
@@ -67,34 +73,83 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).unwrap_or_default().trim_end_matches('\0')
 }
 
-/// Number of rules by chain, of one table.
-fn rules(messages: &[Vec<u8>], table: &str) -> BTreeMap<String, usize> {
-    let mut counts = BTreeMap::new();
+/// Rules of one table.
+fn rules<'a>(messages: &'a [Vec<u8>], table: &str) -> Held<'a> {
+    let mut held = Held::new();
     for attrs in messages.iter().filter_map(|message| message.get(4..)) {
         if let (Some(of), Some(chain)) = (nlattr::find(attrs, 1), nlattr::find(attrs, 2))
             && text(of) == table
         {
-            *counts.entry(text(chain).to_owned()).or_default() += 1;
+            held.entry(text(chain).to_owned()).or_default().push(nlattr::find(attrs, 4).unwrap_or_default());
         }
     }
-    counts
+    held
 }
 
-fn chains(table: &Table, held: &BTreeMap<String, usize>) -> Vec<String> {
-    let differs = |(name, chain): (&String, &super::table::Chain)| {
-        let (wanted, held) = (chain.rules.len(), held.get(name).copied().unwrap_or(0));
-        (wanted != held).then(|| format!("chain {name} of table {} has {held} rules instead of {wanted}", table.name))
+fn chains(table: &Table, held: &Held<'_>, closely: bool) -> Vec<String> {
+    let differs = |(name, chain): (&String, &Chain)| {
+        let held = held.get(name).map(Vec::as_slice).unwrap_or_default();
+        let wanted = &chain.rules;
+        if wanted.len() != held.len() {
+            let (wanted, held) = (wanted.len(), held.len());
+            return Some(format!("chain {name} of table {} has {held} rules instead of {wanted}", table.name));
+        }
+        let other = wanted.iter().zip(held).position(|(rule, held)| closely && !is_held(rule, held))?;
+        Some(format!("rule {} of chain {name} of table {} is not ours", other + 1, table.name))
     };
     table.chains.iter().filter_map(differs).collect()
+}
+
+/// Whether these expressions are the rule's: the same ones, each with all that it was told. The kernel adds to that.
+fn is_held(rule: &Rule, held: &[u8]) -> bool {
+    let mut wanted = Attrs::new();
+    for expr in rule.exprs() {
+        expr.encode(&mut wanted);
+    }
+    let (wanted, held): (Vec<_>, Vec<_>) = (nlattr::iter(wanted.as_slice()).collect(), nlattr::iter(held).collect());
+    wanted.len() == held.len() && wanted.iter().zip(&held).all(|((_, ours), (_, theirs))| is_within(ours, theirs))
+}
+
+/// Whether all attributes of one list are in the other. Zeros may be left out there.
+fn is_within(ours: &[u8], theirs: &[u8]) -> bool {
+    nlattr::iter(ours).all(|(kind, ours)| match nlattr::find(theirs, kind) {
+        None => ours.iter().all(|byte| *byte == 0),
+        Some(theirs) if ours == theirs => true,
+        Some(theirs) => match (<[u8; 4]>::try_from(ours), <[u8; 4]>::try_from(theirs)) {
+            (Ok(ours), Ok(theirs)) => register(ours) == register(theirs),
+            _ => is_list(ours) && is_within(ours, theirs),
+        },
+    })
+}
+
+/// A register that is one of the wide ones goes by that one's number on its way back (`nft_dump_register`): four narrow
+/// ones from 8 on are a wide one from 1 on. Other numbers are changed alike on both sides.
+fn register(number: [u8; 4]) -> u32 {
+    match u32::from_be_bytes(number) {
+        narrow @ 8..=23 if narrow % 4 == 0 => narrow / 4 - 1,
+        other => other,
+    }
+}
+
+/// Whether bytes are a list of attributes and nothing else.
+fn is_list(bytes: &[u8]) -> bool {
+    let length: usize = nlattr::iter(bytes).map(|(_, payload)| (4 + payload.len()).next_multiple_of(4)).sum();
+    !bytes.is_empty() && length == bytes.len().next_multiple_of(4)
+}
+
+/// Whether data of an element is this verdict.
+fn leads(data: &[u8], verdict: &Verdict) -> bool {
+    let mut wanted = Attrs::new();
+    verdict.encode(&mut wanted, 1);
+    nlattr::find(wanted.as_slice(), 1).is_some_and(|wanted| is_within(wanted, data))
 }
 
 fn elements(messages: &[Vec<u8>]) -> Elements {
     let mut found = Elements::new();
     for list in messages.iter().filter_map(|message| nlattr::find(message.get(4..)?, 3)) {
         for (_, element) in nlattr::iter(list).filter(|(kind, _)| *kind == 1) {
-            let part = |kind: u16| Some(nlattr::find(nlattr::find(element, kind)?, 1)?.to_vec());
-            if let Some(key) = part(1) {
-                found.insert(key, part(2));
+            if let Some(key) = nlattr::find(element, 1).and_then(|key| nlattr::find(key, 1)) {
+                found.insert(key.to_vec(), nlattr::find(element, 2).map(<[u8]>::to_vec));
             }
         }
     }
@@ -117,10 +172,12 @@ mod tests {
             attrs.text(1, table).text(2, "raw");
             [&[2, 0, 0, 0], attrs.as_slice()].concat()
         };
-        let held = rules(&[rule("skep-sk"), rule("other"), rule("skep-sk")], "skep-sk");
-        assert_eq!(chains(&table, &held), Vec::<String>::new());
-        let held = rules(&[rule("skep-sk"), rule("other")], "skep-sk");
-        assert_eq!(chains(&table, &held), ["chain raw of table skep-sk has 1 rules instead of 2"]);
+        let messages = [rule("skep-sk"), rule("other"), rule("skep-sk")];
+        let held = rules(&messages, "skep-sk");
+        assert_eq!(chains(&table, &held, false), Vec::<String>::new());
+        let messages = [rule("skep-sk"), rule("other")];
+        let held = rules(&messages, "skep-sk");
+        assert_eq!(chains(&table, &held, false), ["chain raw of table skep-sk has 1 rules instead of 2"]);
     }
 
     #[test]
@@ -137,13 +194,42 @@ mod tests {
             });
         });
         let message = [&[2, 0, 0, 0], attrs.as_slice()].concat();
-        assert_eq!(elements(&[message]), Elements::from([(vec![1, 2], Some(vec![3]))]));
+        let mut three = Attrs::new();
+        three.bytes(1, &[3]);
+        assert_eq!(elements(&[message]), Elements::from([(vec![1, 2], Some(three.as_slice().to_vec()))]));
+    }
+
+    #[test]
+    fn a_rule_is_known_again_by_what_it_was_told() {
+        let encode = |rule: &Rule| {
+            let mut attrs = Attrs::new();
+            for expr in rule.exprs() {
+                expr.encode(&mut attrs);
+            }
+            attrs.as_slice().to_vec()
+        };
+        let port = |port| Rule::new().destination_port(super::super::rule::TCP, port).drop();
+        let rule = port(80);
+        assert!(is_held(&rule, &encode(&rule)));
+        assert!(!is_held(&rule, &encode(&port(81))));
+        assert!(!is_held(&rule, &encode(&Rule::new().drop())));
+        assert!(!is_held(&rule, &[]));
+        assert_eq!([[0, 0, 0, 8], [0, 0, 0, 12], [0, 0, 0, 9], [0, 0, 0, 1]].map(register), [1, 2, 9, 1]);
+        assert!(is_list(&encode(&rule)) && !is_list(&[]) && !is_list(b"abcdefgh"));
+        let goto = |chain: &str| {
+            let mut attrs = Attrs::new();
+            Verdict::Goto(chain.into()).encode(&mut attrs, 2);
+            nlattr::find(attrs.as_slice(), 2).unwrap().to_vec()
+        };
+        let wanted = Verdict::Goto("one".into());
+        assert!(leads(&goto("one"), &wanted) && !leads(&goto("two"), &wanted) && !leads(&[], &wanted));
     }
 
     proptest! {
         #[test]
         fn arbitrary_answers_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             rules(std::slice::from_ref(&bytes), "x");
+            let _ = (is_held(&Rule::new().drop(), &bytes), is_within(&bytes, &bytes), leads(&bytes, &Verdict::Drop));
             elements(&[bytes]);
         }
     }

@@ -133,7 +133,9 @@ impl Tables {
         let mut found = Vec::new();
         for table in self.loaded.values() {
             let mut socket = NetlinkSocket::open(netns, Protocol::Netfilter)?;
-            found.extend(check::differences(&mut socket, table)?);
+            // Rules are what they were where nobody changed anything since.
+            let is_changed = self.generation != Some(generation(&mut socket)?);
+            found.extend(check::differences(&mut socket, table, is_changed)?);
         }
         Ok(found)
     }

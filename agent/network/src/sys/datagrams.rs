@@ -69,6 +69,11 @@ impl Inbox {
         Ok(self.count < MOST)
     }
 
+    /// Forgets what was received.
+    pub fn clear(&mut self) {
+        self.count = 0;
+    }
+
     /// What was received last, and from whom.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], SocketAddrV4)> {
         (0..self.count).map(|i| {

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod load;
+pub mod served;
 pub mod wire;
 
 use std::collections::BTreeMap;
