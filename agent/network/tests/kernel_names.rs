@@ -79,7 +79,10 @@ impl Netd {
 
 impl Drop for Netd {
     fn drop(&mut self) {
-        self.kill();
+        // One may have been on its way.
+        while !self.processes().is_empty() {
+            self.kill();
+        }
     }
 }
 

@@ -78,6 +78,8 @@ impl Client {
         let (task, token) = (shared.clone(), supervising.clone());
         tokio::spawn(async move {
             tokio::select! {
+                // First: the process that ends because of it is not started again.
+                biased;
                 () = token.cancelled() => (),
                 () = task.supervise(watch) => (),
             }
