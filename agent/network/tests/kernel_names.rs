@@ -79,7 +79,10 @@ impl Netd {
 
 impl Drop for Netd {
     fn drop(&mut self) {
-        self.kill();
+        // One may have been on its way.
+        while !self.processes().is_empty() {
+            self.kill();
+        }
     }
 }
 
@@ -182,6 +185,9 @@ async fn names_follow_what_changes_and_survive_whoever_serves_and_tells_them() {
     // A daemon that starts tells it what it missed.
     let client = netd.client().await;
     w.nodes[0].network = start(&w, &client);
+    // Before it has heard the managers, it has other work.
+    w.nodes[0].network.create_bridge(world::bridge("mine", None, false)).await.unwrap();
+    assert!(answers(&inside, "tasks.service1", &[22, 23]));
     step(&mut w, 22, 24);
     w.apply().await;
     assert!(answers(&inside, "tasks.service1", &[23, 24]) && answers(&inside, "service1", &[200]));

@@ -14,8 +14,8 @@ pub struct Published {
 }
 
 impl Inner {
-    /// Tells the name server what differs in the zones, if anything. It is asked again at the next change when it does not
-    /// answer.
+    /// Tells the name server what differs in the zones, if anything, once the managers are heard. It is asked again at the next
+    /// change when it does not answer.
     pub(super) async fn publish_zones(&self) {
         self.tell_zones(false).await;
     }
@@ -27,7 +27,14 @@ impl Inner {
 
     async fn tell_zones(&self, surely: bool) {
         let mut published = self.published.lock().await;
-        let sources = self.state().name_sources();
+        let sources = {
+            let state = self.state();
+            // What an earlier process told goes on until then: with what is known now it would lose all networks.
+            if !state.is_heard() {
+                return;
+            }
+            state.name_sources()
+        };
         let Published { book, is_told } = &mut *published;
         let again = (surely && *book.view() == *sources.view).then(|| Book::of(sources.clone()));
         let patch = book.follow(sources);

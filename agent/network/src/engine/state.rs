@@ -379,6 +379,11 @@ impl State {
         there.filter_map(SandboxLink::neighbour6).collect()
     }
 
+    /// Whether the managers' last word is known: not yet after a start of a node of a cluster.
+    pub fn is_heard(&self) -> bool {
+        self.remembered.index.is_none() || !self.view.peers.is_empty()
+    }
+
     /// What the zones follow from.
     pub fn name_sources(&self) -> Sources {
         let bridges = self.bridges.keys().filter(|name| *name != DEFAULT_BRIDGE);

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt;
@@ -13,15 +13,17 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use self::telling::Telling;
 use crate::dns::patch::ZonesPatch;
 use crate::dns::zone::Zones;
 use crate::names::{DnsPorts, Names, SandboxDns};
 use crate::netd::protocol::{self, Reply, Request};
-use crate::netd::told::{Edition, Told, Update};
 use crate::netd::{NetdError, socket};
 use crate::spec::SandboxId;
 use crate::sys::detach;
 use crate::tunnel::{Tunnel, TunnelStatus, Tunnels};
+
+mod telling;
 
 /// How long a call is tried: a process that died is back long before.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -61,20 +63,7 @@ pub struct Client {
 #[derive(Debug)]
 struct Shared {
     config: ClientConfig,
-    telling: Mutex<Telling>,
-}
-
-/// Which zones the process was told.
-#[derive(Debug)]
-struct Telling {
-    /// The last edition that was given.
-    last: Edition,
-    /// The edition that the process has, as far as this client knows.
-    has: Option<Edition>,
-}
-
-fn lock(telling: &Mutex<Telling>) -> MutexGuard<'_, Telling> {
-    telling.lock().unwrap_or_else(PoisonError::into_inner)
+    telling: Telling,
 }
 
 impl Client {
@@ -83,13 +72,14 @@ impl Client {
     /// # Errors
     /// [`NetdError::Io`] when the program cannot be started, [`NetdError::NoAnswer`] when it does not come up.
     pub async fn start(config: ClientConfig) -> Result<Self, NetdError> {
-        let telling = Telling { last: Edition { by: rand::random(), number: 0 }, has: None };
-        let shared = Arc::new(Shared { config, telling: Mutex::new(telling) });
+        let shared = Arc::new(Shared { config, telling: Telling::new() });
         let (watch, _) = shared.ensure().await?;
         let supervising = CancellationToken::new();
         let (task, token) = (shared.clone(), supervising.clone());
         tokio::spawn(async move {
             tokio::select! {
+                // First: the process that ends because of it is not started again.
+                biased;
                 () = token.cancelled() => (),
                 () = task.supervise(watch) => (),
             }
@@ -115,37 +105,6 @@ impl Client {
     /// [`NetdError::Refused`], [`NetdError::NoAnswer`].
     pub async fn remove_sandbox(&self, id: &SandboxId) -> Result<(), NetdError> {
         self.done(Request::RemoveSandbox(id.clone())).await
-    }
-
-    /// Answers from these zones and no others from now on.
-    ///
-    /// # Errors
-    /// [`NetdError::Refused`], [`NetdError::NoAnswer`].
-    pub async fn put_zones(&self, zones: Zones) -> Result<(), NetdError> {
-        let next = self.shared.next_edition();
-        self.done(Request::PutZones(Told { zones, edition: Some(next) })).await?;
-        lock(&self.shared.telling).has = Some(next);
-        Ok(())
-    }
-
-    /// Changes the zones that this client put or changed last; `false` when the process has others, or does not know how.
-    ///
-    /// # Errors
-    /// [`NetdError::NoAnswer`].
-    pub async fn patch_zones(&self, patch: ZonesPatch) -> Result<bool, NetdError> {
-        // Unknown until there is an answer.
-        let Some(base) = lock(&self.shared.telling).has.take() else { return Ok(false) };
-        let next = self.shared.next_edition();
-        match self.shared.call(&Request::PatchZones(Update { base, next, patch })).await {
-            Ok(Reply::Done) => {
-                lock(&self.shared.telling).has = Some(next);
-                Ok(true)
-            }
-            Ok(Reply::OtherZones) => Ok(false),
-            Ok(other) => Err(self.shared.unexpected(&other)),
-            Err(NetdError::Refused { reason }) if reason.starts_with(protocol::NOT_UNDERSTOOD) => Ok(false),
-            Err(error) => Err(error),
-        }
     }
 
     /// What is served, with its ports.
@@ -267,12 +226,6 @@ impl Client {
 }
 
 impl Shared {
-    fn next_edition(&self) -> Edition {
-        let mut telling = lock(&self.telling);
-        telling.last.number += 1;
-        telling.last
-    }
-
     /// Waits for the process to go and starts it again, for ever.
     async fn supervise(&self, mut watch: UnixStream) {
         loop {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::netd::told::Told;
 
 /// A process as it was before there were changes of zones: gives all that it was told.
 async fn older_process(listener: tokio::net::UnixListener) -> Vec<Request> {
@@ -30,6 +31,8 @@ async fn a_process_that_does_not_know_changes_is_put_all_zones() {
         client.put_zones(Zones::new()).await.unwrap();
         assert!(!client.patch_zones(ZonesPatch::default()).await.unwrap());
     }
+    // There is no newer program here to replace it by, so it serves on.
+    assert!(client.shared.telling.lock().replaced);
     client.stop().await.unwrap();
     let asked = serving.await.unwrap();
     let is_put = |request: &&Request| matches!(request, Request::PutZones(Told { edition: Some(_), .. }));

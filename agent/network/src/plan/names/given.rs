@@ -14,7 +14,7 @@ use crate::dns::zone::{Known, Zone};
 pub struct GivenNames {
     /// Name of the network, in lower case.
     network: String,
-    /// How often a name is given: in all (`None`), and with each address.
+    /// How often a name is given with each address, and without any (`None`).
     names: BTreeMap<(Arc<str>, Option<IpAddr>), u32>,
     /// How often an address has a name, its first one first.
     pointers: BTreeMap<(IpAddr, Rank, Arc<str>), u32>,
@@ -47,13 +47,11 @@ impl GivenNames {
     /// Somebody gives a name, or gives it no more.
     pub fn count(&mut self, it: Name<'_>, gives: bool) {
         let Some(name) = written(it.name) else { return };
-        if count(&mut self.names, (name.clone(), None), gives) && !self.is_new {
-            self.touched.entry(name.clone()).or_default();
+        let address = it.to.map(|(address, _)| address);
+        if count(&mut self.names, (name.clone(), address), gives) && !self.is_new {
+            self.touched.entry(name.clone()).or_default().extend(address);
         }
         let Some((address, rank)) = it.to else { return };
-        if count(&mut self.names, (name.clone(), Some(address)), gives) && !self.is_new {
-            self.touched.entry(name.clone()).or_default().insert(address);
-        }
         if count(&mut self.pointers, (address, rank, name), gives) && !self.is_new {
             self.turned.insert(address);
         }
@@ -72,10 +70,11 @@ impl GivenNames {
     fn all(&self) -> Differing {
         let mut names: Vec<(String, NamePatch)> = Vec::new();
         for (name, address) in self.names.keys() {
-            match (address, names.last_mut()) {
-                (Some(address), Some((_, patch))) => patch.new.push(*address),
-                // A name comes before its addresses.
-                (_, _) => names.push((name.to_string(), NamePatch { known: true, ..NamePatch::default() })),
+            if names.last().is_none_or(|(last, _)| **last != **name) {
+                names.push((name.to_string(), NamePatch { known: true, ..NamePatch::default() }));
+            }
+            if let Some((_, patch)) = names.last_mut() {
+                patch.new.extend(address);
             }
         }
         let mut pointers: Vec<(IpAddr, Option<String>)> = Vec::new();
@@ -91,7 +90,7 @@ impl GivenNames {
         let mut names = BTreeMap::new();
         for (name, addresses) in std::mem::take(&mut self.touched) {
             let was = zone.and_then(|zone| zone.known(&name));
-            let known = self.names.contains_key(&(name.clone(), None));
+            let known = self.names.range((name.clone(), None)..).next().is_some_and(|((first, _), _)| *first == name);
             let mut patch = NamePatch { known, ..NamePatch::default() };
             for address in addresses.into_iter().filter(|_| known) {
                 let had = was.is_some_and(|was| has(was, address));
