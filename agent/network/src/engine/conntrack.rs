@@ -40,7 +40,7 @@ const ANSWERED: u32 = 2;
 /// Of statistics: how many connections there are.
 const ENTRIES: u16 = 1;
 /// So many addresses are looked for one by one, each a walk of some milliseconds through the kernel's table; for more,
-/// what is there is read once, which takes some hundred.
+/// what is there is read once, which takes up to some hundred.
 const WALKS: usize = 16;
 
 /// Which connections are cut.
@@ -67,8 +67,12 @@ pub fn cut(netns: &Netns, cut: &Cut) -> io::Result<()> {
     if !has_connections(&mut socket)? {
         return Ok(());
     }
-    for address in cut.half_open.iter().filter(|address| has_filter(**address)) {
-        if !delete_where(&mut socket, *address, true)? {
+    let mut half_open: BTreeSet<IpAddr> = cut.half_open.iter().copied().filter(|a| has_filter(*a)).collect();
+    if half_open.len() > WALKS {
+        half_open = unanswered(&mut socket, &half_open)?;
+    }
+    for address in half_open {
+        if !delete_where(&mut socket, address, true)? {
             break;
         }
     }
@@ -116,6 +120,22 @@ fn delete_where(socket: &mut NetlinkSocket, address: IpAddr, unanswered: bool) -
         }
         Some((_, error)) => Err(error),
     }
+}
+
+/// Those of the addresses of IPv4 that have not answered some connection yet.
+fn unanswered(socket: &mut NetlinkSocket, among: &BTreeSet<IpAddr>) -> io::Result<BTreeSet<IpAddr>> {
+    let mut request = Vec::new();
+    header(&mut request, GET, REQUEST | DUMP, 1, Ip::V4.family() as u8, 0, &[]);
+    let answer = socket.request(&request)?;
+    let found = answer.messages.iter().filter_map(|message| waited_for(message.get(4..)?));
+    Ok(found.filter(|address| among.contains(address)).collect())
+}
+
+/// Who should answer a connection and has not.
+fn waited_for(connection: &[u8]) -> Option<IpAddr> {
+    let status = u32::from_be_bytes(find(connection, STATUS)?.try_into().ok()?);
+    let back = tuple(find(connection, TUPLE_REPLY)?)?;
+    (status & ANSWERED == 0).then_some(back.source)
 }
 
 /// A kernel that knows no filters takes this for an incomplete name of one connection, and refuses.
@@ -250,10 +270,23 @@ mod tests {
         assert_eq!(find(attrs.as_slice(), TUPLE_ORIGINAL), None);
     }
 
+    #[test]
+    fn who_is_waited_for_is_who_has_not_answered() {
+        let (client, node, task) = ([192, 0, 2, 9], [192, 0, 2, 1], [100, 64, 64, 2]);
+        let with_status = |status: u32| {
+            let mut attrs = Attrs::new();
+            attrs.u32(STATUS, status);
+            let tuples = connection(direction(client, node, 6, 80), direction(task, client, 6, 9));
+            waited_for(&[attrs.as_slice(), &tuples].concat())
+        };
+        assert_eq!(with_status(0x20), Some(IpAddr::from(task)));
+        assert_eq!(with_status(0x20 | ANSWERED), None);
+    }
+
     proptest! {
         #[test]
         fn arbitrary_answers_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = deletion(&bytes, &Cut::default());
+            let _ = (deletion(&bytes, &Cut::default()), waited_for(&bytes));
         }
     }
 }
