@@ -6,7 +6,8 @@ mod world;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use skep_network::Sandbox;
@@ -133,6 +134,56 @@ async fn all_tasks_are_replaced_under_load_without_an_error() {
     }
     go_on();
     nothing_was_lost(clients);
+}
+
+/// Sends packets of new connections while it may: each to another port. Counts them, and those that were refused.
+fn flood(netns: &Path, to: Ipv4Addr, may: Arc<AtomicBool>, stop: Arc<AtomicBool>) -> thread::JoinHandle<(u32, u32)> {
+    within(netns, move || {
+        let (mut sent, mut refused) = (0, 0);
+        let mut socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        for port in (1..=u16::MAX).cycle() {
+            if port == u16::MAX {
+                socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+            }
+            while !may.load(Ordering::Relaxed) {
+                if stop.load(Ordering::Relaxed) {
+                    return (sent, refused);
+                }
+                thread::yield_now();
+            }
+            sent += 1;
+            refused += u32::from(socket.send_to(b"x", (to, port)).is_err());
+        }
+        (sent, refused)
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn no_packet_of_many_is_refused_while_the_number_of_tasks_changes() {
+    let mut w = World::new(1);
+    let net = w.network(1);
+    let service = w.service(1, net, "10.0.1.200/24", &[]);
+    w.apply().await;
+    let client = everywhere(&mut w, net, &["10.0.1.10/24"]).await;
+    // What is remembered of them must not fill the kernel's table.
+    run(&format!("nsenter --net={} sysctl -qw net.netfilter.nf_conntrack_udp_timeout=1", client.netns.display()));
+    put_behind(&mut w, service, net, 1..4);
+    w.apply().await;
+    let [may, stop] = [(); 2].map(|()| Arc::new(AtomicBool::default()));
+    let vip = Ipv4Addr::new(10, 0, 1, 200);
+    let floods: Vec<_> = (0..3).map(|_| flood(&client.netns, vip, may.clone(), stop.clone())).collect();
+    for round in 0..25 * rounds(SWAPS) {
+        put_behind(&mut w, service, net, if round % 2 == 0 { 1..2 } else { 1..4 });
+        may.store(true, Ordering::Relaxed);
+        w.apply().await;
+        may.store(false, Ordering::Relaxed);
+    }
+    stop.store(true, Ordering::Relaxed);
+    let seen: Vec<(u32, u32)> = floods.into_iter().map(|flood| flood.join().unwrap()).collect();
+    println!("sent and refused: {seen:?}");
+    let all = seen.iter().fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
+    assert!(all.0 > 100 && all.1 == 0, "sent and refused: {all:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -43,7 +43,7 @@ const ANSWERED: u32 = 2;
 /// Of statistics: how many connections there are.
 const ENTRIES: u16 = 1;
 /// So many addresses are looked for one by one, each a walk of some milliseconds through the kernel's table; for more,
-/// what is there is read once, which takes some hundred.
+/// what is there is read once, which takes up to some hundred.
 const WALKS: usize = 16;
 
 /// Which connections are cut.
@@ -70,8 +70,12 @@ pub fn cut(netns: &Netns, cut: &Cut) -> io::Result<()> {
     if !has_connections(&mut socket)? {
         return Ok(());
     }
-    for address in cut.half_open.iter().filter(|address| has_filter(**address)) {
-        if !delete_where(&mut socket, Ip::of(*address), &by_address(*address, true))? {
+    let mut half_open: BTreeSet<IpAddr> = cut.half_open.iter().copied().filter(|a| has_filter(*a)).collect();
+    if half_open.len() > WALKS {
+        half_open = unanswered(&mut socket, &half_open)?;
+    }
+    for address in half_open {
+        if !delete_where(&mut socket, Ip::of(address), &by_address(address, true))? {
             break;
         }
     }
@@ -166,6 +170,22 @@ fn delete_where(socket: &mut NetlinkSocket, ip: Ip, filter: &Attrs) -> io::Resul
         }
         Some((_, error)) => Err(error),
     }
+}
+
+/// Those of the addresses of IPv4 that have not answered some connection yet.
+fn unanswered(socket: &mut NetlinkSocket, among: &BTreeSet<IpAddr>) -> io::Result<BTreeSet<IpAddr>> {
+    let mut request = Vec::new();
+    header(&mut request, GET, REQUEST | DUMP, 1, Ip::V4.family() as u8, 0, &[]);
+    let answer = socket.request(&request)?;
+    let found = answer.messages.iter().filter_map(|message| waited_for(message.get(4..)?));
+    Ok(found.filter(|address| among.contains(address)).collect())
+}
+
+/// Who should answer a connection and has not.
+fn waited_for(connection: &[u8]) -> Option<IpAddr> {
+    let status = u32::from_be_bytes(find(connection, STATUS)?.try_into().ok()?);
+    let back = tuple(find(connection, TUPLE_REPLY)?)?;
+    (status & ANSWERED == 0).then_some(back.source)
 }
 
 /// Takes the connections that `address` answers, or those of them that it has not answered yet. A kernel that knows no filters
@@ -337,10 +357,23 @@ mod tests {
         assert_eq!((with(8 | ANSWERED, task), with(8, client)), (None, None));
     }
 
+    #[test]
+    fn who_is_waited_for_is_who_has_not_answered() {
+        let (client, node, task) = ([192, 0, 2, 9], [192, 0, 2, 1], [100, 64, 64, 2]);
+        let with_status = |status: u32| {
+            let mut attrs = Attrs::new();
+            attrs.u32(STATUS, status);
+            let tuples = connection(direction(client, node, 6, 80), direction(task, client, 6, 9));
+            waited_for(&[attrs.as_slice(), &tuples].concat())
+        };
+        assert_eq!(with_status(0x20), Some(IpAddr::from(task)));
+        assert_eq!(with_status(0x20 | ANSWERED), None);
+    }
+
     proptest! {
         #[test]
         fn arbitrary_answers_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = (deletion(&bytes, &Cut::default()), half_open(&bytes, &BTreeSet::new()));
+            let _ = (deletion(&bytes, &Cut::default()), half_open(&bytes, &BTreeSet::new()), waited_for(&bytes));
         }
     }
 }

@@ -99,28 +99,53 @@ const NEIGHBOURS: [(&str, u32); 3] = [("gc_thresh1", 1024), ("gc_thresh2", 8192)
 
 /// Raises what the kernel keeps of neighbours, where it keeps less. It has these parameters in the host's own namespace alone.
 pub fn keep_neighbours(netns: &Netns) {
-    let raised = netns.enter(|| {
-        let mut raised = Vec::new();
-        for (folder, (name, least)) in ["ipv4", "ipv6"].iter().flat_map(|ip| NEIGHBOURS.map(|one| (ip, one))) {
-            let path = format!("/proc/sys/net/{folder}/neigh/default/{name}");
-            let is_less = |text: String| text.trim().parse::<u32>().is_ok_and(|there| there < least);
-            if fs::read_to_string(&path).is_ok_and(is_less) {
-                raised.push(fs::write(&path, least.to_string()).map(|()| path));
-            }
+    match netns.enter(|| raise(Path::new("/proc/sys/net"))).flatten() {
+        Ok(raised) if raised.is_empty() => {}
+        Ok(raised) => {
+            tracing::info!(parameters = ?raised, "raised: the kernel kept too few neighbours for large networks")
         }
-        raised
-    });
-    for one in raised.into_iter().flatten() {
-        match one {
-            Ok(path) => tracing::info!(path, "raised: the kernel kept too few neighbours for a large network"),
-            Err(error) => {
-                tracing::warn!(%error, "the kernel's table of neighbours may be too small for a large network")
-            }
+        Err(error) => tracing::warn!(%error, "the kernel's table of neighbours may be too small for large networks"),
+    }
+}
+
+/// Raises the parameters of [`NEIGHBOURS`] below a folder; gives those that it raised.
+fn raise(folder: &Path) -> io::Result<Vec<String>> {
+    let mut raised = Vec::new();
+    for (ip, (name, least)) in ["ipv4", "ipv6"].iter().flat_map(|ip| NEIGHBOURS.map(|one| (ip, one))) {
+        let parameter = format!("{ip}/neigh/default/{name}");
+        let path = folder.join(&parameter);
+        let is_less = |text: String| text.trim().parse::<u32>().is_ok_and(|there| there < least);
+        if fs::read_to_string(&path).is_ok_and(is_less) {
+            fs::write(&path, least.to_string())?;
+            raised.push(parameter);
         }
     }
+    Ok(raised)
 }
 
 /// Parameters of one link of the node.
 pub fn of_link<'a>(link: &str, list: &[(&str, &'a str)]) -> Vec<(String, &'a str)> {
     list.iter().map(|(name, value)| (format!("ipv4/conf/{link}/{name}"), *value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_keeps_of_neighbours_is_raised_and_never_lowered() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |ip: &str| folder.path().join(ip).join("neigh/default");
+        // Without IPv6 its parameters are not there.
+        fs::create_dir_all(of("ipv4")).unwrap();
+        for (name, value) in [("gc_thresh1", "128\n"), ("gc_thresh2", "512\n"), ("gc_thresh3", "80000\n")] {
+            fs::write(of("ipv4").join(name), value).unwrap();
+        }
+        let raised = raise(folder.path()).unwrap();
+        assert_eq!(raised, ["ipv4/neigh/default/gc_thresh1", "ipv4/neigh/default/gc_thresh2"]);
+        let now =
+            ["gc_thresh1", "gc_thresh2", "gc_thresh3"].map(|name| fs::read_to_string(of("ipv4").join(name)).unwrap());
+        assert_eq!(now, ["1024", "8192", "80000\n"]);
+        assert_eq!(raise(folder.path()).unwrap(), [""; 0]);
+    }
 }
