@@ -106,6 +106,14 @@ impl Lab {
         self.field(node, "address").as_str().expect("every node has an address").to_owned()
     }
 
+    /// IPv6 address of a node.
+    pub fn address6(&self, node: &str) -> String {
+        self.field(node, "address6")
+            .as_str()
+            .expect("every node has an IPv6 address where the kernel has IPv6")
+            .to_owned()
+    }
+
     /// Path of a node's socket.
     pub fn socket(&self, node: &str) -> &str {
         self.field(node, "socket").as_str().expect("every node has a socket")

@@ -41,8 +41,9 @@ fn endpoint(lab: &Lab, node: &str, container: &str, network: &str) -> Value {
     json(lab, node, &["inspect", container])["NetworkSettings"]["Networks"][network].clone()
 }
 
-/// Gives a node an IPv6 address on the lab's link.
+/// Gives a node another IPv6 address on the lab's link.
 fn add_address(lab: &Lab, node: &str, address: &str) {
+    lab.lab(&["exec", node, "--", "ip", "-6", "addr", "flush", "dev", "eth0", "scope", "global"]).unwrap();
     let add = ["exec", node, "--", "ip", "-6", "addr", "add", &format!("{address}/64"), "dev", "eth0", "nodad"];
     lab.lab(&add).unwrap();
 }

@@ -42,6 +42,9 @@ enum Action {
         /// Start the daemons only; do not form a cluster
         #[arg(long)]
         no_cluster: bool,
+        /// UDP port of networks that are not encrypted, 1024 to 49151; 4789 unless given
+        #[arg(long, default_value_t = 0, hide_default_value = true, conflicts_with = "no_cluster")]
+        data_path_port: u16,
     },
     /// Kill the daemon of a node with SIGKILL; its containers go on
     Kill {
@@ -110,13 +113,14 @@ enum Action {
 /// Runs the command.
 pub fn run(command: LabCommand) -> anyhow::Result<ExitCode> {
     match command.action {
-        Action::Up { place, managers, workers, insecure_registry, daemon_arg, no_cluster } => {
+        Action::Up { place, managers, workers, insecure_registry, daemon_arg, no_cluster, data_path_port } => {
             let options = UpOptions {
                 managers,
                 workers,
                 insecure_registries: insecure_registry,
                 daemon_args: daemon_arg,
                 form_cluster: !no_cluster,
+                data_path_port,
             };
             let lab = Lab::up(&place.dir, &options)?;
             lab.print_summary();

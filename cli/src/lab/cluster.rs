@@ -41,14 +41,17 @@ pub async fn wait_for_socket(node: &NodeState) -> anyhow::Result<()> {
 }
 
 /// `swarm init` on the first node, `swarm join` on the others, then waits until all are ready.
-pub async fn form(state: &LabState) -> anyhow::Result<()> {
+pub async fn form(state: &LabState, data_path_port: u16) -> anyhow::Result<()> {
     let (first, others) = state.nodes.split_first().context("a lab has nodes")?;
     let client = Client::new(&first.socket);
     let listen = |node: &NodeState| format!("{}:2377", node.address);
     client
         .post(
             "/swarm/init",
-            &json!({"ListenAddr": listen(first), "AdvertiseAddr": first.address.to_string(), "Spec": {}}),
+            &json!({
+                "ListenAddr": listen(first), "AdvertiseAddr": first.address.to_string(),
+                "DataPathPort": data_path_port, "Spec": {},
+            }),
         )
         .await
         .with_context(|| format!("making a cluster on {}", first.name))?;

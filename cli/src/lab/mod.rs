@@ -41,6 +41,8 @@ pub struct UpOptions {
     pub daemon_args: Vec<String>,
     /// Whether `swarm init` and `swarm join` are called.
     pub form_cluster: bool,
+    /// UDP port of networks that are not encrypted, as for `swarm init`; 0 for the usual one.
+    pub data_path_port: u16,
 }
 
 /// A lab that exists.
@@ -95,7 +97,7 @@ impl Lab {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(cluster::wait_for_sockets(&self.state))?;
         if options.form_cluster {
-            runtime.block_on(cluster::form(&self.state))?;
+            runtime.block_on(cluster::form(&self.state, options.data_path_port))?;
         }
         Ok(())
     }
@@ -171,7 +173,7 @@ impl Lab {
         if as_json {
             let nodes: Vec<_> = rows
                 .map(|(n, state)| {
-                    json!({"name": n.name, "role": n.role(), "address": n.address, "socket": n.socket, "pid": n.pid(), "state": state})
+                    json!({"name": n.name, "role": n.role(), "address": n.address, "address6": n.address6, "socket": n.socket, "pid": n.pid(), "state": state})
                 })
                 .collect();
             println!("{}", serde_json::to_string(&json!({ "nodes": nodes }))?);
@@ -194,7 +196,8 @@ impl Lab {
     /// Prints what a person needs next.
     pub fn print_summary(&self) {
         for node in &self.state.nodes {
-            println!("{:<6} {:<8} {}", node.name, node.role(), node.address);
+            let second = node.address6.map(|address| address.to_string()).unwrap_or_default();
+            println!("{}", format!("{:<6} {:<8} {:<16} {second}", node.name, node.role(), node.address).trim_end());
         }
         if let Some(first) = self.state.nodes.first() {
             println!("\nexport DOCKER_HOST={}", first.docker_host());

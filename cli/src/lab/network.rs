@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::host_address;
-use super::state::{LabState, NodeState};
+use super::state::{LabState, NodeState, address6, prefix6};
 
 /// Name of the bridge's own namespace; no node can have it.
 const BRIDGE_NAMESPACE: &str = "bridge";
@@ -36,6 +36,17 @@ pub fn host_table(state: &LabState) -> String {
     format!("skep_lab_{}", state.id)
 }
 
+/// Whether the kernel has IPv6 for new namespaces. The host's own may be turned off.
+pub fn has_ipv6() -> bool {
+    Path::new("/proc/sys/net/ipv6/conf/default").exists()
+}
+
+/// Whether this namespace takes addresses of IPv6.
+fn takes_ipv6() -> bool {
+    let read = |of: &str| std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{of}/disable_ipv6"));
+    ["all", "default"].iter().all(|of| read(of).is_ok_and(|value| value.trim() == "0"))
+}
+
 /// Makes namespaces, links, addresses, routes and the way out.
 pub fn build(dir: &Path, state: &LabState) -> anyhow::Result<()> {
     std::fs::create_dir_all(dir.join("netns"))?;
@@ -44,6 +55,10 @@ pub fn build(dir: &Path, state: &LabState) -> anyhow::Result<()> {
     let host = host_link(state);
     ip(None, &format!("link add {host} type veth peer name host netns {}", bridge.display()))?;
     ip(None, &format!("addr add {}/24 dev {host}", host_address(state.subnet)))?;
+    if state.nodes.iter().any(|node| node.address6.is_some()) && takes_ipv6() {
+        let own = address6(prefix6(&state.id), 1);
+        ip(None, &format!("-6 addr add {own}/64 dev {host} nodad"))?;
+    }
     ip(None, &format!("link set {host} up"))?;
     ip(Some(&bridge), "link add br0 type bridge forward_delay 0")?;
     ip(Some(&bridge), "link set lo up")?;
@@ -62,6 +77,9 @@ pub fn plug(dir: &Path, state: &LabState, node: &NodeState) -> anyhow::Result<()
     ip(Some(&bridge), &format!("link set {port} master br0 up"))?;
     ip(Some(&namespace), "link set lo up")?;
     ip(Some(&namespace), &format!("addr add {}/24 dev eth0", node.address))?;
+    if let Some(address) = node.address6 {
+        ip(Some(&namespace), &format!("-6 addr add {address}/64 dev eth0 nodad"))?;
+    }
     ip(Some(&namespace), "link set eth0 up")?;
     ip(Some(&namespace), &format!("route add default via {}", host_address(state.subnet)))
 }

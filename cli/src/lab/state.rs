@@ -2,7 +2,7 @@
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -37,6 +37,9 @@ pub struct NodeState {
     pub manager: bool,
     /// Its address on the lab's bridge.
     pub address: Ipv4Addr,
+    /// Its IPv6 address there; a host without IPv6 gives it none.
+    #[serde(default)]
+    pub address6: Option<Ipv6Addr>,
     /// The socket of its daemon.
     pub socket: PathBuf,
     /// The daemon's process, when one was started.
@@ -90,10 +93,12 @@ impl LabState {
             .find(|subnet| !taken.contains(subnet))
             .context("every subnet of 172.31.0.0/16 is in use on this host")?;
         let [a, b, c, _] = subnet.octets();
+        let prefix = super::network::has_ipv6().then(|| prefix6(&id));
         let node = |name: String, manager: bool, last: u16| {
             let last = u8::try_from(last).expect("the number of nodes was checked");
             let socket = dir.join(&name).join("docker.sock");
-            NodeState { name, manager, address: Ipv4Addr::new(a, b, c, last), socket, process: None }
+            let address6 = prefix.map(|prefix| address6(prefix, last));
+            NodeState { name, manager, address: Ipv4Addr::new(a, b, c, last), address6, socket, process: None }
         };
         let managers = (1..=options.managers).map(|n| node(format!("m{n}"), true, 10 + n));
         let workers = (1..=options.workers).map(|n| node(format!("w{n}"), false, 110 + n));
@@ -154,6 +159,19 @@ fn lab_id(dir: &Path) -> String {
     let mut hasher = DefaultHasher::new();
     dir.hash(&mut hasher);
     format!("{:06x}", hasher.finish() & 0xff_ffff)
+}
+
+/// The lab's /64 of unique local addresses (RFC 4193): of a fixed prefix, `lab` in ASCII, and its id.
+pub fn prefix6(id: &str) -> Ipv6Addr {
+    let number = u32::from_str_radix(id, 16).unwrap_or(0);
+    let [_, a, b, c] = number.to_be_bytes();
+    Ipv6Addr::from([0xfd, 0x6c, 0x61, 0x62, a, b, c, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+}
+
+/// An address of a /64 that reads as the last number of the IPv4 one: `::111` beside `.111`.
+pub fn address6(prefix: Ipv6Addr, last: u8) -> Ipv6Addr {
+    let digits = u128::from_str_radix(&last.to_string(), 16).expect("decimal digits are hexadecimal ones");
+    Ipv6Addr::from_bits(prefix.to_bits() | digits)
 }
 
 /// The /24s of 172.31.0.0/16 that the host has a route into (proc(5), `/proc/net/route`: destinations in network order

@@ -98,8 +98,12 @@ impl NodeNetwork {
     pub async fn examine_ports(&self, managing: Option<u16>) -> Vec<Check> {
         let inner = self.inner.clone();
         let probed = blocking(move || {
-            let in_cluster = inner.state().place.node.is_some();
-            let (wireguard, vxlan) = (inner.config.wireguard_port, inner.config.vxlan_port);
+            let (in_cluster, plain) = {
+                let state = inner.state();
+                let plain = plan::encryption::plain_ports(&state.view, inner.config.vxlan_port).into_iter().next();
+                (state.place.node.is_some(), plain)
+            };
+            let (wireguard, vxlan) = (inner.config.wireguard_port, plain.unwrap_or(inner.config.vxlan_port));
             let needed = [
                 ("tcp", managing.unwrap_or(CLUSTER_PORT), "managers", managing.is_some()),
                 ("udp", wireguard, "WireGuard", in_cluster),
@@ -131,11 +135,13 @@ impl NodeNetwork {
         let state = self.inner.state();
         state.place.node?;
         let view = &state.view;
+        // The managers list tasks of services; plain containers on the cluster's networks are none.
+        let serving = view.endpoints.values().filter(|endpoint| endpoint.serving && endpoint.service.is_some());
         Some(Known {
             nodes: view.peers.keys().map(ToString::to_string).collect(),
             networks: view.networks.keys().map(ToString::to_string).collect(),
             services: view.services.keys().map(ToString::to_string).collect(),
-            serving: view.endpoints.values().filter(|e| e.serving).map(|e| e.task.to_string()).collect(),
+            serving: serving.map(|endpoint| endpoint.task.to_string()).collect(),
         })
     }
 }

@@ -59,10 +59,14 @@ pub fn resolve(asked: Asked<'_>, locals: &[Local], towards: Option<IpAddr>) -> R
         let text = format!("nobody reaches {listen} by {advertise}: name a listen address of the same family");
         return Err(invalid(text));
     }
-    let data_path = endpoint("data path", asked.data_path, locals)?.map_or(advertise.ip(), |asked| asked.ip);
-    if data_path.is_unspecified() {
-        return Err(invalid("data path address must be a non-zero IP address or network interface"));
-    }
+    // swarmkit's words. Its port is the cluster's.
+    let wrong = || invalid("data path address must be a non-zero IP address or network interface");
+    let data_path = match endpoint("data path", asked.data_path, locals) {
+        Ok(None) => advertise.ip(),
+        Ok(Some(Endpoint { ip, port: None })) if !ip.is_unspecified() => ip,
+        Err(error) if is_interface(asked.data_path, locals) => return Err(error),
+        Ok(Some(_)) | Err(_) => return Err(wrong()),
+    };
     Ok(Addresses { listen, advertise, data_path })
 }
 
@@ -128,6 +132,10 @@ fn endpoint(what: &str, text: &str, locals: &[Local]) -> Result<Option<Endpoint>
         [] => Err(wrong()),
         [_, ..] => Err(invalid(format!("the interface {name} has several addresses: name one of them"))),
     }
+}
+
+fn is_interface(name: &str, locals: &[Local]) -> bool {
+    locals.iter().any(|(interface, _)| interface == name)
 }
 
 /// An address without a port; an IPv6 one may stand in brackets.
@@ -227,6 +235,13 @@ mod tests {
         assert!(resolve(ask("", "::"), &locals, None).is_err());
         let data_path = Asked { listen: "", advertise: "10.0.0.1", data_path: "2001:db8::5" };
         assert_eq!(resolve(data_path, &locals, None).unwrap().data_path.to_string(), "2001:db8::5");
+        let by = |data_path| {
+            resolve(Asked { data_path, ..ask("", "10.0.0.1") }, &locals, None).map(|a| a.data_path.to_string())
+        };
+        assert_eq!((by("eth0").unwrap(), by("eth2").unwrap()), ("10.0.0.1".into(), "2001:db8:2::5".into()));
+        for wrong in ["eth9", "10.0.0.1:4789", "0.0.0.0", ":99", "eth0:4789"] {
+            assert!(by(wrong).unwrap_err().to_string().contains("must be a non-zero IP address"), "{wrong}");
+        }
         let only = [("lo".to_owned(), "::1".parse().unwrap()), locals[4].clone()];
         assert_eq!(resolve(ask("", ""), &only, None).unwrap().advertise.to_string(), "[2001:db8:2::5]:2377");
     }
