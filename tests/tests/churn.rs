@@ -43,7 +43,7 @@ fn nobody_is_told_of_a_task_that_is_gone_while_tasks_come_and_go() {
     let create = ["service", "create", "-d", "--name", SERVICE, "--network", NETWORK, "--replicas", &few];
     let policy = ["--restart-delay", "0s", "--update-parallelism", "5", "--update-order", "start-first"];
     // A task gets connections once it listens.
-    let healthy = ["--health-cmd", "whoami probe", "--health-interval", "200ms"];
+    let healthy = ["--health-cmd", "whoami probe", "--health-start-period", "30s", "--health-start-interval", "100ms"];
     lab.docker("m1", &[&create[..], &policy, &["--update-monitor", "0s"], &healthy, &["skep/whoami:latest"]].concat())
         .unwrap();
     let truth = Truth::begin(&lab, SERVICE, NETWORK);

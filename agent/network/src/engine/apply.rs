@@ -79,9 +79,11 @@ impl Inner {
         let opened = udp_ports(opened.map(|(port, _)| port));
         let networks = change.networks(before, view);
         self.take(|state| {
+            state.withdraw(change);
             (state.view, state.backends, state.vips) = (view.clone(), backends, vips);
             state.remembered.ingress = ingress;
         });
+        self.publish_zones().await;
         let (gone, inherited) = self.cut_inherited(change).await;
         let mut result = match published.is_empty() {
             true => Ok(()),
@@ -93,6 +95,7 @@ impl Inner {
         let (inner, views, on) = (self.clone(), (before.clone(), view.clone()), networks.clone());
         result = result.and(blocking(move || inner.follow_switches(&views.0, &views.1, &on)).await);
         result = result.and(self.follow_sandboxes(&networks, &changed).await);
+        self.state().left = None;
         self.publish_zones().await;
         self.cut_later(Due { gone, opened, ..Due::default() }, plan::leaving::drained(change));
         result.and(inherited)
@@ -208,11 +211,13 @@ impl Inner {
         let backends = Backends::of(&view);
         let vips = plan::vip::vips(&view, &backends, &known);
         let opened = udp_ports(remembered.ingress.keys()).difference(&udp_before).copied().collect();
+        let change = Change::between(&before, &view);
         self.take(|state| {
+            state.withdraw(&change);
             (state.view, state.backends, state.vips) = (view.clone(), backends, vips);
             state.remembered = remembered;
         });
-        let change = Change::between(&before, &view);
+        self.publish_zones().await;
         let (gone, inherited) = self.cut_inherited(&change).await;
         let inner = self.clone();
         let node = blocking(move || {
@@ -245,6 +250,7 @@ impl Inner {
             }
             sandboxes = sandboxes.and(self.refresh(&id, live).await);
         }
+        self.state().left = None;
         self.publish_all_zones().await;
         self.cut_later(Due { gone, opened, ..Due::default() }, plan::leaving::drained(&change));
         node.and(tunnel).and(switches).and(sandboxes).and(inherited).and(names)

@@ -100,7 +100,8 @@ impl NodeNetwork {
         let probed = blocking(move || {
             let (in_cluster, plain) = {
                 let state = inner.state();
-                let plain = crate::plan::encryption::plain_ports(&state.view, inner.config.vxlan_port).into_iter().next();
+                let plain =
+                    crate::plan::encryption::plain_ports(&state.view, inner.config.vxlan_port).into_iter().next();
                 (state.place.node.is_some(), plain)
             };
             let (wireguard, vxlan) = (inner.config.wireguard_port, plain.unwrap_or(inner.config.vxlan_port));

@@ -14,7 +14,7 @@ use crate::config::{Config, NodeAddresses, Place, Underlay, node_addresses, twin
 use crate::error::NetworkError;
 use crate::names::SandboxDns;
 use crate::netlink::Neighbour;
-use crate::plan::change::Backends;
+use crate::plan::change::{Backends, Change};
 use crate::plan::encryption::Mesh;
 use crate::plan::ingress::Ingress;
 use crate::plan::names::{LocalName, Sources};
@@ -125,7 +125,10 @@ pub struct State {
     pub place: Place,
     /// What the managers want, as of the last time they were heard, as far as it holds here.
     pub view: Arc<NetworkView>,
-    /// The same, as they told it.
+    /// While that is brought to the kernel: what is left of the view before, which names are told of. What is new gets its names
+    /// once there is a way to it.
+    pub left: Option<(Arc<NetworkView>, Backends)>,
+    /// What the managers want, as they told it.
     pub sight: Sight,
     /// Tasks of its services.
     pub backends: Backends,
@@ -384,15 +387,23 @@ impl State {
         self.remembered.index.is_none() || !self.view.peers.is_empty()
     }
 
+    /// Has names told of what is left of the view by `change`, until [`State::left`] is taken back. There is nothing to take
+    /// names from before the first view: what an earlier process told goes on.
+    pub fn withdraw(&mut self, change: &Change<'_>) {
+        if self.view.peers.is_empty() {
+            return;
+        }
+        let left = change.withdrawn(&self.view);
+        let mut backends = self.backends.clone();
+        backends.follow(&Change::between(&self.view, &left));
+        self.left = Some((Arc::new(left), backends));
+    }
+
     /// What the zones follow from.
     pub fn name_sources(&self) -> Sources {
         let bridges = self.bridges.keys().filter(|name| *name != DEFAULT_BRIDGE);
-        Sources {
-            view: self.view.clone(),
-            backends: self.backends.clone(),
-            bridges: bridges.cloned().collect(),
-            local: self.local_names(),
-        }
+        let (view, backends) = self.left.clone().unwrap_or_else(|| (self.view.clone(), self.backends.clone()));
+        Sources { view, backends, bridges: bridges.cloned().collect(), local: self.local_names() }
     }
 
     /// Names of this node's sandboxes that were asked for with them.

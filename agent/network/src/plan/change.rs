@@ -44,6 +44,22 @@ impl<'a> Change<'a> {
         !self.ground && self.services.is_empty() && self.endpoints.is_empty()
     }
 
+    /// `before` without the tasks that are gone, and with those that drain as such: what is over, and nothing that is new.
+    pub fn withdrawn(&self, before: &NetworkView) -> NetworkView {
+        let mut left = before.clone();
+        for (old, new) in &self.endpoints {
+            let Some(old) = old else { continue };
+            match new {
+                Some(new) if new.addresses == old.addresses && new.service == old.service => {
+                    left.endpoints
+                        .insert(old.task, EndpointView { serving: old.serving && new.serving, ..(*old).clone() });
+                }
+                _ => drop(left.endpoints.remove(&old.task)),
+            }
+        }
+        left
+    }
+
     /// Networks that the services and tasks are on, before or after.
     pub fn networks(&self, before: &NetworkView, after: &NetworkView) -> BTreeSet<NetworkId> {
         let of_tasks = self.endpoints.iter().flat_map(|(old, new)| old.iter().chain(new));
