@@ -42,9 +42,11 @@ const BY_DESTINATION_PORT: u32 = 1 << 5;
 const ANSWERED: u32 = 2;
 /// Of statistics: how many connections there are.
 const ENTRIES: u16 = 1;
-/// So many addresses are looked for one by one, each a walk of some milliseconds through the kernel's table; for more,
-/// what is there is read once, which takes up to some hundred.
+/// In a namespace of many connections so many addresses are looked for one by one, each a walk of some milliseconds through the
+/// kernel's table, which is one for all namespaces; for more, what is there is read once, which takes up to some hundred.
 const WALKS: usize = 16;
+/// Of so few connections in a namespace, all are read in the time of one walk.
+const FEW: u32 = 4096;
 
 /// Which connections are cut.
 #[derive(Debug, Clone, Default)]
@@ -58,40 +60,73 @@ pub struct Cut {
     pub opened: BTreeSet<u16>,
 }
 
+impl Cut {
+    /// Whether it names none.
+    pub fn is_empty(&self) -> bool {
+        self.gone.is_empty() && self.half_open.is_empty() && self.opened.is_empty()
+    }
+}
+
 /// Deletes the connections of a namespace that `cut` names.
 ///
 /// # Errors
 /// Those of the socket. A connection that ended meanwhile is no error.
 pub fn cut(netns: &Netns, cut: &Cut) -> io::Result<()> {
-    if cut.gone.is_empty() && cut.half_open.is_empty() && cut.opened.is_empty() {
+    if cut.is_empty() {
         return Ok(());
     }
-    let mut socket = NetlinkSocket::open(netns, Protocol::Netfilter)?;
-    if !has_connections(&mut socket)? {
-        return Ok(());
+    open(netns)?.cut(cut)
+}
+
+/// Opens a namespace for its connections to be cut. It may be held by nobody else then.
+///
+/// # Errors
+/// Those of the socket.
+pub fn open(netns: &Netns) -> io::Result<Connections> {
+    Ok(Connections(NetlinkSocket::open(netns, Protocol::Netfilter)?))
+}
+
+/// The connections of a namespace.
+pub struct Connections(NetlinkSocket);
+
+impl Connections {
+    /// Deletes those that `cut` names.
+    ///
+    /// # Errors
+    /// As [`cut`].
+    pub fn cut(mut self, cut: &Cut) -> io::Result<()> {
+        match count(&mut self.0)? {
+            0 => Ok(()),
+            few if few <= FEW => delete(&mut self.0, cut, 1),
+            _ => delete(&mut self.0, cut, WALKS),
+        }
     }
+}
+
+/// Deletes connections; no more than so many walks for each kind of them.
+fn delete(socket: &mut NetlinkSocket, cut: &Cut, walks: usize) -> io::Result<()> {
     let mut half_open: BTreeSet<IpAddr> = cut.half_open.iter().copied().filter(|a| has_filter(*a)).collect();
-    if half_open.len() > WALKS {
-        half_open = unanswered(&mut socket, &half_open)?;
+    if half_open.len() > walks {
+        half_open = unanswered(socket, &half_open)?;
     }
     for address in half_open {
-        if !delete_where(&mut socket, Ip::of(address), &by_address(address, true))? {
+        if !delete_where(socket, Ip::of(address), &by_address(address, true))? {
             break;
         }
     }
     if cut.half_open.iter().any(|address| !has_filter(*address)) {
-        delete_half_open6(&mut socket, &cut.half_open)?;
+        delete_half_open6(socket, &cut.half_open)?;
     }
     let mut rest = Cut { half_open: BTreeSet::new(), ..cut.clone() };
-    if rest.gone.len() <= WALKS {
+    if rest.gone.len() <= walks {
         for address in cut.gone.iter().filter(|address| has_filter(**address)) {
-            if !delete_where(&mut socket, Ip::of(*address), &by_address(*address, false))? {
+            if !delete_where(socket, Ip::of(*address), &by_address(*address, false))? {
                 break;
             }
             rest.gone.remove(address);
         }
     }
-    if rest.gone.is_empty() && rest.opened.is_empty() { Ok(()) } else { look_through(&mut socket, &rest) }
+    if rest.gone.is_empty() && rest.opened.is_empty() { Ok(()) } else { look_through(socket, &rest) }
 }
 
 /// Whether the kernel can tell connections by the address that answers. Of IPv6 it takes those that another address answers
@@ -100,14 +135,14 @@ fn has_filter(address: IpAddr) -> bool {
     address.is_ipv4()
 }
 
-/// Whether the namespace has any connection: most sandboxes have none, most of the time.
-fn has_connections(socket: &mut NetlinkSocket) -> io::Result<bool> {
+/// Connections of the namespace: most sandboxes have none, most of the time.
+fn count(socket: &mut NetlinkSocket) -> io::Result<u32> {
     let mut request = Vec::new();
     // The one answer is marked as part of several; the acknowledgement is what ends it.
     header(&mut request, STATISTICS, REQUEST | ACK, 1, 0, 0, &[]);
     let answer = socket.request(&request)?;
-    let entries = answer.messages.iter().find_map(|message| find(message.get(4..)?, ENTRIES));
-    Ok(entries.is_none_or(|entries| entries.iter().any(|byte| *byte != 0)))
+    let entries = answer.messages.iter().find_map(|message| find(message.get(4..)?, ENTRIES)?.try_into().ok());
+    Ok(entries.map_or(u32::MAX, u32::from_be_bytes))
 }
 
 /// Deletes connections of IPv6 that got no answer from these addresses. The kernel cannot tell them by address, so they are

@@ -148,12 +148,18 @@ impl Inner {
             let Some(networks) = self.state().records.get(&id).map(Record::networks) else { continue };
             let (gone, half_open) = (due.gone.on(&networks), due.half_open.on(&networks));
             let cut = Cut { gone, half_open, opened: BTreeSet::new() };
-            let live = cell.lock_owned().await;
-            let done = blocking(move || match live.as_ref() {
-                Some(live) => conntrack::cut(&live.netns, &cut).step(step),
-                None => Ok(()),
+            if cut.is_empty() {
+                continue;
+            }
+            // Looking for connections takes its time, in which others may change the sandbox.
+            let opened = match cell.lock_owned().await.as_ref() {
+                Some(live) => conntrack::open(&live.netns).step(step),
+                None => continue,
+            };
+            result = result.and(match opened {
+                Ok(connections) => blocking(move || connections.cut(&cut).step(step)).await,
+                Err(error) => Err(error),
             });
-            result = result.and(done.await);
         }
         result
     }
