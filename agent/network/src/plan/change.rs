@@ -117,3 +117,36 @@ impl Backends {
         tasks.filter_map(|task| view.endpoints.get(task)).filter(|endpoint| endpoint.serving)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use skep_proto::model::NodeId;
+
+    use super::*;
+
+    fn task(id: u128, serving: bool) -> EndpointView {
+        let name = format!("web.{id}");
+        EndpointView {
+            task: TaskId(id),
+            service: None,
+            node: NodeId(1),
+            name,
+            addresses: Vec::new(),
+            mesh: None,
+            serving,
+        }
+    }
+
+    fn view(tasks: impl IntoIterator<Item = EndpointView>) -> NetworkView {
+        NetworkView { endpoints: tasks.into_iter().map(|task| (task.task, task)).collect(), ..NetworkView::default() }
+    }
+
+    #[test]
+    fn what_is_over_is_withdrawn_and_nothing_new_is_there_yet() {
+        let before = view([task(1, true), task(2, true), task(3, true), task(4, false)]);
+        let moved = EndpointView { service: Some(ServiceId(9)), ..task(3, true) };
+        let after = view([task(2, false), moved, task(4, true), task(5, true)]);
+        let left = Change::between(&before, &after).withdrawn(&before);
+        assert_eq!(left, view([task(2, false), task(4, false)]));
+    }
+}
