@@ -83,7 +83,7 @@ impl Inner {
             (state.view, state.backends, state.vips) = (view.clone(), backends, vips);
             state.remembered.ingress = ingress;
         });
-        self.publish_zones().await;
+        self.withdraw_names().await;
         let (gone, inherited) = self.cut_inherited(change).await;
         let mut result = match published.is_empty() {
             true => Ok(()),
@@ -217,7 +217,7 @@ impl Inner {
             (state.view, state.backends, state.vips) = (view.clone(), backends, vips);
             state.remembered = remembered;
         });
-        self.publish_zones().await;
+        self.withdraw_names().await;
         let (gone, inherited) = self.cut_inherited(&change).await;
         let inner = self.clone();
         let node = blocking(move || {

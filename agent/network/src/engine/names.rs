@@ -20,6 +20,13 @@ impl Inner {
         self.tell_zones(false).await;
     }
 
+    /// Takes the names of what is over back, if there is anything of it.
+    pub(super) async fn withdraw_names(&self) {
+        if self.state().left.is_some() {
+            self.tell_zones(false).await;
+        }
+    }
+
     /// Makes sure that the name server has the zones as well. For the same view again, they are planned anew.
     pub(super) async fn publish_all_zones(&self) {
         self.tell_zones(true).await;
