@@ -109,7 +109,7 @@ fn a_node_says_how_it_encrypts(lab: &Lab) {
     assert!(!elsewhere.contains("not encrypted"), "no task of this node is on a plain network: {elsewhere}");
 }
 
-/// A restart of a daemon, the death of `skep net` on either side, and new keys of all nodes, while clients ask.
+/// Restarts of daemons, that of the only manager among them, the death of `skep net` on either side, and new keys of all nodes, while clients ask.
 fn no_request_is_lost(lab: &Lab) {
     let load = Load::start(&[format!("{}:8080", lab.address("m1")), format!("{}:8080", lab.address("w2"))], 4);
     let goes_on = |what: &str| {
@@ -120,10 +120,13 @@ fn no_request_is_lost(lab: &Lab) {
         });
     };
     goes_on("before");
-    lab.lab(&["kill", "w1"]).unwrap();
-    goes_on("without the daemon of the task's node");
-    lab.lab(&["start", "w1"]).unwrap();
-    goes_on("with the daemon back");
+    // The second one is the only manager.
+    for node in ["w1", "m1"] {
+        lab.lab(&["kill", node]).unwrap();
+        goes_on(&format!("without the daemon of {node}"));
+        lab.lab(&["start", node]).unwrap();
+        goes_on("with the daemon back");
+    }
     for node in ["w1", "m1"] {
         let old = net_process(lab, node).unwrap();
         host::kill(old);
