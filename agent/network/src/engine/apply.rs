@@ -83,7 +83,8 @@ impl Inner {
             (state.view, state.backends, state.vips) = (view.clone(), backends, vips);
             state.remembered.ingress = ingress;
         });
-        self.withdraw_names().await;
+        // Beside the rest: a name server that does not answer holds up no rules.
+        let withdrawn = self.withdraw_names();
         let (gone, inherited) = self.cut_inherited(change).await;
         let mut result = match published.is_empty() {
             true => Ok(()),
@@ -95,6 +96,7 @@ impl Inner {
         let (inner, views, on) = (self.clone(), (before.clone(), view.clone()), networks.clone());
         result = result.and(blocking(move || inner.follow_switches(&views.0, &views.1, &on)).await);
         result = result.and(self.follow_sandboxes(&networks, &changed).await);
+        let _ = withdrawn.await;
         self.state().left = None;
         self.publish_zones().await;
         self.cut_later(Due { gone, opened, ..Due::default() }, plan::leaving::drained(change));
@@ -217,7 +219,7 @@ impl Inner {
             (state.view, state.backends, state.vips) = (view.clone(), backends, vips);
             state.remembered = remembered;
         });
-        self.withdraw_names().await;
+        let withdrawn = self.withdraw_names();
         let (gone, inherited) = self.cut_inherited(&change).await;
         let inner = self.clone();
         let node = blocking(move || {
@@ -250,6 +252,7 @@ impl Inner {
             }
             sandboxes = sandboxes.and(self.refresh(&id, live).await);
         }
+        let _ = withdrawn.await;
         self.state().left = None;
         self.publish_all_zones().await;
         self.cut_later(Due { gone, opened, ..Due::default() }, plan::leaving::drained(&change));

@@ -1,6 +1,9 @@
 //! The name server is told the zones: what differs, or all of them when it has others.
 
 use std::io;
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
 
 use super::Inner;
 use crate::plan::names::Book;
@@ -20,11 +23,14 @@ impl Inner {
         self.tell_zones(false).await;
     }
 
-    /// Takes the names of what is over back, if there is anything of it.
-    pub(super) async fn withdraw_names(&self) {
-        if self.state().left.is_some() {
-            self.tell_zones(false).await;
-        }
+    /// Begins to take back the names of what is over, if there is anything of it.
+    pub(super) fn withdraw_names(self: &Arc<Self>) -> JoinHandle<()> {
+        let inner = self.clone();
+        tokio::spawn(async move {
+            if inner.state().left.is_some() {
+                inner.tell_zones(false).await;
+            }
+        })
     }
 
     /// Makes sure that the name server has the zones as well. For the same view again, they are planned anew.
