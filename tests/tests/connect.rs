@@ -159,9 +159,6 @@ fn refusals(lab: &Lab) {
     .unwrap();
     lab.wait_for_running("m1", "web", 1);
     let task = lab.docker("m1", &["ps", "-q", "--filter", "name=web"]).unwrap();
-    // The stock client asks first.
-    let text = lab.skep("m1", &["network", "rm", "ingress"]).unwrap_err().to_string();
-    assert!(text.contains("ingress is the routing mesh of the cluster and cannot be removed"), "{text}");
     let text = refused(lab, &["network", "connect", "side", task.trim()]);
     assert!(text.contains("its networks are its service's"), "{text}");
     assert_eq!(lab.docker("m1", &["exec", task.trim(), "hostname"]).unwrap(), "m1\n");
