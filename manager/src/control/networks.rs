@@ -61,7 +61,9 @@ impl Control {
     }
 
     pub(super) async fn delete_network(&self, reference: &str) -> Result<(), ControlError> {
-        if self.delete_ingress(reference).await? {
+        // The others are asked for it only where it may be the routing mesh, which is more than one object.
+        let is_other = find(&self.parts.store.view(), reference).is_ok_and(|network| !network.spec.ingress);
+        if !is_other && self.delete_ingress(reference).await? {
             return Ok(());
         }
         self.change_latest(|state| {
