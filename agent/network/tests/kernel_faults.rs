@@ -4,12 +4,14 @@
 mod world;
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use skep_network::{BridgeAttachment, HostPort, NetworkError, OverlayAttachment, SandboxId, SandboxSpec};
 use skep_proto::model::service::Protocol;
 use skep_proto::model::view::Peer;
 use skep_proto::model::{NetworkId, NodeId, TaskId};
+use tokio_util::sync::CancellationToken;
 use world::{CLIENT, World, ask_tcp, ask_udp, eventually, pings, run, serve_tcp, serve_udp, within};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -137,6 +139,37 @@ async fn a_sandbox_waits_for_its_network_and_fails_with_a_temporary_error() {
     w.apply().await;
     let made = waiting.await.unwrap().unwrap();
     assert_eq!(made.links.len(), 2);
+}
+
+/// A node whose only container on a network starts again is told of the end of its place, and of the next one, at any time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs root"]
+async fn a_network_that_goes_and_comes_back_while_a_sandbox_is_made_is_waited_for() {
+    let mut w = World::new(1);
+    let without = w.view.clone();
+    let id = w.network(1);
+    let with = w.view.clone();
+    let network = w.nodes[0].network.clone();
+    let end = CancellationToken::new();
+    let telling = tokio::spawn({
+        let (network, end) = (network.clone(), end.clone());
+        async move {
+            while !end.is_cancelled() {
+                network.apply(Arc::new(without.clone())).await.unwrap();
+                network.apply(Arc::new(with.clone())).await.unwrap();
+            }
+        }
+    });
+    for _ in 0..30 {
+        let mut spec = SandboxSpec::new(SandboxId::new("again").unwrap());
+        let address = "10.0.1.10/24".parse().unwrap();
+        spec.overlays.push(OverlayAttachment { network: id, address, names: Vec::new(), address6: None });
+        let made = network.create_sandbox(spec.clone()).await.unwrap();
+        assert_eq!(made.links.len(), 2);
+        network.delete_sandbox(&made.id).await.unwrap();
+    }
+    end.cancel();
+    telling.await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use skep_proto::model::service::Protocol;
 use tokio::sync::OwnedMutexGuard;
+use tokio::time::Instant;
 
 use super::conntrack::Cut;
 use super::cuts::{Due, node_addresses};
@@ -18,7 +19,13 @@ use crate::record;
 use crate::spec::{Sandbox, SandboxId, SandboxSpec};
 
 /// How long a new sandbox waits for the managers to tell of its networks.
-const NETWORK_WAIT: Duration = Duration::from_secs(5);
+pub(super) const NETWORK_WAIT: Duration = Duration::from_secs(5);
+
+/// Whether a step failed because the managers took back meanwhile what they had told, and there is time to hear more. A node
+/// whose only container starts again is told of the end of its place on a network and of the next one, and both are late.
+pub(super) fn is_untold(error: &NetworkError, until: Instant) -> bool {
+    matches!(error, NetworkError::UnknownNetwork { .. } | NetworkError::NoIndex) && Instant::now() < until
+}
 
 impl Inner {
     pub(super) async fn create(self: Arc<Self>, spec: SandboxSpec) -> Result<Sandbox, NetworkError> {
@@ -47,30 +54,32 @@ impl Inner {
                 false => Err(NetworkError::Differs { id: id.to_string() }),
             };
         }
-        self.wait_for_networks(&spec).await?;
         // Of a creation that could not be taken back; making it again replaces it.
         self.state().records.remove(&id);
-        let record = {
-            let inner = self.clone();
-            blocking(move || inner.reserve(spec)).await?
-        };
-        match self.clone().make(record.clone()).await {
-            Ok(made) => {
-                let sandbox = record.sandbox(&self.config);
-                let is_newest = made.view == self.view_number();
-                *live = Some(made);
-                // What the managers said meanwhile did not wait for it.
-                if !is_newest {
-                    let followed = self.refresh(&id, live).await;
-                    self.or_behind(followed)?;
+        let until = Instant::now() + NETWORK_WAIT;
+        let (record, made) = loop {
+            self.wait_for_networks(&spec, until).await?;
+            let (inner, wanted) = (self.clone(), spec.clone());
+            let record = blocking(move || inner.reserve(wanted)).await?;
+            match self.clone().make(record.clone()).await {
+                Ok(made) => break (record, made),
+                Err(error) => {
+                    self.unmake(record).await;
+                    if !is_untold(&error, until) {
+                        return Err(error);
+                    }
                 }
-                Ok(sandbox)
             }
-            Err(error) => {
-                self.unmake(record).await;
-                Err(error)
-            }
+        };
+        let sandbox = record.sandbox(&self.config);
+        let is_newest = made.view == self.view_number();
+        *live = Some(made);
+        // What the managers said meanwhile did not wait for it.
+        if !is_newest {
+            let followed = self.refresh(&id, live).await;
+            self.or_behind(followed)?;
         }
+        Ok(sandbox)
     }
 
     pub(super) fn reserve(&self, spec: SandboxSpec) -> Result<Record, NetworkError> {
@@ -137,7 +146,8 @@ impl Inner {
         }
     }
 
-    pub(super) async fn wait_for_networks(&self, spec: &SandboxSpec) -> Result<(), NetworkError> {
+    /// Waits for the managers to tell of a sandbox's networks.
+    pub(super) async fn wait_for_networks(&self, spec: &SandboxSpec, until: Instant) -> Result<(), NetworkError> {
         let mut changed = self.changed.subscribe();
         let wait = async {
             loop {
@@ -147,7 +157,7 @@ impl Inner {
                 }
             }
         };
-        match tokio::time::timeout(NETWORK_WAIT, wait).await {
+        match tokio::time::timeout_at(until, wait).await {
             Ok(ready) => ready,
             Err(_) => self.state().ready_for(spec, &self.config),
         }

@@ -6,9 +6,11 @@
 use std::sync::Arc;
 
 use tokio::sync::OwnedMutexGuard;
+use tokio::time::Instant;
 
 use super::conntrack::{self, Cut};
 use super::kept::OnDisk;
+use super::lifecycle::{NETWORK_WAIT, is_untold};
 use super::sandbox::{self, Live};
 use super::state::Record;
 use super::{Inner, Moving, blocking};
@@ -38,14 +40,24 @@ impl Inner {
         if record.spec == spec {
             return Ok(record.sandbox(&self.config));
         }
-        self.wait_for_networks(&spec).await?;
-        let inner = self.clone();
-        let (mut live, result) = blocking(move || {
-            let mut live = live;
-            let result = inner.reshape_live(&mut live, record, spec);
-            Ok((live, result))
-        })
-        .await?;
+        let until = Instant::now() + NETWORK_WAIT;
+        let (mut live, mut record) = (live, record);
+        let result = loop {
+            if let Err(error) = self.wait_for_networks(&spec, until).await {
+                break Err(error);
+            }
+            let (inner, wanted) = (self.clone(), spec.clone());
+            let reshaped;
+            (live, reshaped) = blocking(move || {
+                let result = inner.reshape_live(&mut live, record, wanted);
+                Ok((live, result))
+            })
+            .await?;
+            match self.state().records.get(&id).cloned() {
+                Some(left) if reshaped.as_ref().is_err_and(|error| is_untold(error, until)) => record = left,
+                Some(_) | None => break reshaped,
+            }
+        };
         if let Some(live) = live.as_mut() {
             live.names_confirmed = false;
             // Asked again at the managers' next word.
