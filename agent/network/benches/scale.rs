@@ -1,24 +1,26 @@
-//! What the size of the cluster costs a node: `cargo bench -p skep-network --bench scale` as root. `ROUNDS` (50) may be set.
+//! What the size of the cluster costs a node: `cargo bench -p skep-network --bench scale` as root. `ROUNDS` (50) may be set;
+//! words after `--` choose parts: `moves`, `names`, `connect`, `apart`, `swaps`.
 //!
 //! - A node with tasks on a network of a thousand nodes and a thousand services is told that one task moved; the same where all
 //!   tasks are of one service, and where all services are published. With ten tasks of its own and with sixty: what fifty more
 //!   cost is what each costs.
 //! - What the names of that take, with a name server that keeps them on disk; where tasks move, there is one that only remembers.
 //! - How long a connection to a virtual address takes with 1, 100 and 1,000 tasks behind it, in turn with one to a task.
+//! - The same with each task in a namespace of its own, and how long making and removing those takes.
 //! - How many connections fail while the tasks behind a virtual address are all replaced, 100 by 1,000 and back.
 //!
-//! The kernel is the real one, the other nodes exist in what the managers say alone. In the last two all tasks are addresses of
-//! the client's own namespace: its neighbours and theirs would be measured otherwise.
+//! The kernel is the real one, the other nodes exist in what the managers say alone. In `connect` and `swaps` all tasks are addresses
+//! of the client's own namespace: its neighbours and theirs would be measured otherwise.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stdout, missing_docs, reason = "a benchmark")]
 
 #[path = "../tests/world/mod.rs"]
 mod world;
 
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use skep_network::netd::{self, NetdConfig};
@@ -221,37 +223,114 @@ async fn alone(counts: &[u32]) -> (World, skep_network::Sandbox) {
     (w, client)
 }
 
+/// Services with so many tasks behind their virtual addresses.
+const BEHIND: [u32; 3] = [1, 100, 1000];
+
+fn vip(service: u32) -> SocketAddr {
+    SocketAddr::new(Ipv4Addr::from(0x0a07_0100 + service).into(), 80)
+}
+
 async fn connect() {
-    let counts = [1, 100, 1000];
-    let (_w, client) = alone(&counts).await;
+    let (_w, client) = alone(&BEHIND).await;
     serve_tcp(&client.netns, 80, "here");
     let direct = SocketAddr::new(Ipv4Addr::from(0x0a07_0000 + task_address(0x1001)).into(), 80);
-    let vips = (1..=3).map(|service| SocketAddr::new(Ipv4Addr::from(0x0a07_0100 + service).into(), 80));
-    let ways: Vec<SocketAddr> = std::iter::once(direct).chain(vips).collect();
-    let mut times = vec![Vec::new(); ways.len()];
-    for _ in 0..rounds() {
-        for (to, times) in ways.iter().zip(&mut times) {
-            times.push(connections(&client.netns, *to, TURN));
+    compare(&client.netns, &[direct]);
+}
+
+/// Each task is a sandbox. All of the services are the same ones: a bridge has no more than 1,024 ports.
+async fn apart() {
+    let _room = Neighbours::make_room();
+    let mut w = World::new(1);
+    let network = w.network(7);
+    let subnet = &mut w.view.networks.get_mut(&network).unwrap().subnets[0];
+    (subnet.subnet, subnet.gateway) = ("10.7.0.0/16".parse().unwrap(), "10.7.0.1".parse().unwrap());
+    for service in 1..=3 {
+        w.service(u128::from(service), network, &text(0x100 + service), &[]);
+    }
+    w.apply().await;
+    let client = w.task(0x9000, 0, None, network, "10.7.250.1/16").await;
+    let (began, [.., most]) = (Instant::now(), BEHIND);
+    let (mut direct, stop) = (Vec::new(), Arc::new(AtomicBool::default()));
+    for number in 1..=most {
+        let address = task_address(number);
+        let made = w.task(u128::from(number), 0, Some(ServiceId(3)), network, &text(address)).await;
+        serve_until(&made.netns, &stop);
+        direct.push(SocketAddr::new(Ipv4Addr::from(0x0a07_0000 + address).into(), 80));
+    }
+    println!("{most} sandboxes made, {:.1?} each", began.elapsed() / most);
+    for (service, count) in (1..).zip(&BEHIND[..2]) {
+        for number in 1..=*count {
+            let mut same = w.view.endpoints[&TaskId(u128::from(number))].clone();
+            (same.task, same.service) =
+                (TaskId(u128::from(service * 0x1_0000 + number)), Some(ServiceId(service.into())));
+            w.view.endpoints.insert(same.task, same);
         }
     }
-    let names = std::iter::once("a task".to_owned()).chain(counts.iter().map(|count| format!("{count} behind")));
-    for (name, mut times) in names.zip(times) {
+    let began = Instant::now();
+    w.apply().await;
+    println!("told to all of them at once in {:.1?}", began.elapsed());
+    compare(&client.netns, &direct);
+    // A namespace ends with its last socket.
+    stop.store(true, Ordering::Relaxed);
+    connections(&client.netns, &direct, most);
+    let began = Instant::now();
+    drop(w);
+    println!("removed, {:.1?} each", began.elapsed() / most);
+}
+
+/// Accepts connections until one that comes after `stop` was set.
+fn serve_until(netns: &Path, stop: &Arc<AtomicBool>) {
+    let (listener, stop) = (within(netns, || TcpListener::bind("0.0.0.0:80").unwrap()).join().unwrap(), stop.clone());
+    std::thread::spawn(move || listener.incoming().take_while(|_| !stop.load(Ordering::Relaxed)).for_each(drop));
+}
+
+/// What a daemon in the host's own namespace sees to: room for the neighbours of all sandboxes together. Taken back when dropped.
+struct Neighbours(Vec<(String, String)>);
+
+impl Neighbours {
+    fn make_room() -> Self {
+        let paths = (1..=3).map(|level| format!("/proc/sys/net/ipv4/neigh/default/gc_thresh{level}"));
+        let before = paths.map(|path| (path.clone(), std::fs::read_to_string(path).unwrap())).collect();
+        let room = Self(before);
+        room.0.iter().rev().for_each(|(path, _)| std::fs::write(path, "16384").unwrap());
+        room
+    }
+}
+
+impl Drop for Neighbours {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|(path, text)| std::fs::write(path, text).unwrap());
+    }
+}
+
+/// Connects in turn to tasks themselves and to the virtual addresses.
+fn compare(netns: &Path, direct: &[SocketAddr]) {
+    let mut ways = vec![("a task".to_owned(), direct.to_vec())];
+    ways.extend((1..).zip(BEHIND).map(|(service, count)| (format!("{count} behind"), vec![vip(service)])));
+    let mut times = vec![Vec::new(); ways.len()];
+    for _ in 0..rounds() {
+        for ((_, to), times) in ways.iter().zip(&mut times) {
+            times.push(connections(netns, to, TURN));
+        }
+    }
+    for ((name, _), mut times) in ways.into_iter().zip(times) {
         times.sort_unstable();
         let (least, most) = (times[times.len() / 10], times[times.len() * 9 / 10]);
         println!("connect, {name}: median {:.1?}, 10 to 90 % of the turns {least:.1?} to {most:.1?}", median(times));
     }
 }
 
-fn connections(netns: &Path, to: SocketAddr, count: u32) -> Duration {
+fn connections(netns: &Path, to: &[SocketAddr], count: u32) -> Duration {
+    let to = to.to_vec();
     let all = move || {
-        let once = || {
+        let once = |to: &SocketAddr| {
             let began = Instant::now();
             let mut stream = TcpStream::connect(to).unwrap();
             let taken = began.elapsed();
             let _ = stream.read_to_end(&mut Vec::new());
             taken
         };
-        (0..count).map(|_| once()).collect()
+        to.iter().cycle().take(count as usize).map(once).collect()
     };
     median(within(netns, all).join().unwrap())
 }
@@ -285,14 +364,29 @@ async fn swaps() {
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
-    println!("{NODES} nodes, {SERVICES} services of {TASKS_EACH} tasks");
-    moves(SERVICES, TASKS_EACH, false).await;
-    println!("{NODES} nodes, {SERVICES} published services of {TASKS_EACH} tasks");
-    moves(SERVICES, TASKS_EACH, true).await;
-    println!("{NODES} nodes, one service of 1000 tasks");
-    moves(1, 1000, false).await;
-    println!("names of {NODES} nodes, {SERVICES} services of {TASKS_EACH} tasks");
-    move_names(SERVICES, TASKS_EACH).await;
-    connect().await;
-    swaps().await;
+    let parts: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let is_wanted = |part: &str| parts.is_empty() || parts.iter().any(|wanted| wanted == part);
+    if is_wanted("moves") {
+        println!("{NODES} nodes, {SERVICES} services of {TASKS_EACH} tasks");
+        moves(SERVICES, TASKS_EACH, false).await;
+        println!("{NODES} nodes, {SERVICES} published services of {TASKS_EACH} tasks");
+        moves(SERVICES, TASKS_EACH, true).await;
+        println!("{NODES} nodes, one service of 1000 tasks");
+        moves(1, 1000, false).await;
+    }
+    if is_wanted("names") {
+        println!("names of {NODES} nodes, {SERVICES} services of {TASKS_EACH} tasks");
+        move_names(SERVICES, TASKS_EACH).await;
+    }
+    if is_wanted("connect") {
+        println!("connections, the tasks in the client's namespace");
+        connect().await;
+    }
+    if is_wanted("apart") {
+        println!("connections, each task in its own namespace");
+        apart().await;
+    }
+    if is_wanted("swaps") {
+        swaps().await;
+    }
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::dns::patch::ZonesPatch;
 use crate::dns::zone::{ZoneKey, Zones};
@@ -83,9 +84,21 @@ pub struct FakeNames {
     /// How often zones were put and patched.
     told: (AtomicU32, AtomicU32),
     refusing: AtomicBool,
+    /// Whether new sandboxes wait, and how many do.
+    holding: watch::Sender<(bool, u32)>,
 }
 
 impl FakeNames {
+    /// Whether new sandboxes wait from now on, as with a server that does not answer.
+    pub fn hold(&self, hold: bool) {
+        self.holding.send_modify(|(held, _)| *held = hold);
+    }
+
+    /// How many wait.
+    pub fn held(&self) -> u32 {
+        self.holding.borrow().1
+    }
+
     /// Whether it refuses new sandboxes from now on.
     pub fn refuse(&self, refuse: bool) {
         self.refusing.store(refuse, Ordering::Relaxed);
@@ -145,6 +158,9 @@ impl Names for FakeNames {
         if self.refusing.load(Ordering::Relaxed) {
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
+        self.holding.send_modify(|(_, waiting)| *waiting += 1);
+        let _ = self.holding.subscribe().wait_for(|(held, _)| !held).await;
+        self.holding.send_modify(|(_, waiting)| *waiting -= 1);
         self.served().insert(sandbox.id.clone(), sandbox);
         Ok(DnsPorts { udp: 5353, tcp: 5354 })
     }

@@ -4,9 +4,11 @@
 mod world;
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use skep_network::dns::zone::ZoneKey;
 use skep_network::{BridgeAttachment, HostPort, NetworkError, OverlayAttachment, SandboxId, SandboxSpec};
 use skep_proto::model::service::Protocol;
 use skep_proto::model::view::Peer;
@@ -37,7 +39,7 @@ async fn a_sandbox_cannot_send_as_another() {
 }
 
 /// Packets that a link received.
-fn count(netns: &std::path::Path, link: &str) -> u64 {
+fn count(netns: &Path, link: &str) -> u64 {
     let inside = format!("nsenter --net={}", netns.display());
     run(&format!("{inside} awk '$1 == \"{link}:\" {{ print $3 }}' /proc/thread-self/net/dev")).trim().parse().unwrap()
 }
@@ -170,6 +172,43 @@ async fn a_network_that_goes_and_comes_back_while_a_sandbox_is_made_is_waited_fo
     }
     end.cancel();
     telling.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+#[ignore = "needs root"]
+async fn a_sandbox_in_the_making_holds_up_no_view_and_has_the_newest_in_the_end() {
+    let mut w = World::new(1);
+    let net = w.network(1);
+    let service = w.service(1, net, "10.0.1.200/24", &[]);
+    w.apply().await;
+    let client = w.task(1, 0, None, net, "10.0.1.10/24").await;
+    let [stays, goes] = [(2, "10.0.1.20/24"), (3, "10.0.1.21/24")];
+    for (number, address) in [stays, goes] {
+        let task = w.task(number, 0, Some(service), net, address).await;
+        serve_tcp(&task.netns, 80, if number == 2 { "stays" } else { "goes" });
+    }
+    w.apply().await;
+
+    let (names, network) = (w.nodes[0].names.clone(), w.nodes[0].network.clone());
+    names.hold(true);
+    let making = tokio::spawn(async move {
+        let mut spec = SandboxSpec::new(SandboxId::new("slow").unwrap());
+        let address = "10.0.1.30/24".parse().unwrap();
+        spec.overlays.push(OverlayAttachment { network: net, address, names: Vec::new(), address6: None });
+        network.create_sandbox(spec).await.unwrap()
+    });
+    eventually("a sandbox in the making", || names.held() == 1);
+    w.view.endpoints.remove(&TaskId(3));
+    let told = tokio::time::timeout(Duration::from_secs(5), w.apply()).await;
+    let is_gone =
+        |netns: &Path| (0..8).all(|_| ask_tcp(netns, "10.0.1.200:80").is_ok_and(|text| text.starts_with("stays")));
+    let seen = (is_gone(&client.netns), names.zones()[&ZoneKey::Overlay(net)].resolve("task3").is_none());
+    // Before anything fails: whoever clears the node would wait for the sandbox.
+    names.hold(false);
+    assert!(told.is_ok(), "a view waits for a sandbox in the making");
+    assert_eq!(seen, (true, true), "rules and names without the task that went");
+    let made = making.await.unwrap();
+    assert!(is_gone(&made.netns));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

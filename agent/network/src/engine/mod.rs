@@ -37,6 +37,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use skep_proto::model::view::NetworkView;
 use skep_proto::model::{NetworkId, NodeId};
 use tokio::sync::{Mutex as AsyncMutex, watch as channel};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::cuts::Cuts;
@@ -53,6 +54,9 @@ use crate::keys::Keys;
 use crate::names::Names;
 use crate::spec::{BridgeSpec, Sandbox, SandboxId, SandboxSpec};
 use crate::sys::netns::Netns;
+
+/// Sandboxes that are removed at once when all go: the kernel ends namespaces together that are due together.
+const REMOVED_AT_ONCE: usize = 16;
 
 /// The network of a node. Clones share one.
 #[derive(Clone)]
@@ -275,9 +279,18 @@ impl NodeNetwork {
     /// The first step that failed; the others were tried as well.
     pub async fn clear(&self) -> Result<(), NetworkError> {
         let ids: Vec<SandboxId> = self.inner.state().records.keys().cloned().collect();
-        let mut result = Ok(());
+        let (mut result, mut removing) = (Ok(()), JoinSet::new());
         for id in ids {
-            result = result.and(self.delete_sandbox(&id).await);
+            if removing.len() == REMOVED_AT_ONCE
+                && let Some(removed) = removing.join_next().await
+            {
+                result = result.and(removed.unwrap_or(Err(NetworkError::Stopped)));
+            }
+            let inner = self.inner.clone();
+            removing.spawn(async move { inner.delete(&id).await });
+        }
+        while let Some(removed) = removing.join_next().await {
+            result = result.and(removed.unwrap_or(Err(NetworkError::Stopped)));
         }
         result = result.and(self.inner.clear_tunnel().await);
         let inner = self.inner.clone();
