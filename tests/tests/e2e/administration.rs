@@ -31,6 +31,15 @@ fn info(lab: &Lab, node: &str, field: &str) -> anyhow::Result<String> {
     Ok(lab.docker(node, &["info", "--format", &format!("{{{{{field}}}}}")])?.trim().to_owned())
 }
 
+/// `docker node` with a verb that changes roles. It reads the node and names the version it read: when the managers noted
+/// something of the node in between, such as the end of the last change, the request is out of sequence and made again.
+fn change_role(lab: &Lab, from: &str, arguments: &[&str]) {
+    eventually(&format!("{arguments:?} is taken"), || match lab.docker(from, &[&["node"], arguments].concat()) {
+        Err(error) if !error.to_string().contains("update out of sequence") => panic!("{arguments:?}: {error:#}"),
+        outcome => outcome.map(drop),
+    });
+}
+
 const MANAGES: &[&str] = &["Ready=Reachable", "Ready=Leader"];
 
 #[test]
@@ -43,7 +52,7 @@ fn a_promoted_worker_manages_and_a_demoted_manager_works_on_and_no_container_not
     let last = refusal(&lab, "m1", &["node", "demote", "m1"]);
     assert!(last.contains("attempting to demote the last manager of the swarm"), "{last}");
 
-    lab.docker("m1", &["node", "promote", "w1", "w2"]).unwrap();
+    change_role(&lab, "m1", &["promote", "w1", "w2"]);
     for node in ["w1", "w2"] {
         wait_for_status(&lab, "m1", node, MANAGES);
         eventually("the new manager answers", || lab.docker(node, &["node", "ls"]).map(drop));
@@ -55,7 +64,7 @@ fn a_promoted_worker_manages_and_a_demoted_manager_works_on_and_no_container_not
     );
 
     // The leader itself: it hands over first.
-    lab.docker("w1", &["node", "demote", "m1"]).unwrap();
+    change_role(&lab, "w1", &["demote", "m1"]);
     wait_for_status(&lab, "w1", "m1", &["Ready="]);
     eventually("the demoted manager is a worker", || {
         ensure!(info(&lab, "m1", ".Swarm.ControlAvailable")? == "false");
@@ -74,16 +83,16 @@ fn a_promoted_worker_manages_and_a_demoted_manager_works_on_and_no_container_not
     wait_for_status(&lab, "w1", "w2", MANAGES);
 
     // And back, the first manager anew.
-    lab.docker("w1", &["node", "promote", "m1"]).unwrap();
+    change_role(&lab, "w1", &["promote", "m1"]);
     wait_for_status(&lab, "w1", "m1", MANAGES);
     eventually("it answers again", || lab.docker("m1", &["node", "ls"]).map(drop));
     // Demoted and promoted before it notices, and once more after it has.
-    lab.docker("m1", &["node", "demote", "w1"]).unwrap();
-    lab.docker("m1", &["node", "promote", "w1"]).unwrap();
+    change_role(&lab, "m1", &["demote", "w1"]);
+    change_role(&lab, "m1", &["promote", "w1"]);
     wait_for_status(&lab, "m1", "w1", MANAGES);
-    lab.docker("m1", &["node", "demote", "w1"]).unwrap();
+    change_role(&lab, "m1", &["demote", "w1"]);
     wait_for_status(&lab, "m1", "w1", &["Ready="]);
-    lab.docker("m1", &["node", "update", "--role", "manager", "w1"]).unwrap();
+    change_role(&lab, "m1", &["update", "--role", "manager", "w1"]);
     wait_for_status(&lab, "m1", "w1", MANAGES);
     eventually("it answers once more", || lab.docker("w1", &["service", "ls"]).map(drop));
     assert_eq!((lab.running("m1", "web"), host::pids_of(&lab.cgroup(), "w1")), before, "no container was touched");
@@ -95,7 +104,7 @@ fn a_change_of_role_goes_on_after_a_kill_at_any_time_and_a_node_leaves_and_is_re
     let lab = Lab::up(1, 1, &[]);
     for pause_ms in [0, 150, 400, 900] {
         for (verb, wanted) in [("promote", MANAGES), ("demote", &["Ready="] as &[&str])] {
-            lab.docker("m1", &["node", verb, "w1"]).unwrap();
+            change_role(&lab, "m1", &[verb, "w1"]);
             // Where in the change it is killed is a matter of chance, and must not matter.
             std::thread::sleep(std::time::Duration::from_millis(pause_ms));
             lab.lab(&["kill", "w1"]).unwrap();
@@ -103,7 +112,7 @@ fn a_change_of_role_goes_on_after_a_kill_at_any_time_and_a_node_leaves_and_is_re
             wait_for_status(&lab, "m1", "w1", wanted);
         }
     }
-    lab.docker("m1", &["node", "promote", "w1"]).unwrap();
+    change_role(&lab, "m1", &["promote", "w1"]);
     wait_for_status(&lab, "m1", "w1", MANAGES);
     let refused = refusal(&lab, "w1", &["swarm", "leave"]);
     assert!(
@@ -257,7 +266,7 @@ fn a_locked_manager_needs_its_key_after_a_restart_and_its_containers_do_not() {
     let second = lab.docker("m2", &["swarm", "unlock-key", "--rotate", "-q"]).unwrap().trim().to_owned();
     assert_ne!(first, second);
     // A promoted node is locked as well, with the key of now.
-    lab.docker("m2", &["node", "promote", "w1"]).unwrap();
+    change_role(&lab, "m2", &["promote", "w1"]);
     wait_for_status(&lab, "m2", "w1", MANAGES);
     wait_for_lock(&lab, "w1", true);
     eventually("the new key is the one in force", || {
@@ -266,7 +275,7 @@ fn a_locked_manager_needs_its_key_after_a_restart_and_its_containers_do_not() {
     });
     wait_for_status(&lab, "m2", "w1", MANAGES);
     // A demoted one is not: a worker has nothing to lock.
-    lab.docker("m2", &["node", "demote", "w1"]).unwrap();
+    change_role(&lab, "m2", &["demote", "w1"]);
     wait_for_status(&lab, "m2", "w1", &["Ready="]);
     eventually("the worker's raft folder is gone", || {
         ensure!(!lab.daemon_root("w1").join("raft").exists());
