@@ -45,10 +45,26 @@ lab_obstacle() {
   fi
 }
 
-# Builds the daemon and the static shim: position-fixed and without a dynamic linker it costs a quarter of the memory.
+# What is compiled here is compiled once: what the compiler would note down for the next time takes longer than it saves.
+export CARGO_INCREMENTAL=${CARGO_INCREMENTAL:-0}
+
+# Builds the daemon and the static shim.
 build_skep() {
   find_programs
   cargo build --locked -p skep
+  build_shim
+}
+
+# Builds the same and all tests, in one run: some libraries have more features in tests, and a daemon built by itself
+# would have those, and all crates above them, ours first, compiled a second time.
+build_tests() {
+  find_programs
+  cargo build --locked --workspace --lib --bin skep --tests --examples
+  build_shim
+}
+
+# Position-fixed and without a dynamic linker it costs a quarter of the memory.
+build_shim() {
   RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' cargo build --locked -p skep-shim --target "$host"
 }
 

@@ -160,7 +160,7 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ("observability", "no package; it wants a GPU"),
     ("web-probes", "its liveness probe speaks TLS, which its configuration does not"),
     ("namespaces", "its client ends when it has asked, and is started again for ever"),
-    ("replication-controller, shared-*", "tests/tests/stacks.rs runs them"),
+    ("replication-controller, shared-*", "tests/tests/e2e/stacks.rs runs them"),
 ];
 
 fn main() -> ExitCode {

@@ -13,8 +13,9 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, UdpSocket};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
+use super::doctor::SOON;
 use super::{Inner, blocking};
 use crate::dns::forward::frame;
 use crate::dns::message::Transport;
@@ -61,12 +62,13 @@ pub(super) struct Answers {
 
 impl Inner {
     /// Asks in up to [`MOST`] containers, in all at once: a service's name, its tasks' name, one that nobody has; the first of
-    /// them over TCP, too. Takes two seconds at most.
+    /// them over TCP, too. Takes three seconds at most.
     pub(super) async fn ask_in_sandboxes(self: &Arc<Self>) -> Result<Answers, NetworkError> {
         let mut there = Vec::new();
+        let until = Instant::now() + SOON;
         for (id, cell) in self.live_cells() {
-            // One that is being made or taken away is its maker's; one without zones does not ask here.
-            let Ok(live) = cell.try_lock() else { continue };
+            // One without zones does not ask here.
+            let Ok(live) = timeout_at(until, cell.lock()).await else { continue };
             let zones = self.state().records.get(&id).map(|record| record.dns(&self.config).zones);
             if let (Some(live), Some(zones)) = (live.as_ref(), zones.filter(|zones| !zones.is_empty())) {
                 there.push((id, live.netns.clone(), live.dns, zones));

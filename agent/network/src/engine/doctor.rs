@@ -9,7 +9,7 @@ use std::time::Duration;
 use skep_proto::model::doctor::{Check, Known};
 use skep_proto::model::view::Peer;
 use skep_proto::model::{NetworkId, NodeId};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::asking::Answers;
 use super::{Encryption, Inner, NodeNetwork, SwitchCell, blocking, lock, sysctl};
@@ -25,6 +25,9 @@ const AT_A_TIME: usize = 50;
 const AGAIN: Duration = Duration::from_millis(1500);
 /// How long the process skep net is waited for. It is on this host.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long sandboxes are waited for, all together, while others have them: the watch, and both halves of one look.
+/// One that is not free by then is being made or taken away, and its maker's.
+pub(super) const SOON: Duration = Duration::from_secs(1);
 /// `ERANGE`: what a kernel with VXLAN answers to a network number of more than 24 bits.
 const OUT_OF_RANGE: i32 = 34;
 
@@ -211,9 +214,9 @@ impl Inner {
             seen.add(&format!("network {network}"), looked.await);
         }
         let mut served = Vec::new();
+        let until = Instant::now() + SOON;
         for (id, cell) in self.live_cells() {
-            // One that is being made or taken away is its maker's.
-            let Ok(live) = cell.try_lock_owned() else { continue };
+            let Ok(live) = timeout_at(until, cell.lock_owned()).await else { continue };
             let Some(record) = self.state().records.get(&id).cloned() else { continue };
             served.extend(live.is_some().then(|| id.clone()));
             let inner = self.clone();
