@@ -384,8 +384,7 @@ impl Writer<'_> {
         let Some(next) = own.and_then(|own| own.next).filter(|next| self.key_known.as_ref() != Some(next)) else {
             return Ok(());
         };
-        let nodes = view.nodes();
-        if lock(&reign.keys).is_known(id, &next, nodes.iter().map(|node| &**node)) {
+        if reign.is_key_known(view, id, &next) {
             self.key_known = Some(next);
             send(reign, outbound, ManagerMessage::KeyKnown { key: next }).await?;
         }

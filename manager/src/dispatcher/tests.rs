@@ -16,6 +16,7 @@ use super::ports::TaskFacts;
 use super::*;
 
 mod files;
+mod keys;
 mod over_grpc;
 mod over_store;
 mod properties;
@@ -41,7 +42,8 @@ impl World {
 
     async fn with(store: Arc<FakeStore>) -> Self {
         let leadership = watch::Sender::new(Leadership::Leading { term: 1 });
-        let dispatcher = Arc::new(Dispatcher::new(store.clone(), leadership.subscribe(), Timing::default(), 7));
+        let dispatcher =
+            Arc::new(Dispatcher::new(store.clone(), leadership.subscribe(), Timing::default(), Timestamp(7)));
         let stop = CancellationToken::new();
         let (run, until) = (dispatcher.clone(), stop.clone());
         tokio::spawn(async move { run.run(until).await });
