@@ -265,8 +265,9 @@ impl AgentSession {
         let cluster = self.reign.store.view().cluster();
         let heartbeat = self.reign.heartbeat();
         self.reign.set_heartbeat(self.peer.node, self.id, heartbeat);
-        let data_path_port = cluster.map_or(DATA_PATH_PORT, |cluster| cluster.data_path_port);
-        Welcome { session: self.id, heartbeat, index, data_path_port }
+        let (data_path_port, mesh_removed) =
+            cluster.map_or((DATA_PATH_PORT, false), |cluster| (cluster.data_path_port, cluster.ingress_removed));
+        Welcome { session: self.id, heartbeat, index, data_path_port, mesh_removed }
     }
 }
 
