@@ -171,7 +171,7 @@ impl Manager {
         let (leadership_tx, leadership) = watch::channel(Leadership::Following { leader: None });
         parts.spawn(dispatcher::leader::follow(raft.tenure(), raft.leader(), leadership_tx, stop.clone()));
         let replicated = Arc::new(Replicated::new(Arc::clone(&store), Arc::clone(&proposer)));
-        let dispatcher = Arc::new(Dispatcher::new(replicated, leadership, dispatcher::Timing::default(), now().0));
+        let dispatcher = Arc::new(Dispatcher::new(replicated, leadership, dispatcher::Timing::default(), now()));
         let relay = Arc::new(Relay::new(Arc::clone(&dispatcher), connector.clone()));
         let (_, own_address) = watch::channel(config.advertise);
         let streams = Streams::new(own_address, Arc::clone(&relay) as Arc<_>);

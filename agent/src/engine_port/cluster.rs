@@ -31,6 +31,9 @@ pub trait ClusterNetworks: Send + Sync + 'static {
     /// A network by id, name or unique prefix of an id; `None` when there is none, or no cluster.
     async fn network(&self, reference: &str) -> Result<Option<Network>, ClusterError>;
 
+    /// Whether the managers said last that the operator removed the routing mesh.
+    fn is_mesh_removed(&self) -> bool;
+
     /// Gives a container a place; repeating it gives the same one.
     async fn attach(&self, wish: &Wish) -> Result<Vec<IpNet>, ClusterError>;
 
@@ -257,6 +260,10 @@ pub struct NoCluster;
 impl ClusterNetworks for NoCluster {
     async fn network(&self, _: &str) -> Result<Option<Network>, ClusterError> {
         Ok(None)
+    }
+
+    fn is_mesh_removed(&self) -> bool {
+        false
     }
 
     async fn attach(&self, wish: &Wish) -> Result<Vec<IpNet>, ClusterError> {

@@ -244,6 +244,10 @@ impl Engine for NodeEngine {
         self.list_cluster_networks().await
     }
 
+    fn is_mesh_removed(&self) -> bool {
+        self.inner.cluster.is_mesh_removed()
+    }
+
     fn mesh_subnets(&self) -> Vec<IpNet> {
         self.inner.sandboxes.mesh_subnets()
     }

@@ -181,6 +181,7 @@ impl Transport for Arc<FakeManagers> {
                     heartbeat: self.heartbeat,
                     index: 1,
                     data_path_port: 4789,
+                    mesh_removed: false,
                 }),
             }
         };

@@ -139,7 +139,7 @@ async fn a_welcome_in_the_middle_of_a_session_changes_the_heartbeat() {
     let world = world();
     world.eventually("session", |w| w.status().manager.is_some()).await;
     let heartbeat = Duration::from_millis(500);
-    let welcome = Welcome { session: 1, heartbeat, index: 1, data_path_port: 4789 };
+    let welcome = Welcome { session: 1, heartbeat, index: 1, data_path_port: 4789, mesh_removed: false };
     world.managers.change(|inner| inner.broadcast.push(ManagerMessage::Welcome(welcome.clone())));
     world.eventually("told", |w| w.status().welcome == Some(welcome.clone())).await;
     let before = world.managers.inner().heartbeats;

@@ -137,6 +137,10 @@ pub trait Engine: Send + Sync + 'static {
     async fn cluster_networks(&self) -> Result<Vec<Network>, EngineError> {
         Ok(Vec::new())
     }
+    /// Whether the managers said last that the operator removed the routing mesh; for nodes that are no managers.
+    fn is_mesh_removed(&self) -> bool {
+        false
+    }
     /// Subnets of the routing mesh: the links that published ports lead through.
     fn mesh_subnets(&self) -> Vec<IpNet> {
         Vec::new()

@@ -74,6 +74,11 @@ async fn serve(config: Config) -> anyhow::Result<ExitCode> {
         watching.0.layer().watch(watching.1).await;
         Ok(())
     });
+    let following = (swarm.clone(), stop.clone());
+    servers.spawn(async move {
+        following.0.follow_addresses(following.1).await;
+        Ok(())
+    });
     for ApiAddress::Unix(path) in &config.hosts {
         let listener = docker::bind_unix(path).await.with_context(|| format!("listening on {}", path.display()))?;
         servers.spawn(docker::serve(listener, router.clone(), stop.clone(), GRACE));

@@ -129,6 +129,13 @@ impl ClusterNetworks for Places {
         }
     }
 
+    fn is_mesh_removed(&self) -> bool {
+        match &**self.way.load() {
+            Way::Through { session, .. } => session.borrow().welcome.as_ref().is_some_and(|last| last.mesh_removed),
+            Way::Unknown | Way::None => false,
+        }
+    }
+
     async fn attach(&self, wish: &Wish) -> Result<Vec<IpNet>, ClusterError> {
         let answer = self.ask(|mut managers| async move { managers.attach(request(wish)).await }).await?;
         let missing = || ClusterError::Refused { code: "NotFound".into(), text: "the node is in no cluster".into() };

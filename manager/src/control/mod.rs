@@ -10,6 +10,7 @@ mod containers;
 pub mod events;
 mod files;
 mod ingress;
+mod latest;
 mod lookup;
 mod names;
 mod networks;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use futures_util::stream::BoxStream;
 use skep_api::ports::BoxDuplex;
 use skep_api::ports::control::{
@@ -50,9 +52,6 @@ pub use refusal::from_proposal;
 
 /// How long a call waits for the other managers.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often a request that names no version is tried when others change the object. Each failure is another's success.
-const TRIES: usize = 20;
-
 /// Puts changes into the log. Implemented by the proposer.
 #[async_trait]
 pub trait Propose: Send + Sync + 'static {
@@ -160,22 +159,17 @@ impl Control {
     /// in between, it is read again. The client has read nothing that could be out of date.
     async fn change_latest(
         &self,
-        make: impl Fn(&State) -> Result<Option<Change>, ControlError> + Send,
+        make: impl Fn(&State) -> Result<Option<Change>, ControlError> + Send + Sync,
     ) -> Result<(), ControlError> {
-        if let Ok(Some(change)) = make(&self.parts.store.view())
-            && self.propose(change).await?.is_ok()
-        {
-            return Ok(());
-        }
-        for _ in 0..TRIES {
-            let state = self.read().await?;
-            let Some(change) = make(&state)? else { return Ok(()) };
-            match self.change(change).await {
-                Err(ControlError::OutOfSequence) => {}
-                outcome => return outcome,
-            }
-        }
-        Err(ControlError::FailedPrecondition("the object is changed too often by others: try again".into()))
+        self.change_latest_together(|state| Ok(make(state)?.map(Group::of))).await
+    }
+
+    /// The same with changes that are applied together.
+    async fn change_latest_together(
+        &self,
+        make: impl Fn(&State) -> Result<Option<Group>, ControlError> + Send + Sync,
+    ) -> Result<(), ControlError> {
+        latest::commit(&*self.parts.proposer, self.parts.store.view(), || self.read().boxed(), make).await
     }
 }
 

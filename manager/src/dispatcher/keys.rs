@@ -8,16 +8,25 @@
 //! | 1 | the node | announces `next` beside the key that it uses |
 //! | 2 | every other node | takes both keys in force, acknowledges the set |
 //! | 3 | the leader | tells the node that its next key is known ([`Keys::is_known`]) |
-//! | 4 | the node | uses it, and announces it alone |
+//! | 4 | the node | uses it, forgets the former one, and announces it alone |
+//!
+//! A node whose daemon is down goes on speaking, by what it was told last. One that was told the next key before is no
+//! hindrance: what it acknowledged holds beyond its session. One that was not would lose the node that changes its key, so
+//! the change waits for it: until it is back, is removed, or has been down for [`DOWN_COUNTS`].
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use skep_proto::model::node::WireGuard;
 use skep_proto::model::session::{AssignmentChange, Assignments};
-use skep_proto::model::{Node, NodeId, NodeState};
+use skep_proto::model::{Node, NodeId, NodeState, Timestamp};
 
 /// A public key.
 type Key = [u8; 32];
+
+/// How long others wait with their next key for a node that is down and does not know it. A day: somebody repairs it, or
+/// removes it. It bounds how long a node that is held down by somebody may keep others from changing a key.
+pub const DOWN_COUNTS: Duration = Duration::from_secs(24 * 3600);
 
 /// What each node was told of keys that others will use next. Empty but while keys change.
 #[derive(Debug, Default)]
@@ -42,9 +51,16 @@ impl Keys {
         self.nodes.insert(node, Told { session, ..Told::default() });
     }
 
-    /// The node is lost or gone.
-    pub fn forget(&mut self, node: NodeId) {
-        self.nodes.remove(&node);
+    /// The node has no session any more. What it has applied, it goes by; what it was told besides may not have come.
+    pub fn lost(&mut self, node: NodeId) {
+        let Some(told) = self.nodes.get_mut(&node) else { return };
+        let applied = told.applied;
+        told.keys.retain(|_, (set, _)| *set <= applied);
+    }
+
+    /// Only these nodes are left.
+    pub fn retain(&mut self, is_left: impl Fn(NodeId) -> bool) {
+        self.nodes.retain(|node, _| is_left(*node));
     }
 
     /// A set is about to be sent.
@@ -79,16 +95,31 @@ impl Keys {
         news.map(|(subject, _)| *subject).collect()
     }
 
-    /// Whether all nodes that count know `key` as the next one of `subject`. Nodes that are down do not count: their tasks
-    /// were replaced, and they are told everything when they are back. Nor do those that do not encrypt.
-    pub fn is_known<'a>(&self, subject: NodeId, key: &Key, nodes: impl IntoIterator<Item = &'a Node>) -> bool {
+    /// Whether all nodes that count know `key` as the next one of `subject`. Nodes that do not encrypt do not count, those that
+    /// left among them, nor at the time `now` those that have been down for `down_counts`.
+    pub fn is_known<'a>(
+        &self,
+        subject: NodeId,
+        key: &Key,
+        nodes: impl IntoIterator<Item = &'a Node>,
+        now: Timestamp,
+        down_counts: Duration,
+    ) -> bool {
         let mut others = nodes.into_iter().filter(|node| {
-            node.id != subject && node.state == NodeState::Ready && node.description.wireguard.is_some()
+            node.id != subject && node.description.wireguard.is_some() && !is_long_down(node, now, down_counts)
         });
         others.all(|node| {
             let told = self.nodes.get(&node.id);
             told.is_some_and(|told| told.keys.get(&subject).is_some_and(|(set, k)| *set <= told.applied && k == key))
         })
+    }
+}
+
+/// Nothing changes the record of a node that is down but an operator: its last change is when it went down, or later.
+fn is_long_down(node: &Node, now: Timestamp, limit: Duration) -> bool {
+    match node.state {
+        NodeState::Down | NodeState::Disconnected => now >= node.meta.updated_at.after(limit),
+        NodeState::Ready | NodeState::Unknown => false,
     }
 }
 
@@ -111,6 +142,12 @@ mod tests {
     const B: NodeId = NodeId(2);
     const C: NodeId = NodeId(3);
     const NEXT: Key = [7; 32];
+    const NOW: Timestamp = Timestamp(1_000_000_000);
+    const LIMIT: Duration = Duration::from_secs(1000);
+
+    fn known(keys: &Keys, key: &Key, nodes: &[Node]) -> bool {
+        keys.is_known(A, key, nodes, NOW, LIMIT)
+    }
 
     fn put(next: Option<Key>) -> Assignments {
         let wireguard = Some(WireGuard { port: 51820, key: [1; 32], next });
@@ -136,31 +173,61 @@ mod tests {
             keys.begin(node, 1);
             keys.sending(node, 1, &put(Some(NEXT)));
         }
-        assert!(!keys.is_known(A, &NEXT, &nodes), "told is not applied");
+        assert!(!known(&keys, &NEXT, &nodes), "told is not applied");
         assert_eq!(keys.applied(B, 1, 1), [A]);
         assert_eq!(keys.applied(B, 1, 1), [], "said already");
-        assert!(!keys.is_known(A, &NEXT, &nodes));
+        assert!(!known(&keys, &NEXT, &nodes));
         assert_eq!(keys.applied(C, 0, 1), [], "of another session");
         keys.applied(C, 1, 1);
-        assert!(keys.is_known(A, &NEXT, &nodes));
-        assert!(!keys.is_known(A, &[8; 32], &nodes), "another key");
+        assert!(known(&keys, &NEXT, &nodes));
+        assert!(!known(&keys, &[8; 32], &nodes), "another key");
     }
 
     #[test]
-    fn nodes_that_are_down_are_not_waited_for_and_a_new_session_begins_anew() {
+    fn a_node_that_is_down_is_waited_for_until_it_is_removed_or_long_down() {
         let (mut keys, mut nodes) = (Keys::default(), nodes());
         keys.begin(B, 1);
         keys.sending(B, 1, &put(Some(NEXT)));
         keys.applied(B, 1, 1);
-        assert!(!keys.is_known(A, &NEXT, &nodes));
+        assert!(!known(&keys, &NEXT, &nodes));
+        nodes[2].meta.updated_at = NOW;
+        for state in [NodeState::Down, NodeState::Unknown, NodeState::Disconnected, NodeState::Ready] {
+            nodes[2].state = state;
+            assert!(!known(&keys, &NEXT, &nodes), "{state:?}");
+        }
+        assert!(known(&keys, &NEXT, &nodes[..2]), "it was removed");
+        nodes[2].description.wireguard = None;
+        assert!(known(&keys, &NEXT, &nodes), "it left");
+        nodes[2].description.wireguard = nodes[1].description.wireguard.clone();
         nodes[2].state = NodeState::Down;
-        assert!(keys.is_known(A, &NEXT, &nodes));
+        let at = |after: Duration| keys.is_known(A, &NEXT, &nodes, NOW.after(after), LIMIT);
+        assert_eq!([at(LIMIT - Duration::from_millis(1)), at(LIMIT)], [false, true]);
+    }
+
+    #[test]
+    fn what_a_node_has_applied_holds_when_it_is_lost_and_a_new_session_begins_anew() {
+        let (mut keys, mut nodes) = (Keys::default(), nodes());
+        nodes.truncate(2);
+        keys.begin(B, 1);
+        keys.sending(B, 1, &put(Some(NEXT)));
+        keys.applied(B, 1, 1);
+        keys.sending(B, 1, &put(Some([9; 32])));
+        keys.lost(B);
+        assert!(!known(&keys, &[9; 32], &nodes), "told, and perhaps never heard");
         keys.begin(B, 2);
-        assert!(!keys.is_known(A, &NEXT, &nodes));
         keys.sending(B, 2, &put(Some(NEXT)));
-        keys.sending(B, 2, &put(None));
-        keys.applied(B, 2, 2);
-        assert!(!keys.is_known(A, &NEXT, &nodes), "it was taken back");
+        keys.applied(B, 2, 1);
+        keys.lost(B);
+        (nodes[1].state, nodes[1].meta.updated_at) = (NodeState::Down, NOW);
+        assert!(known(&keys, &NEXT, &nodes));
+        keys.retain(|node| node != B);
+        assert!(!known(&keys, &NEXT, &nodes));
+        keys.begin(B, 3);
+        assert!(!known(&keys, &NEXT, &nodes));
+        keys.sending(B, 3, &put(Some(NEXT)));
+        keys.sending(B, 3, &put(None));
+        keys.applied(B, 3, 2);
+        assert!(!known(&keys, &NEXT, &nodes), "it was taken back");
     }
 
     #[test]

@@ -46,8 +46,9 @@ use std::time::Duration;
 
 use skep_identity::Identity;
 use skep_proto::model::session::{ManagerMessage, OpenStream, TaskVitals};
-use skep_proto::model::{NodeId, TaskId};
+use skep_proto::model::{NodeId, TaskId, Timestamp};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -80,6 +81,8 @@ pub struct Timing {
     pub drain: Duration,
     /// Pause after a proposal that failed.
     pub retry: Duration,
+    /// How long others wait with their next WireGuard key for a node that is down.
+    pub down_counts: Duration,
 }
 
 impl Default for Timing {
@@ -93,6 +96,7 @@ impl Default for Timing {
             debounce: Duration::from_millis(10),
             drain: Duration::from_secs(3),
             retry: Duration::from_millis(500),
+            down_counts: keys::DOWN_COUNTS,
         }
     }
 }
@@ -111,20 +115,36 @@ pub struct Dispatcher {
     timing: Timing,
     reign: watch::Sender<Option<Arc<Reign>>>,
     next_session: AtomicU64,
+    clock: Clock,
     sessions: TaskTracker,
 }
 
+/// The time of day, without asking the system for it.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    began: Timestamp,
+    at: Instant,
+}
+
+impl Clock {
+    fn now(&self) -> Timestamp {
+        self.began.after(self.at.elapsed())
+    }
+}
+
 impl Dispatcher {
-    /// Works while `leadership` says so. Numbers of sessions start at `first_session`; take the clock's milliseconds, so
-    /// that they differ from those before a restart.
+    /// Works while `leadership` says so. `now` is the time of day; numbers of sessions start at its milliseconds, so that
+    /// they differ from those before a restart.
     pub fn new(
         store: Arc<dyn ClusterStore>,
         leadership: watch::Receiver<Leadership>,
         timing: Timing,
-        first_session: u64,
+        now: Timestamp,
     ) -> Self {
-        let next_session = AtomicU64::new(first_session);
-        Self { store, leadership, timing, reign: watch::Sender::new(None), next_session, sessions: TaskTracker::new() }
+        let next_session = AtomicU64::new(now.0);
+        let clock = Clock { began: now, at: Instant::now() };
+        let (reign, sessions) = (watch::Sender::new(None), TaskTracker::new());
+        Self { store, leadership, timing, reign, next_session, clock, sessions }
     }
 
     /// Follows the leadership until `stop`. Sessions end with it; they get a moment to say where to go.
@@ -152,7 +172,7 @@ impl Dispatcher {
                 Leadership::Leading { term } => {
                     let over = CancellationToken::new();
                     let changes = self.store.watch();
-                    let reign = Arc::new(Reign::new(Arc::clone(&self.store), self.timing, over.clone()));
+                    let reign = Arc::new(Reign::new(Arc::clone(&self.store), self.timing, self.clock, over.clone()));
                     self.reign.send_replace(Some(Arc::clone(&reign)));
                     tracing::info!(term, "dispatching");
                     let goes_on = tokio::select! {

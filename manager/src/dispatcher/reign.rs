@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use skep_proto::model::session::{Assignments, OpenStream, TaskVitals};
-use skep_proto::model::{NodeDescription, NodeId, NodeState, TaskId};
+use skep_proto::model::{Node, NodeDescription, NodeId, NodeState, TaskId};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -20,15 +20,19 @@ use super::ports::{
 use super::readiness::Unready;
 use super::routing::{Released, Routing};
 use super::status::{BATCH, GATHER, Gathered};
-use super::{Timing, chain};
+use super::{Clock, Timing, chain};
 
 /// Text of a node that was not heard of (Docker's words).
 const LOST: &str = "heartbeat failure";
+
+/// A key that others wait for is looked at so many times in the longest wait.
+const KEY_LOOKS: u32 = 100;
 
 /// State of one leadership.
 pub struct Reign {
     pub(super) store: Arc<dyn ClusterStore>,
     pub(super) timing: Timing,
+    clock: Clock,
     /// Ends all sessions.
     pub(super) over: CancellationToken,
     pub(super) routes: Mutex<Routes>,
@@ -71,10 +75,11 @@ pub(super) struct Registered {
 }
 
 impl Reign {
-    pub(super) fn new(store: Arc<dyn ClusterStore>, timing: Timing, over: CancellationToken) -> Self {
+    pub(super) fn new(store: Arc<dyn ClusterStore>, timing: Timing, clock: Clock, over: CancellationToken) -> Self {
         Self {
             store,
             timing,
+            clock,
             over,
             routes: Mutex::default(),
             routing: Mutex::default(),
@@ -92,7 +97,8 @@ impl Reign {
     ///
     /// `changes` was made before the first session could begin, so that none is missed.
     pub(super) async fn run(&self, changes: Box<dyn ClusterWatch>) {
-        let work = async { tokio::join!(self.route(changes), self.watch_nodes(), self.propose_statuses()) };
+        let work =
+            async { tokio::join!(self.route(changes), self.watch_nodes(), self.watch_keys(), self.propose_statuses()) };
         tokio::select! {
             () = self.over.cancelled() => {}
             _ = work => {}
@@ -148,7 +154,7 @@ impl Reign {
 
     /// Nobody waits any more for the node to lead to tasks no longer.
     fn forget_routing(&self, node: NodeId) {
-        lock(&self.keys).forget(node);
+        lock(&self.keys).lost(node);
         let released = lock(&self.routing).forget(node);
         self.wake(released);
     }
@@ -271,6 +277,25 @@ impl Reign {
             }
         }
         removed.into_iter().for_each(|node| self.forget_routing(node));
+        lock(&self.keys).retain(|node| view.node(node).is_some());
+    }
+
+    /// Whether all nodes that count know `key` as the next one of `node`.
+    pub(super) fn is_key_known(&self, view: &dyn ClusterView, node: NodeId, key: &[u8; 32]) -> bool {
+        let nodes = view.nodes();
+        let nodes = nodes.iter().map(|node| &**node);
+        lock(&self.keys).is_known(node, key, nodes, self.clock.now(), self.timing.down_counts)
+    }
+
+    /// Has sessions look again whether their node's next key is known: that others are not waited for any more is no event.
+    async fn watch_keys(&self) {
+        loop {
+            sleep(self.timing.down_counts / KEY_LOOKS).await;
+            let view = self.store.view();
+            let changing = |node: &Arc<Node>| node.description.wireguard.as_ref().is_some_and(|own| own.next.is_some());
+            let routes = lock(&self.routes);
+            view.nodes().iter().filter(|node| changing(node)).for_each(|node| routes.mark_node(node.id));
+        }
     }
 
     /// Marks nodes down that were not heard of. A new leader has heard of nobody and waits longer at first.

@@ -265,8 +265,9 @@ impl AgentSession {
         let cluster = self.reign.store.view().cluster();
         let heartbeat = self.reign.heartbeat();
         self.reign.set_heartbeat(self.peer.node, self.id, heartbeat);
-        let data_path_port = cluster.map_or(DATA_PATH_PORT, |cluster| cluster.data_path_port);
-        Welcome { session: self.id, heartbeat, index, data_path_port }
+        let (data_path_port, mesh_removed) =
+            cluster.map_or((DATA_PATH_PORT, false), |cluster| (cluster.data_path_port, cluster.ingress_removed));
+        Welcome { session: self.id, heartbeat, index, data_path_port, mesh_removed }
     }
 }
 
@@ -384,8 +385,7 @@ impl Writer<'_> {
         let Some(next) = own.and_then(|own| own.next).filter(|next| self.key_known.as_ref() != Some(next)) else {
             return Ok(());
         };
-        let nodes = view.nodes();
-        if lock(&reign.keys).is_known(id, &next, nodes.iter().map(|node| &**node)) {
+        if reign.is_key_known(view, id, &next) {
             self.key_known = Some(next);
             send(reign, outbound, ManagerMessage::KeyKnown { key: next }).await?;
         }

@@ -16,6 +16,7 @@ use super::ports::TaskFacts;
 use super::*;
 
 mod files;
+mod keys;
 mod over_grpc;
 mod over_store;
 mod properties;
@@ -41,7 +42,8 @@ impl World {
 
     async fn with(store: Arc<FakeStore>) -> Self {
         let leadership = watch::Sender::new(Leadership::Leading { term: 1 });
-        let dispatcher = Arc::new(Dispatcher::new(store.clone(), leadership.subscribe(), Timing::default(), 7));
+        let dispatcher =
+            Arc::new(Dispatcher::new(store.clone(), leadership.subscribe(), Timing::default(), Timestamp(7)));
         let stop = CancellationToken::new();
         let (run, until) = (dispatcher.clone(), stop.clone());
         tokio::spawn(async move { run.run(until).await });
@@ -156,7 +158,8 @@ async fn a_session_begins_with_welcome_managers_and_a_complete_set() {
     w.store.put_service(service(5, &[3], None));
     w.store.put_task(task(1, 5, 1, &[3]));
     let mut agent = w.agent(1).await;
-    let welcome = Welcome { session: 7, heartbeat: Duration::from_secs(2), index: 1, data_path_port: 4789 };
+    let welcome =
+        Welcome { session: 7, heartbeat: Duration::from_secs(2), index: 1, data_path_port: 4789, mesh_removed: false };
     assert_eq!(agent.next().await, Some(ManagerMessage::Welcome(welcome)));
     let peer = ManagerPeer { node: NodeId(9), address };
     assert_eq!(agent.next().await, Some(ManagerMessage::Managers(vec![peer])));

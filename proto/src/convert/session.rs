@@ -26,7 +26,7 @@ const MAX_SET_BYTES: usize = 64 * 1024 * 1024;
 record!(Hello { description, last_index });
 record!(StatusReport { task, status, vitals, mesh, unready });
 record!(TaskVitals { pid, container, health });
-record!(Welcome { session, heartbeat, index, data_path_port });
+record!(Welcome { session, heartbeat, index, data_path_port, mesh_removed });
 record!(ManagerPeer { node, address });
 record!(OpenStream { manager, nonce });
 record!(SpecKey { service, version });

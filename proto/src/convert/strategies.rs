@@ -246,7 +246,7 @@ structs! {
     Hello { description, last_index }
     StatusReport { task, status, vitals, mesh, unready }
     TaskVitals { pid, container, health }
-    Welcome { session, heartbeat, index, data_path_port }
+    Welcome { session, heartbeat, index, data_path_port, mesh_removed }
     ManagerPeer { node, address }
     Assignments { index, complete, changes }
     SpecKey { service, version }

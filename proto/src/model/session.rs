@@ -110,6 +110,8 @@ pub struct Welcome {
     pub index: u16,
     /// UDP port of VXLAN and, later, of its encryption.
     pub data_path_port: u16,
+    /// The operator removed the routing mesh, and made no other.
+    pub mesh_removed: bool,
 }
 
 /// A manager as agents know it.

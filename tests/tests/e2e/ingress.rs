@@ -32,6 +32,15 @@ fn asked(lab: &Lab) -> Frames {
     capture.stop()
 }
 
+/// Waits until the worker, which asks no manager for it, lists these networks of the whole cluster.
+fn worker_lists(lab: &Lab, wanted: &[&str]) {
+    eventually("the worker knows the routing mesh", || {
+        let listed = lab.docker("w1", &["network", "ls", "-f", "scope=swarm", "--format", "{{.Name}}"])?;
+        ensure!(listed.lines().collect::<Vec<_>>() == wanted, "{listed}");
+        Ok(())
+    });
+}
+
 fn mesh_link(lab: &Lab, node: &str) -> String {
     lab.lab(&["exec", node, "--", "ip", "-d", "-o", "link", "show", "sk-mesh"]).unwrap()
 }
@@ -55,6 +64,7 @@ fn the_routing_mesh_is_removed_and_made_again_with_options_of_its_own() {
     eventually("the routing mesh can be removed", || remove("ingress").map(drop));
     let names = || lab.docker("m1", &["network", "ls", "--format", "{{.Name}}"]).unwrap();
     assert!(!names().contains("ingress"));
+    worker_lists(&lab, &[]);
     let without = refused(&lab, &["service", "create", "-d", "-p", "8080:80", IMAGE]);
     assert!(without.contains("service needs ingress network, but no ingress network is present"), "{without}");
     let hosted = ["service", "create", "-d", "--name", "hosted", "-p", "mode=host,published=9090,target=80", IMAGE];
@@ -74,6 +84,8 @@ fn the_routing_mesh_is_removed_and_made_again_with_options_of_its_own() {
     assert!(shown.contains("true") && shown.contains("encrypted:false"), "{shown}");
     let attached = ["service", "create", "-d", "--network", "outside", IMAGE];
     assert!(refused(&lab, &attached).contains("cannot be explicitly attached to the ingress network"));
+
+    worker_lists(&lab, &["outside"]);
 
     serve(&lab, "web");
     let frames = asked(&lab);
@@ -101,4 +113,5 @@ fn the_routing_mesh_is_removed_and_made_again_with_options_of_its_own() {
     let frames = asked(&lab);
     assert_eq!((frames.with(SECRET), frames.udp_to(4789)), (0, 0), "encrypted again");
     assert_eq!(names().matches("ingress").count(), 1);
+    worker_lists(&lab, &["ingress"]);
 }

@@ -31,7 +31,7 @@ fn large_set() -> ManagerMessage {
 
 fn welcome() -> ManagerMessage {
     let heartbeat = std::time::Duration::from_secs(2);
-    ManagerMessage::Welcome(Welcome { session: 1, heartbeat, index: 3, data_path_port: 4789 })
+    ManagerMessage::Welcome(Welcome { session: 1, heartbeat, index: 3, data_path_port: 4789, mesh_removed: false })
 }
 
 #[tonic::async_trait]

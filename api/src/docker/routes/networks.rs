@@ -47,20 +47,21 @@ async fn cluster_networks(app: &App) -> Result<Vec<Arc<Network>>, ApiError> {
     }
 }
 
-/// The routing mesh that a cluster has from the beginning, where the node is in one. Nodes that are no managers are not told
-/// whether the operator removed it or made another.
-async fn ingress(app: &App) -> Result<Option<json::Network>, ApiError> {
+/// The routing mesh that a cluster has from the beginning, where the node is in one, and the operator neither removed it nor made
+/// another. `networks` are the cluster's.
+async fn ingress(app: &App, networks: &[Arc<Network>]) -> Result<Option<json::Network>, ApiError> {
     if app.node().is_none() {
         return Ok(None);
     }
-    let mut created = Timestamp::default();
-    if let Ok(control) = app.swarm.control() {
-        let cluster = control.cluster().await?;
-        let networks = control.networks(&ObjectFilter::default()).await?;
-        if cluster.ingress_removed || networks.iter().any(|network| network.spec.ingress) {
-            return Ok(None);
+    let (removed, created) = match app.swarm.control() {
+        Ok(control) => {
+            let cluster = control.cluster().await?;
+            (cluster.ingress_removed, cluster.meta.created_at)
         }
-        created = cluster.meta.created_at;
+        Err(_) => (app.engine().is_mesh_removed(), Timestamp::default()),
+    };
+    if removed || networks.iter().any(|network| network.spec.ingress) {
+        return Ok(None);
     }
     Ok(Some(network::show_ingress(created, &app.engine().mesh_subnets())))
 }
@@ -88,8 +89,9 @@ async fn list(
 ) -> Result<axum::Json<Vec<json::Network>>, ApiError> {
     let filters = query.filters;
     filters.only(&["dangling", "driver", "id", "label", "name", "scope", "type"])?;
-    let mut shown: Vec<_> = cluster_networks(&app).await?.iter().map(|n| show_cluster(&app, n, &[])).collect();
-    shown.extend(ingress(&app).await?);
+    let networks = cluster_networks(&app).await?;
+    let mut shown: Vec<_> = networks.iter().map(|n| show_cluster(&app, n, &[])).collect();
+    shown.extend(ingress(&app, &networks).await?);
     shown.extend(app.engine().networks().await?.iter().map(|n| network::show_local(n, &[])));
     if let Some(dangling) = filters.flag("dangling")? {
         let containers = app.engine().containers(true).await?;
@@ -158,7 +160,7 @@ async fn inspect(
         }
     }
     if shown.is_none() && query.scope != "local" && id == network::INGRESS {
-        shown = ingress(&app).await?;
+        shown = ingress(&app, &cluster_networks(&app).await?).await?;
     }
     // Services may name the networks that every node has: clients look them up in the cluster first.
     if shown.is_none() && query.scope == "swarm" && PREDEFINED.contains(&id.as_str()) {
@@ -224,7 +226,7 @@ async fn remove(State(app): State<App>, Path(id): Path<String>) -> Result<Status
         app.engine().remove_network(&network.id).await?;
     } else if let Some(network) = cluster(&app, &id).await? {
         app.control()?.remove_network(&network.id.to_string()).await?;
-    } else if ingress(&app).await?.is_some_and(|first| first.id == id) {
+    } else if id == network::INGRESS && ingress(&app, &cluster_networks(&app).await?).await?.is_some() {
         app.control()?.remove_network(&id).await?;
     } else {
         return Err(ApiError::not_found(format!("network {id} not found")));

@@ -119,6 +119,19 @@ impl Member {
         self.seat.manager()
     }
 
+    /// What it remembers of its cluster.
+    pub fn saved(&self) -> Saved {
+        self.seat.saved()
+    }
+
+    /// Notes on which interfaces the node's addresses are.
+    pub fn note_links(&self, noted: &Saved) -> anyhow::Result<()> {
+        self.seat.remember(|saved| {
+            saved.advertise_link.clone_from(&noted.advertise_link);
+            saved.data_path_link.clone_from(&noted.data_path_link);
+        })
+    }
+
     /// What `docker info` shows.
     pub fn status(&self) -> SwarmStatus {
         let session = self.session.borrow();

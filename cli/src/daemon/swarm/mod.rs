@@ -3,7 +3,9 @@
 //! [`NodeSwarm`] is what faces ask. What runs while the node is in a cluster is a [`Member`]; there is at most one.
 
 pub mod addresses;
+mod follow;
 mod member;
+mod moves;
 pub mod saved;
 mod seat;
 
@@ -38,6 +40,7 @@ use super::node::NodeServices;
 use super::places::Way;
 use addresses::{Addresses, Asked};
 use member::{Member, Start};
+use moves::Look;
 use saved::Saved;
 
 /// How long a new manager may take until it votes.
@@ -93,7 +96,18 @@ impl NodeSwarm {
             self.services.places.set(Way::None);
             return self.services.network.leave_cluster().await;
         };
-        let saved = saved.moved(&self.config);
+        let locals = addresses::of_this_host().0;
+        let saved = saved.moved(&self.config, &locals);
+        // The host may have got another address while the daemon was down.
+        let saved = match moves::look(&saved, &locals, &self.configured()) {
+            Look::Moved(moved) => moved,
+            Look::Same | Look::Noted(_) => saved,
+        };
+        self.resume_with(saved, unlock).await
+    }
+
+    /// Goes on with these addresses.
+    async fn resume_with(&self, saved: Saved, unlock: Option<UnlockKey>) -> anyhow::Result<()> {
         match lock::look(&self.config.root.join("raft"), unlock.as_ref())? {
             Guard::Locked => {
                 tracing::warn!("this manager is locked until `docker swarm unlock`; its containers go on");

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use super::addresses::Local;
 use crate::daemon::config::Config;
 
 /// The newest form of the file.
@@ -26,6 +27,15 @@ pub struct Saved {
     pub raft_id: Option<u64>,
     /// Managers that it knew when it joined.
     pub managers: Vec<SocketAddr>,
+    /// Interface that had the advertised address last.
+    #[serde(default)]
+    pub advertise_link: Option<String>,
+    /// Interface that had the data path's address last.
+    #[serde(default)]
+    pub data_path_link: Option<String>,
+    /// Addresses that the daemon is started with, and that the node had to give up.
+    #[serde(default)]
+    pub left: Vec<IpAddr>,
 }
 
 impl Saved {
@@ -37,7 +47,8 @@ impl Saved {
         raft_id: Option<u64>,
         managers: Vec<SocketAddr>,
     ) -> Self {
-        Self { format: FORMAT, listen, advertise, data_path, raft_id, managers }
+        let (advertise_link, data_path_link, left) = (None, None, Vec::new());
+        Self { format: FORMAT, listen, advertise, data_path, raft_id, managers, advertise_link, data_path_link, left }
     }
 
     /// The file below the daemon's root.
@@ -67,25 +78,37 @@ impl Saved {
     }
 
     /// The same with the address that the daemon is told to advertise, where that is another: the host was given a new one.
-    /// Ports stay.
+    /// Ports stay. One that the node gave up is no new one, unless the host, whose addresses are `locals`, has it again.
     #[must_use]
-    pub fn moved(mut self, config: &Config) -> Self {
-        let Some(new) = config.advertise.filter(|ip| *ip != self.advertise.ip()) else { return self };
+    pub fn moved(mut self, config: &Config, locals: &[Local]) -> Self {
+        let is_current = |ip: &IpAddr| !self.left.contains(ip) || locals.iter().any(|(_, have)| have == ip);
+        let told = config.advertise.filter(|ip| *ip != self.advertise.ip() && is_current(ip));
+        let Some(new) = told else { return self };
         tracing::info!(old = %self.advertise.ip(), %new, "this node has another address now");
-        if !self.listen.ip().is_unspecified() {
-            self.listen.set_ip(config.listen.ip());
-        }
-        self.data_path = match config.data_path {
+        let listen = Some(config.listen.ip()).filter(|_| !self.listen.ip().is_unspecified());
+        let data_path = match config.data_path {
             Some(data_path) => data_path,
             None if self.data_path == self.advertise.ip() => new,
             None => self.data_path,
         };
+        self.speak_from(new, data_path);
+        if let Some(listen) = listen {
+            self.listen.set_ip(listen);
+        }
+        self
+    }
+
+    /// Puts other addresses in the place of the node's. Ports stay.
+    pub fn speak_from(&mut self, advertise: IpAddr, data_path: IpAddr) {
         let old = self.advertise;
-        self.advertise.set_ip(new);
+        if self.listen.ip() == old.ip() {
+            self.listen.set_ip(advertise);
+        }
+        self.advertise.set_ip(advertise);
+        self.data_path = data_path;
         for manager in self.managers.iter_mut().filter(|address| **address == old) {
             *manager = self.advertise;
         }
-        self
     }
 
     /// Writes it, whole or not at all, and to the disk.

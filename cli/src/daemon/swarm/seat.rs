@@ -70,7 +70,7 @@ impl Seat {
     }
 
     /// Changes what the node remembers, and writes it down.
-    fn remember(&self, change: impl FnOnce(&mut Saved)) -> anyhow::Result<()> {
+    pub fn remember(&self, change: impl FnOnce(&mut Saved)) -> anyhow::Result<()> {
         let mut saved = self.lock();
         change(&mut saved);
         saved.save(&self.root)

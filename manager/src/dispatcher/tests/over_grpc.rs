@@ -102,7 +102,7 @@ fn manager(
     stop: &CancellationToken,
 ) -> (Manager, Arc<Dispatcher>) {
     let leadership = watch::Sender::new(leadership);
-    let dispatcher = Arc::new(Dispatcher::new(store.clone(), leadership.subscribe(), Timing::default(), 1));
+    let dispatcher = Arc::new(Dispatcher::new(store.clone(), leadership.subscribe(), Timing::default(), Timestamp(1)));
     let relay = Arc::new(Relay::new(dispatcher.clone(), connector.clone()));
     let streams = Streams::new(watch::channel(address).1, relay.clone());
     let mut routes = Routes::builder();

@@ -88,7 +88,7 @@ async fn world(log: &Arc<Log>) -> (Arc<Dispatcher>, watch::Sender<Leadership>) {
     log.commit(Change::create(&service(5, &[], Some(8080))));
     let store = Arc::new(Replicated::new(log.store.clone(), log.clone()));
     let leadership = watch::Sender::new(Leadership::Leading { term: 1 });
-    let dispatcher = Arc::new(Dispatcher::new(store, leadership.subscribe(), Timing::default(), 1));
+    let dispatcher = Arc::new(Dispatcher::new(store, leadership.subscribe(), Timing::default(), Timestamp(1)));
     let run = dispatcher.clone();
     tokio::spawn(async move { run.run(CancellationToken::new()).await });
     eventually(|| dispatcher.is_leading()).await;
