@@ -1,5 +1,5 @@
 //! Nodes for tests: network namespaces on a bridge, each with a [`NodeNetwork`], and a client outside.
-#![allow(dead_code, reason = "each test uses its part")]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test uses its part, and may panic")]
 
 pub mod load;
 pub mod served;
