@@ -16,6 +16,7 @@ mod names;
 mod networks;
 mod nodes;
 mod pods;
+mod reach;
 mod refusal;
 mod secrets;
 mod services;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use skep_api::ports::control::{ControlError, ManagerStatus, NodeStatus, NodeTls};
 use skep_proto::model::{Node, NodeId, NodeRole, NodeSpec, NodeState, Version};
 
-use super::{Control, refusal};
+use super::{Control, reach, refusal};
 use crate::ca::trust;
 use crate::store::{Change, Refusal, State};
 
@@ -25,7 +25,8 @@ impl Control {
         let state = self.read().await?;
         let node = find(&state, reference)?;
         let statuses: BTreeMap<NodeId, ManagerStatus> = self.parts.membership.statuses().await;
-        Ok(NodeStatus { manager: statuses.get(&node.id).copied(), tls: tls(&state, &node), node })
+        let (manager, tls) = (statuses.get(&node.id).copied(), tls(&state, &node));
+        Ok(NodeStatus { manager, tls, node: reach::explained(&node, &state) })
     }
 
     pub(super) async fn change_node(&self, id: NodeId, at: Version, spec: NodeSpec) -> Result<(), ControlError> {
