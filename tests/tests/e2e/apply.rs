@@ -46,7 +46,7 @@ impl<'a> Project<'a> {
 
 fn stack(content: &str, replicas: u8, more: &str) -> String {
     format!(
-        "services:\n  web:\n    image: busybox:test\n    command: sleep 1000000\n    environment: {{GREETING: '${{GREETING:-hello}}'}}\n\
+        "services:\n  web:\n    image: busybox:test\n    stop_grace_period: 0s\n    command: sleep 1000000\n    environment: {{GREETING: '${{GREETING:-hello}}'}}\n\
          \x20   configs: [{{source: conf, target: /c}}]\n    secrets: [key]\n    deploy: {{replicas: {replicas}}}\n{more}\
          configs: {{conf: {{content: '{content}'}}}}\nsecrets: {{key: {{file: ./key}}}}\n"
     )
@@ -59,7 +59,7 @@ fn a_stack_is_planned_applied_changed_by_hand_rolled_back_and_pruned() {
     load_busybox(&lab);
     let project = Project::new(&lab);
     project.write("key", "one");
-    let other = "  other: {image: 'busybox:test', command: sleep 1000000}\n";
+    let other = "  other: {image: 'busybox:test', stop_grace_period: 0s, command: sleep 1000000}\n";
     let file = project.write("stack.yml", &stack("first", 1, other));
     let path = file.to_str().unwrap();
 
@@ -144,9 +144,9 @@ fn a_failed_update_is_told_with_its_log(project: &Project<'_>) {
 }
 
 fn a_service_waits_in_the_cluster(project: &Project<'_>) {
-    let text = "services:\n  web: {image: 'busybox:test', command: sleep 1000000, depends_on: {migrate: {condition: service_completed_successfully}, db: {condition: service_healthy}}}\n\
+    let text = "services:\n  web: {image: 'busybox:test', stop_grace_period: 0s, command: sleep 1000000, depends_on: {migrate: {condition: service_completed_successfully}, db: {condition: service_healthy}}}\n\
                 \x20 migrate: {image: 'busybox:test', command: 'true', depends_on: {db: {condition: service_healthy}}}\n\
-                \x20 db: {image: 'busybox:test', command: [sh, -c, 'sleep 2; echo > /up; sleep 1000000'], healthcheck: {test: [CMD-SHELL, '[ -e /up ]'], interval: 200ms, retries: 100}}\n";
+                \x20 db: {image: 'busybox:test', stop_grace_period: 0s, command: [sh, -c, 'sleep 2; echo > /up; sleep 1000000'], healthcheck: {test: [CMD-SHELL, '[ -e /up ]'], interval: 200ms, retries: 100}}\n";
     let file = project.write("order.yml", text);
     project.skep(&["apply", "--stack", "order", "-f", file.to_str().unwrap()]).unwrap();
     let started = |service: &str| {

@@ -12,7 +12,7 @@ use skep_tests::terminal::Terminal;
 use skep_tests::{Lab, eventually};
 
 /// Enough that a person can be quick enough to stop it.
-const MANY: usize = 400;
+const MANY: usize = 200;
 
 struct Files<'a> {
     lab: &'a Lab,
@@ -71,8 +71,16 @@ fn an_apply_shows_how_far_it_is_and_ends_with_a_code_that_tells_how() {
     what_has_no_service_yet_can_be_removed(&files);
 }
 
+/// A service whose update is watched no longer than it takes to see it.
+fn brief(command: &str) -> String {
+    one(
+        "web",
+        &format!("command: {command}\n    deploy: {{update_config: {{monitor: 1s}}, restart_policy: {{delay: 0s}}}}"),
+    )
+}
+
 fn progress_is_live_on_a_terminal_lines_in_a_pipe_and_json_on_request(files: &Files<'_>) {
-    let text = one("web", "command: sleep 1000000");
+    let text = brief("sleep 1000000");
     let terminal = files.apply_on_terminal("shown", &text);
     terminal.shows("+ create service shown_web");
     // A bar, which is drawn again in its place.
@@ -83,13 +91,13 @@ fn progress_is_live_on_a_terminal_lines_in_a_pipe_and_json_on_request(files: &Fi
     assert!(screen.contains('\u{1b}'), "{screen:?}");
 
     // One that cannot draw gets lines.
-    let path = files.write(&one("web", "command: sleep 1000002"));
+    let path = files.write(&brief("sleep 1000002"));
     let mut command = files.lab.skep_command("m1", &["apply", "--stack", "shown", "-f", path.to_str().unwrap()]);
     let terminal = Terminal::start(command.env("TERM", "dumb")).unwrap();
     terminal.shows("shown_web: 1/1 tasks running");
     assert_eq!(terminal.end().code(), Some(0));
 
-    let changed = one("web", "command: sleep 1000001");
+    let changed = brief("sleep 1000001");
     let (code, out, err) = texts(&files.apply("shown", &changed, &[]));
     assert_eq!(code, Some(0), "{err}");
     assert!(out.contains("~ change service shown_web") && out.ends_with("stack shown: 1 to change\n"), "{out}");

@@ -186,7 +186,7 @@ fn daemons_without_managers_keep_the_files_of_containers(lab: &Lab, id: &str) {
 /// A file as people have them: first of a format before 3.8, then of 3.8, where configs may be templates.
 fn stack(dir: &Path, version: u32, worker: bool) -> String {
     let worker = if worker {
-        "  worker:\n    image: busybox:test\n    command: sleep 1000000\n    networks: [back]\n    deploy: {mode: global}\n"
+        "  worker:\n    image: busybox:test\n    stop_grace_period: 0s\n    command: sleep 1000000\n    networks: [back]\n    deploy: {mode: global}\n"
     } else {
         ""
     };
@@ -196,6 +196,7 @@ fn stack(dir: &Path, version: u32, worker: bool) -> String {
 services:
   web:
     image: busybox:test
+    stop_grace_period: 0s
     command: ["sleep", "1000000"]
     environment:
       WHERE: "{{{{.Node.Hostname}}}}"
@@ -280,7 +281,7 @@ fn another_content_replaces_the_tasks_of_an_applied_stack(lab: &Lab, dir: &Path)
     let path = file(
         dir,
         "apply.yml",
-        "services:\n  web:\n    image: busybox:test\n    command: sleep 1000000\n    cap_drop: [ALL]\n\
+        "services:\n  web:\n    image: busybox:test\n    stop_grace_period: 0s\n    command: sleep 1000000\n    cap_drop: [ALL]\n\
          \x20   secrets: [own, {source: shared, target: /etc/k}]\n    configs: [{source: c, target: /c.conf}]\n\
          secrets:\n  own: {file: ./own.key}\n  shared: {external: true}\nconfigs:\n  c: {content: plain}\n",
     );

@@ -14,7 +14,7 @@ use skep_proto::model::TaskId;
 use skep_proto::model::service::Protocol;
 
 use crate::world::wire::Capture;
-use crate::world::{CLIENT, World, ask_tcp, ask_udp, eventually, pings, run, serve_tcp, serve_udp, within};
+use crate::world::{CLIENT, World, ask_tcp, ask_udp, eventually, pings, reaches, run, serve_tcp, serve_udp, within};
 
 /// What must not be read.
 const SECRET: &[u8] = b"the quick brown fox keeps a secret";
@@ -188,7 +188,7 @@ async fn a_node_that_was_removed_is_heard_by_nobody_from_that_moment() {
     let (a, b) = pair(&mut w).await;
     let c = w.task(3, 2, None, skep_proto::model::NetworkId(1), "10.0.1.30/24").await;
     w.apply().await;
-    assert!(pings(&b.netns, "10.0.1.10") && pings(&b.netns, "10.0.1.30") && pings(&a.netns, "10.0.1.30"));
+    assert!(reaches(&b.netns, "10.0.1.10") && reaches(&b.netns, "10.0.1.30") && reaches(&a.netns, "10.0.1.30"));
     let whole = w.view.clone();
     // Removed while it is cut off: it was told nothing and has its sessions still.
     w.view.peers.remove(&w.nodes[1].id);
@@ -318,7 +318,7 @@ async fn packets_fit_the_wire_whatever_it_carries() {
 async fn without_the_link_nothing_leaves_in_the_clear() {
     let mut w = World::new(2);
     let (a, b) = pair(&mut w).await;
-    assert!(pings(&a.netns, "10.0.1.20"));
+    assert!(reaches(&a.netns, "10.0.1.20"));
     let inside = format!("nsenter --net={}", w.nodes[0].netns.display());
     for flushed in [false, true] {
         let removed = w.nodes[0].names.in_tunnels(|owner| {
@@ -353,7 +353,7 @@ async fn without_the_link_nothing_leaves_in_the_clear() {
 async fn a_container_cannot_speak_on_the_link_between_nodes_and_the_link_opens_nothing() {
     let mut w = World::new(2);
     let (a, b) = pair(&mut w).await;
-    assert!(pings(&a.netns, "10.0.1.20"));
+    assert!(reaches(&a.netns, "10.0.1.20"));
     // A server of the node, on all its addresses.
     serve_tcp(&w.nodes[1].netns, 22, "node");
     assert!(ask_tcp(&w.hub(), "10.99.0.12:22").is_ok());
@@ -377,7 +377,7 @@ async fn a_container_cannot_speak_on_the_link_between_nodes_and_the_link_opens_n
     .unwrap();
     thread::sleep(Duration::from_millis(100));
     assert_eq!(received(&w), before, "a container's packet came through the link");
-    assert!(pings(&a.netns, "10.0.1.20"));
+    assert!(reaches(&a.netns, "10.0.1.20"));
     assert_ne!(received(&w), before);
     drop(b);
 }
@@ -392,7 +392,7 @@ async fn a_node_with_another_address_is_reached_again_on_every_network() {
     let c = w.task(3, 0, None, open, "10.0.2.10/24").await;
     let d = w.task(4, 1, None, open, "10.0.2.20/24").await;
     w.apply().await;
-    assert!(pings(&a.netns, "10.0.1.20") && pings(&c.netns, "10.0.2.20"));
+    assert!(reaches(&a.netns, "10.0.1.20") && reaches(&c.netns, "10.0.2.20"));
     w.move_node(0, Ipv4Addr::new(10, 99, 0, 41));
     w.apply().await;
     for (from, to) in [(&a, "10.0.1.20"), (&b, "10.0.1.10"), (&c, "10.0.2.20"), (&d, "10.0.2.10")] {
@@ -411,7 +411,7 @@ async fn a_network_that_was_made_in_the_clear_is_encrypted_once_the_managers_say
     let a = w.task(1, 0, None, net, "10.0.1.10/24").await;
     let b = w.task(2, 1, None, net, "10.0.1.20/24").await;
     w.apply().await;
-    assert!(pings(&a.netns, "10.0.1.20"));
+    assert!(reaches(&a.netns, "10.0.1.20"));
     w.view.networks.get_mut(&net).unwrap().encrypted = true;
     w.apply().await;
     let shown = run(&format!("nsenter --net={} ip -o link show eth0", a.netns.display()));
@@ -421,7 +421,7 @@ async fn a_network_that_was_made_in_the_clear_is_encrypted_once_the_managers_say
     let frames = capture.stop();
     assert_eq!((frames.with(SECRET), frames.udp(4789).len()), (0, 0));
     w.restart(0);
-    assert!(pings(&a.netns, "10.0.1.20"), "a restart changes nothing");
+    assert!(reaches(&a.netns, "10.0.1.20"), "a restart changes nothing");
 }
 
 /// Has the links of a node made by a process as `skep net` is, in the node's namespace.

@@ -13,7 +13,7 @@ use skep_proto::model::view::Peer;
 use skep_proto::model::{NetworkId, NodeId, TaskId};
 use tokio_util::sync::CancellationToken;
 
-use crate::world::{CLIENT, World, ask_tcp, ask_udp, eventually, pings, run, serve_tcp, serve_udp, within};
+use crate::world::{CLIENT, World, ask_tcp, ask_udp, eventually, reaches, run, serve_tcp, serve_udp, within};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs root"]
@@ -34,7 +34,7 @@ async fn a_sandbox_cannot_send_as_another() {
     run(&format!("{inside} ip link set eth0 down && {inside} ip link set eth0 address 02:42:0a:00:01:0b"));
     run(&format!("{inside} ip link set eth0 up && {inside} busybox ping -c2 -W1 10.0.1.11 | cat"));
     assert_eq!(count(&b.netns, "eth0"), received, "a frame with another's address got through");
-    assert!(pings(&b.netns, "10.0.1.12") && pings(&c.netns, "10.0.1.11"));
+    assert!(reaches(&b.netns, "10.0.1.12") && reaches(&c.netns, "10.0.1.11"));
 }
 
 /// Packets that a link received.
@@ -249,7 +249,7 @@ async fn a_hundred_sandboxes_are_made_at_once_and_leave_nothing() {
         made.push(one.await.unwrap());
     }
     let created = start.elapsed();
-    assert!(pings(&made[0].netns, "10.0.1.109"));
+    assert!(reaches(&made[0].netns, "10.0.1.109"));
     let start = Instant::now();
     w.apply().await;
     let applied = start.elapsed();

@@ -8,7 +8,8 @@ use skep_proto::model::TaskId;
 use skep_proto::model::service::Protocol;
 
 use crate::world::{
-    self, CLIENT, CLIENT6, World, ask_tcp, ask_udp, eventually, hold_tcp, node6, pings, run, serve_tcp, serve_udp,
+    self, CLIENT, CLIENT6, World, ask_tcp, ask_udp, eventually, hold_tcp, node6, pings, reaches, run, serve_tcp,
+    serve_udp,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -24,9 +25,9 @@ async fn tasks_meet_over_ipv6_and_by_a_virtual_address_that_keeps_the_client() {
     let c = w.task_at(3, 0, Some(service), net, &["10.0.1.21/24", "fd00:1::15/64"]).await;
     w.apply().await;
     for to in ["10.0.1.20", "fd00:1::14", "fd00:1::15"] {
-        assert!(pings(&a.netns, to), "{to}");
+        assert!(reaches(&a.netns, to), "{to}");
     }
-    assert!(pings(&b.netns, "fd00:1::a") && pings(&b.netns, "fd00:1::15"));
+    assert!(reaches(&b.netns, "fd00:1::a") && reaches(&b.netns, "fd00:1::15"));
     for (sandbox, name) in [(&b, "b"), (&c, "c")] {
         serve_tcp(&sandbox.netns, 80, name);
         serve_udp(&sandbox.netns, 80, name);
@@ -100,7 +101,7 @@ async fn nodes_and_containers_reach_ports_of_the_cluster_over_ipv6_and_by_loopba
         assert!(ask_tcp(&own, &to).unwrap().starts_with("b "), "the task itself, by {to}");
     }
     // The way out.
-    assert!(pings(&other.netns, CLIENT6) && pings(&other.netns, CLIENT));
+    assert!(reaches(&other.netns, CLIENT6) && reaches(&other.netns, CLIENT));
     // Tasks of different networks do not meet by their task links.
     let twin = run(&format!("nsenter --net={} ip -6 addr show scope global", own.display()));
     let twin = twin.split_whitespace().find_map(|word| word.strip_suffix("/128")).unwrap().to_owned();
@@ -148,9 +149,9 @@ async fn ports_of_one_node_are_open_on_its_ipv6_addresses_or_on_one_of_them() {
     spec.id = SandboxId::new("two").unwrap();
     spec.host_ports.clear();
     let two = network.create_sandbox(spec.clone()).await.unwrap();
-    assert!(pings(&two.netns, &address.addr().to_string()) && pings(&two.netns, CLIENT6));
+    assert!(reaches(&two.netns, &address.addr().to_string()) && reaches(&two.netns, CLIENT6));
     assert!(ask_tcp(&two.netns, &format!("[{}]:8081", node6(1))).unwrap().starts_with("one "));
-    assert!(pings(&two.netns, &made.ipv6.unwrap().gateway.to_string()));
+    assert!(reaches(&two.netns, &made.ipv6.unwrap().gateway.to_string()));
     // Another bridge with IPv6 is apart.
     network
         .create_bridge(skep_network::BridgeSpec {

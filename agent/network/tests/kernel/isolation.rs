@@ -11,7 +11,7 @@ use skep_network::mac::Mac;
 use skep_network::{BridgeAttachment, HostPort, Sandbox, SandboxId, SandboxSpec};
 use skep_proto::model::service::Protocol;
 
-use crate::world::{CLIENT, CLIENT6, World, ask_tcp, bridge, node6, pings, run, serve_tcp, within};
+use crate::world::{CLIENT, CLIENT6, World, ask_tcp, bridge, node6, pings, reaches, run, serve_tcp, within};
 
 /// Sends frames by a packet socket: `IFACE HEX…`, from inside a namespace.
 const SEND: &str = "import socket,sys\n\
@@ -109,16 +109,16 @@ async fn nobody_passes_for_another_on_an_overlay_or_a_bridge() {
     let far = w.task(3, 1, None, net, "10.0.1.12/24").await;
     w.apply().await;
     // The victim knows whom the attacker would like to be.
-    assert!(pings(&victim.netns, "10.0.1.12"));
+    assert!(reaches(&victim.netns, "10.0.1.12"));
     disguises((&evil, "eth0"), &victim, address(&far));
-    assert!(pings(&victim.netns, "10.0.1.12"));
+    assert!(reaches(&victim.netns, "10.0.1.12"));
 
     let network = &w.nodes[0].network;
     let evil = network.create_sandbox(plain("evil", "bridge")).await.unwrap();
     let victim = network.create_sandbox(plain("victim", "bridge")).await.unwrap();
     let friend = network.create_sandbox(plain("friend", "bridge")).await.unwrap();
     let friends = address(&friend).0.to_string();
-    assert!(pings(&victim.netns, &friends) && pings(&victim.netns, CLIENT));
+    assert!(reaches(&victim.netns, &friends) && reaches(&victim.netns, CLIENT));
     disguises((&evil, "eth0"), &victim, address(&friend));
     // The gateway, too: who takes its address takes everybody's way out.
     let gateway = victim.links[0].gateway.unwrap();
@@ -129,13 +129,13 @@ async fn nobody_passes_for_another_on_an_overlay_or_a_bridge() {
         !table.contains(&own.to_string()) || !table.contains(&format!("{gateway} dev eth0 lladdr {own}")),
         "{table}"
     );
-    assert!(pings(&victim.netns, &friends) && pings(&victim.netns, CLIENT));
+    assert!(reaches(&victim.netns, &friends) && reaches(&victim.netns, CLIENT));
     // Another address given to its own link reaches nobody, and nobody reaches it.
     let inside = format!("nsenter --net={}", evil.netns.display());
     run(&format!("{inside} ip addr flush dev eth0 && {inside} ip addr add {friends}/16 dev eth0"));
     run(&format!("{inside} ip link set eth0 down && {inside} ip link set eth0 address {} up", address(&friend).1));
     assert!(!pings(&evil.netns, &victim_ip.to_string()));
-    assert!(pings(&victim.netns, &friends));
+    assert!(reaches(&victim.netns, &friends));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -158,7 +158,7 @@ async fn networks_are_closed_to_each_other_and_internal_ones_to_the_world() {
     let outer = network.create_sandbox(spec).await.unwrap();
     serve_tcp(&outer.netns, 80, "outer");
     let default = network.create_sandbox(plain("default", "bridge")).await.unwrap();
-    assert!(pings(&inner.netns, &address(&beside).0.to_string()), "in the same network they meet");
+    assert!(reaches(&inner.netns, &address(&beside).0.to_string()), "in the same network they meet");
     let all = [&a, &b, &c, &inner, &beside, &outer, &default];
     // Each has a default route, whatever it takes.
     let gateway = network.bridges().into_iter().find(|bridge| bridge.name == "closed").unwrap().gateway();
@@ -182,7 +182,8 @@ async fn networks_are_closed_to_each_other_and_internal_ones_to_the_world() {
         }
     });
     for (who, is_open) in [(&inner, false), (&beside, false), (&outer, true), (&default, true), (&a, true)] {
-        assert_eq!(pings(&who.netns, CLIENT), is_open, "{}", who.id);
+        let ping = if is_open { reaches } else { pings };
+        assert_eq!(ping(&who.netns, CLIENT), is_open, "{}", who.id);
         let published = ask_tcp(&who.netns, &format!("{}:8081", w.nodes[0].address));
         assert_eq!(published.is_ok(), is_open, "{} by a published port: {published:?}", who.id);
     }
@@ -214,18 +215,19 @@ async fn a_host_firewall_that_drops_needs_the_documented_rules_and_no_more() {
     let six = network.create_sandbox(plain("six", "six")).await.unwrap();
     let plain = network.create_sandbox(plain("plain", "open")).await.unwrap();
     let other = network.create_sandbox(self::plain("other", "bridge")).await.unwrap();
-    let works = || {
+    let works = |is_open: bool| {
+        let ping = if is_open { reaches } else { pings };
         [
-            pings(&a.netns, "10.0.1.11"),
+            ping(&a.netns, "10.0.1.11"),
             ask_tcp(&w.hub(), "10.99.0.11:8080").is_ok_and(|text| text == format!("b {CLIENT}")),
             ask_tcp(&w.nodes[0].netns, "127.0.0.1:8080").is_ok(),
-            pings(&plain.netns, CLIENT),
+            ping(&plain.netns, CLIENT),
             ask_tcp(&w.hub(), &format!("[{}]:8080", node6(1))).is_ok_and(|text| text == format!("b {CLIENT6}")),
             ask_tcp(&w.nodes[0].netns, "[::1]:8080").is_ok(),
-            pings(&six.netns, CLIENT6),
+            ping(&six.netns, CLIENT6),
         ]
     };
-    assert_eq!(works(), [true; 7]);
+    assert_eq!(works(true), [true; 7]);
     let load = |rules: &str| {
         let path = w.nodes[0].config.state_dir.with_extension("nft");
         std::fs::write(&path, rules).unwrap();
@@ -238,8 +240,8 @@ async fn a_host_firewall_that_drops_needs_the_documented_rules_and_no_more() {
          chain input { type filter hook input priority 0; policy drop; iif lo accept; ct state established accept; }\n\
          chain forward { type filter hook forward priority 0; policy drop; }\n}\n",
     );
-    assert_eq!(works(), [false; 7]);
+    assert_eq!(works(false), [false; 7]);
     load(PASS);
-    assert_eq!(works(), [true; 7]);
+    assert_eq!(works(true), [true; 7]);
     assert!(!pings(&plain.netns, &address(&other).0.to_string()), "networks stay closed to each other");
 }

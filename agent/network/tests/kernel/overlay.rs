@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use skep_network::{BridgeAttachment, SandboxId, SandboxSpec};
 
-use crate::world::{self, World, ask_tcp, ask_udp, bridge, pings, run, serve_tcp, serve_udp};
+use crate::world::{self, World, ask_tcp, ask_udp, bridge, pings, reaches, run, serve_tcp, serve_udp};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs root"]
@@ -21,7 +21,7 @@ async fn tasks_of_one_network_reach_each_other_across_nodes_and_by_virtual_addre
     w.apply().await;
 
     for to in ["10.0.1.20", "10.0.1.21", "10.0.1.22"] {
-        assert!(pings(&a.netns, to), "{to}");
+        assert!(reaches(&a.netns, to), "{to}");
     }
     for (sandbox, name) in [(&b, "b"), (&c, "c"), (&d, "d")] {
         serve_tcp(&sandbox.netns, 80, name);
@@ -43,7 +43,7 @@ async fn tasks_of_one_network_reach_each_other_across_nodes_and_by_virtual_addre
     for _ in 0..10 {
         assert_eq!(ask_tcp(&b.netns, "10.0.1.200:80").unwrap(), "b 10.0.1.20");
     }
-    assert!(pings(&a.netns, "10.0.1.21"));
+    assert!(reaches(&a.netns, "10.0.1.21"));
     w.view.endpoints.get_mut(&skep_proto::model::TaskId(2)).unwrap().serving = false;
     w.apply().await;
     let refused = ask_tcp(&a.netns, "10.0.1.200:80").unwrap_err();
@@ -63,7 +63,7 @@ async fn a_sandbox_on_the_default_bridge_has_a_way_out_before_the_node_knows_its
     assert_eq!(one.links[0].address.to_string(), "172.17.0.2/16");
     serve_tcp(&w.hub(), 80, "outside");
     assert_eq!(ask_tcp(&one.netns, &format!("{}:80", world::CLIENT)).unwrap(), "outside 10.99.0.11");
-    assert!(pings(&one.netns, &two.links[0].address.addr().to_string()));
+    assert!(reaches(&one.netns, &two.links[0].address.addr().to_string()));
 
     // Where the fake name server says that it listens.
     let bind = || {
@@ -107,15 +107,15 @@ async fn a_restart_finds_what_is_there_and_deletion_leaves_nothing() {
     let a = w.task(1, 0, None, net, "10.0.1.10/24").await;
     let b = w.task(2, 1, None, net, "10.0.1.20/24").await;
     w.apply().await;
-    assert!(pings(&a.netns, "10.0.1.20"));
+    assert!(reaches(&a.netns, "10.0.1.20"));
     w.restart(0);
-    assert!(pings(&a.netns, "10.0.1.20"), "traffic goes on before the managers are heard");
+    assert!(reaches(&a.netns, "10.0.1.20"), "traffic goes on before the managers are heard");
     assert_eq!(w.nodes[0].network.sandboxes().await, std::slice::from_ref(&a));
     w.apply().await;
-    assert!(pings(&a.netns, "10.0.1.20"));
+    assert!(reaches(&a.netns, "10.0.1.20"));
     let c = w.task(3, 0, None, net, "10.0.1.11/24").await;
     w.apply().await;
-    assert!(pings(&c.netns, "10.0.1.20") && pings(&c.netns, "10.0.1.10") && pings(&b.netns, "10.0.1.11"));
+    assert!(reaches(&c.netns, "10.0.1.20") && reaches(&c.netns, "10.0.1.10") && reaches(&b.netns, "10.0.1.11"));
 
     for node in &w.nodes {
         node.network.clear().await.unwrap_or_else(|error| panic!("{}", world::chain(&error)));
@@ -203,8 +203,8 @@ async fn local_bridges_are_apart_have_names_and_outlive_a_restart() {
         made.push(network.create_sandbox(spec).await.unwrap());
     }
     let address = |at: usize| made[at].links[0].address.addr().to_string();
-    assert!(pings(&made[0].netns, &address(1)) && pings(&made[2].netns, &address(3)));
-    assert!(pings(&made[0].netns, world::CLIENT) && pings(&made[4].netns, world::CLIENT));
+    assert!(reaches(&made[0].netns, &address(1)) && reaches(&made[2].netns, &address(3)));
+    assert!(reaches(&made[0].netns, world::CLIENT) && reaches(&made[4].netns, world::CLIENT));
     // Also for a container that helps itself to a route.
     run(&format!("nsenter --net={} ip route add default via 192.168.7.1", made[2].netns.display()));
     assert!(!pings(&made[2].netns, world::CLIENT), "an internal bridge has no way out");
@@ -219,7 +219,7 @@ async fn local_bridges_are_apart_have_names_and_outlive_a_restart() {
     w.restart(0);
     let network = &w.nodes[0].network;
     assert_eq!(network.bridges().len(), 3);
-    assert!(pings(&made[0].netns, &address(1)) && pings(&made[0].netns, world::CLIENT));
+    assert!(reaches(&made[0].netns, &address(1)) && reaches(&made[0].netns, world::CLIENT));
     let refused = network.remove_bridge("mine").await.unwrap_err();
     assert_eq!(refused.to_string(), "network mine: containers are on it; remove them first");
     for one in &made[..2] {
@@ -239,7 +239,7 @@ async fn an_internal_overlay_has_no_way_out() {
     let a = w.task(1, 0, None, net, "10.0.1.10/24").await;
     w.task(2, 1, None, net, "10.0.1.20/24").await;
     w.apply().await;
-    assert!(pings(&a.netns, "10.0.1.20"));
+    assert!(reaches(&a.netns, "10.0.1.20"));
     assert_eq!((a.links.len(), a.mesh), (1, None));
     assert!(ask_tcp(&a.netns, &format!("{}:80", world::CLIENT)).is_err());
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use skep_network::{BridgeAttachment, HostPort, Place, SandboxId, SandboxSpec};
 use skep_proto::model::service::Protocol;
 
-use crate::world::{self, CLIENT, World, ask_tcp, pings, run, serve_tcp};
+use crate::world::{self, CLIENT, World, ask_tcp, reaches, run, serve_tcp};
 
 fn mesh_link(netns: &Path) -> Option<String> {
     let name = netns.file_name().unwrap().to_string_lossy().into_owned();
@@ -27,7 +27,7 @@ async fn a_node_keeps_its_traffic_until_it_knows_its_place_and_takes_it_elsewher
     serve_tcp(&there.netns, 80, "b");
     w.apply().await;
     let works = |w: &World, node: Ipv4Addr| {
-        assert!(pings(&here.netns, "10.0.1.20"));
+        assert!(reaches(&here.netns, "10.0.1.20"));
         assert_eq!(ask_tcp(&w.hub(), &format!("{node}:8080")).unwrap(), format!("b {CLIENT}"));
     };
     works(&w, w.nodes[0].address);

@@ -10,7 +10,7 @@ use skep_network::{
 };
 use skep_proto::model::service::Protocol;
 
-use crate::world::{self, CLIENT, World, ask_tcp, bridge, pings, serve_tcp};
+use crate::world::{self, CLIENT, World, ask_tcp, bridge, pings, reaches, serve_tcp};
 
 fn plain(name: &str) -> SandboxSpec {
     let mut spec = SandboxSpec::new(SandboxId::new(name).unwrap());
@@ -83,7 +83,7 @@ async fn a_container_joins_and_leaves_networks_while_its_connections_go_on() {
     let joined = w.nodes[0].network.reshape_sandbox(spec.clone()).await.unwrap();
     assert_eq!(names(&joined), [("eth0", &bridge), ("eth1", &overlay), ("eth2", &other), ("eth3", &LinkKind::Task)]);
     assert!(echoes(&held), "the connection by the published port");
-    assert!(pings(&joined.netns, &neighbours));
+    assert!(reaches(&joined.netns, &neighbours));
     // The other end learns of it from the managers.
     let endpoint = skep_proto::model::view::EndpointView {
         task: skep_proto::model::TaskId(2),
@@ -101,20 +101,20 @@ async fn a_container_joins_and_leaves_networks_while_its_connections_go_on() {
     };
     w.view.endpoints.insert(endpoint.task, endpoint);
     w.apply().await;
-    assert!(pings(&far.netns, "10.0.1.20") && pings(&joined.netns, "10.0.1.10"));
+    assert!(reaches(&far.netns, "10.0.1.20") && reaches(&joined.netns, "10.0.1.10"));
     let zones = w.nodes[0].names.zones();
     assert!(zones.values().filter(|zone| zone.resolve("name").is_some()).count() == 2, "{zones:?}");
 
     // A new process finds it as it is, and goes on with it.
     w.restart(0);
     w.apply().await;
-    assert!(echoes(&held) && pings(&joined.netns, &neighbours) && pings(&joined.netns, "10.0.1.10"));
+    assert!(echoes(&held) && reaches(&joined.netns, &neighbours) && reaches(&joined.netns, "10.0.1.10"));
     assert_eq!(w.nodes[0].network.create_sandbox(spec.clone()).await.unwrap().links, joined.links);
 
     spec.bridges.remove(0);
     let left = w.nodes[0].network.reshape_sandbox(spec.clone()).await.unwrap();
     assert_eq!(names(&left), [("eth1", &overlay), ("eth2", &other), ("eth3", &LinkKind::Task)]);
-    assert!(pings(&left.netns, &neighbours) && pings(&left.netns, "10.0.1.10") && pings(&left.netns, CLIENT));
+    assert!(reaches(&left.netns, &neighbours) && reaches(&left.netns, "10.0.1.10") && reaches(&left.netns, CLIENT));
     serve_tcp(&left.netns, 91, "moving");
     let port = HostPort { bind: None, published: Some(8091), target: 91, protocol: Protocol::Tcp };
     let other_ports = SandboxSpec { host_ports: vec![port], ..spec.clone() };

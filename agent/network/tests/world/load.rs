@@ -13,6 +13,9 @@ use super::within;
 /// How long a connection lives.
 pub const LIFE: Duration = Duration::from_millis(3);
 
+/// What takes longer hangs: a connection that leads nowhere would for two minutes. Less may be a busy machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Answers each client after [`LIFE`], then closes.
 pub fn serve_slowly(netns: &Path) {
     let listener = within(netns, || TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80)).unwrap()).join().unwrap();
@@ -63,8 +66,8 @@ impl Clients {
 }
 
 fn ask(to: &SocketAddr) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(to, Duration::from_secs(3))?;
-    stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+    let mut stream = TcpStream::connect_timeout(to, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(b"?")?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
