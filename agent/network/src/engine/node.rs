@@ -9,8 +9,8 @@ use skep_proto::model::network::INGRESS_VNI;
 use super::state::Bridge;
 use super::sysctl;
 use crate::config::{
-    BRIDGE_GROUP, Config, IPV6_MIN_MTU, LinkNames, MESH_MARK, MESH_MASK, MESH_RULE, MESH_TABLE, mesh_next_hop,
-    mesh_range, node_addresses, twin, twin_net, wireguard_range,
+    BRIDGE_GROUP, Config, IPV6_MIN_MTU, LinkNames, MESH_GROUP, MESH_MARK, MESH_MASK, MESH_RULE, MESH_TABLE,
+    mesh_next_hop, mesh_range, node_addresses, twin, twin_net, wireguard_range,
 };
 use crate::error::{NetworkError, Step};
 use crate::mac::Mac;
@@ -212,6 +212,7 @@ impl Mesh {
         let next_hop = mesh_next_hop(config.infra).ok_or_else(too_small)?;
         let mut requests = Requests::new();
         requests
+            .set_group(link, MESH_GROUP)
             .add_address(link, addresses.mesh, 32)
             .set_up(link)
             .replace_route(range, Via::Link(link), MAIN_TABLE)

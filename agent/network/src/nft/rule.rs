@@ -384,6 +384,11 @@ impl Rule {
         self.with([Expr::Reject { ip, tcp_reset }])
     }
 
+    /// Goes on in another chain of the table, without return.
+    pub fn goto(self, chain: &str) -> Self {
+        self.with([Expr::Verdict(Verdict::Goto(chain.into()))])
+    }
+
     /// Lets the packet pass.
     pub fn accept(self) -> Self {
         self.with([Expr::Verdict(Verdict::Accept)])

@@ -177,21 +177,31 @@ pub fn key_in_use(peer: &TunnelPeer, handshake: impl Fn(&Key) -> Option<u64>) ->
     }
 }
 
-/// What may come in, before anything else looks at it.
+/// What may come in, before anything else looks at it. Every packet of the node passes here: what is cheap to tell and leaves few
+/// comes first in each rule, routes are asked last.
 pub fn incoming(ip: Ip, facts: &NodeFacts) -> Vec<Rule> {
     let link = facts.names.wireguard();
     let mut rules = vec![
-        Rule::of(ip).destination_is_local().iif_not(&link).destination_port(UDP, ENCRYPTED_PORT).drop(),
-        // Nodes speak VXLAN on it, and tell each other of packets that are too large. It opens nothing else of the host.
-        Rule::of(ip).iif(&link).destination_port(UDP, ENCRYPTED_PORT).accept(),
-        Rule::of(ip).iif(&link).protocol(ip.icmp()).accept(),
-        Rule::of(ip).iif(&link).drop(),
+        Rule::of(ip).destination_port(UDP, ENCRYPTED_PORT).iif_not(&link).destination_is_local().drop(),
+        Rule::of(ip).iif(&link).goto(FROM_TUNNEL),
     ];
     for port in &facts.vxlan_ports {
         // Before the VXLAN links exist: only nodes of the cluster may send to their port.
-        rules.push(Rule::of(ip).destination_is_local().destination_port(UDP, *port).source_not_in("nodes").drop());
+        rules.push(Rule::of(ip).destination_port(UDP, *port).source_not_in("nodes").destination_is_local().drop());
     }
     rules
+}
+
+/// Chain of what came through WireGuard.
+pub const FROM_TUNNEL: &str = "from-tunnel";
+
+/// Nodes speak VXLAN on it, and tell each other of packets that are too large. It opens nothing else of the host.
+pub fn from_tunnel(ip: Ip) -> Vec<Rule> {
+    vec![
+        Rule::of(ip).destination_port(UDP, ENCRYPTED_PORT).accept(),
+        Rule::of(ip).protocol(ip.icmp()).accept(),
+        Rule::new().drop(),
+    ]
 }
 
 /// What may leave the node itself: while the link is away, the way to its addresses would be another one.

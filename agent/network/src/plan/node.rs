@@ -21,8 +21,8 @@ use super::encryption::{self, Path};
 use super::ingress::{self, Ingress};
 use super::senders::{self, Groups, Sender};
 use crate::config::{
-    BRIDGE_GROUP, LOOPBACK_TWIN, LinkNames, MESH_MARK, MESH_MASK, PORT_GROUP, PUBLISHED_MARK, TASK_GROUP, Underlay,
-    node_addresses, twin, twins,
+    BRIDGE_GROUP, LOOPBACK_TWIN, LinkNames, MESH_GROUP, MESH_MARK, MESH_MASK, PORT_GROUP, PUBLISHED_MARK, TASK_GROUP,
+    Underlay, node_addresses, twin, twins,
 };
 use crate::mac::Mac;
 use crate::netlink::Neighbour;
@@ -221,12 +221,13 @@ fn ip_table(ip: Ip, facts: &NodeFacts) -> Table {
     let mut raw = encryption::incoming(ip, facts);
     raw.extend([
         // The links below have route_localnet, which must not open loopback to others.
-        Rule::of(ip).iif_not("lo").destination(loopback).drop(),
+        Rule::of(ip).destination(loopback).iif_not("lo").drop(),
         Rule::of(ip).iif_group(TASK_GROUP).spoofed().drop(),
         Rule::of(ip).iif_group(BRIDGE_GROUP).spoofed().drop(),
-        Rule::of(ip).iif(&mesh).zone_by_ether_source("node-zones"),
+        Rule::of(ip).iif_group(MESH_GROUP).zone_by_ether_source("node-zones"),
     ]);
     table.base("raw", Kind::Filter, Hook::Prerouting, RAW, raw);
+    table.chain(encryption::FROM_TUNNEL, encryption::from_tunnel(ip));
     table.base("sealed", Kind::Filter, Hook::Output, FILTER, encryption::outgoing(ip, facts));
     table.base(
         "mangle",
@@ -234,8 +235,8 @@ fn ip_table(ip: Ip, facts: &NodeFacts) -> Table {
         Hook::Prerouting,
         MANGLE,
         vec![
-            Rule::of(ip).iif(&mesh).original().ct_mark_by_ether_source("node-marks"),
-            Rule::of(ip).iif_not(&mesh).reply().ct_mark(MESH_MARK, MESH_MASK).mark_by_ct_mark(),
+            Rule::of(ip).original().iif_group(MESH_GROUP).ct_mark_by_ether_source("node-marks"),
+            Rule::of(ip).reply().ct_mark(MESH_MARK, MESH_MASK).iif_group_not(MESH_GROUP).mark_by_ct_mark(),
         ],
     );
     let published = vec![
@@ -254,7 +255,7 @@ fn ip_table(ip: Ip, facts: &NodeFacts) -> Table {
         Kind::Filter,
         Hook::Forward,
         MANGLE,
-        vec![Rule::of(ip).oif(&mesh).tcp_flags(SYN).clamp_mss()],
+        vec![Rule::of(ip).tcp_flags(SYN).oif(&mesh).clamp_mss()],
     );
     table.base("forward", Kind::Filter, Hook::Forward, FILTER, forward_rules(ip, facts, &mesh));
     if ip == Ip::V6 {
@@ -279,7 +280,7 @@ fn loopback(ip: Ip) -> IpNet {
 fn forward_rules(ip: Ip, facts: &NodeFacts, mesh: &str) -> Vec<Rule> {
     let mut rules = encryption::forwarded(ip, facts);
     for port in &facts.vxlan_ports {
-        let vxlan = || Rule::of(ip).destination_in("nodes").destination_port(UDP, *port);
+        let vxlan = || Rule::of(ip).destination_port(UDP, *port).destination_in("nodes");
         // A container could speak VXLAN to another node, which would take it for this node's.
         rules.extend([vxlan().iif_group(TASK_GROUP).drop(), vxlan().iif_group(BRIDGE_GROUP).drop()]);
     }

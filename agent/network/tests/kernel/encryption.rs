@@ -80,7 +80,7 @@ async fn what_passes_between_nodes_can_be_read_on_the_wire_of_a_plain_network_al
     assert!(!frames.udp(5789).is_empty() && frames.udp(4789).is_empty());
     for node in &w.nodes {
         let rules = run(&format!("nsenter --net={} nft list chain ip skep-skep raw", node.netns.display()));
-        assert!(rules.contains("udp dport 5789 ip saddr != @nodes drop"), "{rules}");
+        assert!(rules.contains("udp dport 5789 ip saddr != @nodes fib daddr type local drop"), "{rules}");
     }
     let told = w.nodes[0].network.encryption().await;
     assert_eq!((told.path, told.failure, told.plain), (Some(TunnelPath::Userspace), None, vec!["net2".to_owned()]));

@@ -7,7 +7,8 @@ use skep_network::{BridgeAttachment, HostPort, SandboxId, SandboxSpec};
 use skep_proto::model::TaskId;
 use skep_proto::model::service::Protocol;
 
-use crate::world::{self, CLIENT, World, ask_tcp, ask_udp, serve_tcp, serve_udp};
+use crate::world::wire::Capture;
+use crate::world::{self, CLIENT, World, ask_tcp, ask_udp, run, serve_tcp, serve_udp};
 
 /// Three nodes, a service on port 8080 with one task on the second.
 async fn world() -> World {
@@ -39,6 +40,46 @@ async fn every_node_leads_a_client_to_the_task_which_sees_the_clients_address() 
     for connection in connections {
         assert_eq!(world::read(connection.unwrap()).unwrap(), format!("b {CLIENT}"));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn a_mesh_link_of_an_earlier_release_goes_on_leading_clients() {
+    let mut w = world().await;
+    for node in 0..w.nodes.len() {
+        // It was in no group of links.
+        run(&format!("nsenter --net={} ip link set skep-mesh group default", w.nodes[node].netns.display()));
+        w.restart(node);
+    }
+    w.announce();
+    w.apply().await;
+    for node in &w.nodes {
+        let to = format!("{}:8080", node.address);
+        assert_eq!(ask_tcp(&w.hub(), &to).unwrap(), format!("b {CLIENT}"), "by {to}");
+        assert_eq!(ask_udp(&w.hub(), &to).unwrap(), format!("b {CLIENT}"), "by {to}");
+    }
+    // The same client port by all entry nodes at once: their zones.
+    let connections: Vec<_> = w.nodes.iter().map(|node| world::hold_tcp(&w.hub(), 40000, node.address, 8080)).collect();
+    for connection in connections {
+        assert_eq!(world::read(connection.unwrap()).unwrap(), format!("b {CLIENT}"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn segments_of_a_client_fit_the_way_between_nodes() {
+    let w = world().await;
+    let task = w.nodes[1].config.sandbox_dir().join(format!("{}.net", TaskId(1)));
+    let mut seen = Vec::new();
+    for node in [&w.nodes[1], &w.nodes[0]] {
+        let capture = Capture::start(&task);
+        ask_tcp(&w.hub(), &format!("{}:8080", node.address)).unwrap();
+        // A SYN to port 80 without ACK, after Ethernet's and IP's header; Linux's first option is the size (RFC 9293, 3.7.1).
+        let is_syn = |f: &&Vec<u8>| f.len() >= 58 && f[23] == 6 && f[36..38] == [0, 80] && f[47] & 0x12 == 2;
+        let frames = capture.stop().0;
+        seen.push(frames.iter().find(is_syn).map(|f| (f[54], u16::from_be_bytes([f[56], f[57]]))));
+    }
+    assert_eq!(seen, [Some((2, 1460)), Some((2, 1390 - 40))]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -31,6 +31,9 @@ pub const CLIENT: &str = "10.99.0.9";
 /// Its IPv6 address.
 pub const CLIENT6: &str = "2001:db8:99::9";
 
+/// A wire has no firewall: where br_netfilter is loaded, each new namespace would hand bridged packets to one.
+const WIRE: &str = "net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0";
+
 /// Nodes and a client on one wire.
 pub struct World {
     tag: String,
@@ -84,7 +87,8 @@ impl World {
         run(&format!(
             "ip netns add {hub} && ip -n {hub} link set lo up && ip -n {hub} link add wire type bridge && \
              ip -n {hub} addr add {CLIENT}/24 dev wire && ip -n {hub} link set wire up && \
-             ip -n {hub} addr add {CLIENT6}/64 dev wire nodad"
+             ip -n {hub} addr add {CLIENT6}/64 dev wire nodad && \
+             nsenter --net=/run/netns/{hub} sysctl -qew {WIRE}"
         ));
         let mut world = Self { tag, folder, nodes: Vec::new(), view: NetworkView::default() };
         for number in 1..=count {
