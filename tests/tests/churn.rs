@@ -77,8 +77,9 @@ fn nobody_is_told_of_a_task_that_is_gone_while_tasks_come_and_go() {
 fn client(lab: &Lab, node: &str, kills: &Arc<AtomicU64>) -> Clients {
     lab.docker(node, &["run", "-d", "--name", "client", "--network", NETWORK, "busybox:test", "sleep", "100000"])
         .unwrap();
-    let pid = host::pids_named(&lab.cgroup(), node, "sleep").pop().unwrap();
-    let namespace = format!("/proc/{pid}/ns/net");
+    // Not found by its program: what was just started may have yet to become that.
+    let pid = lab.docker(node, &["inspect", "--format", "{{.State.Pid}}", "client"]).unwrap();
+    let namespace = format!("/proc/{}/ns/net", pid.trim());
     let vip = "{{range .Endpoint.VirtualIPs}}{{.Addr}}{{end}}";
     let vip = lab.docker("m1", &["service", "inspect", "--format", vip, SERVICE]).unwrap();
     let vip: Ipv4Addr = vip.split('/').next().unwrap().parse().unwrap();
