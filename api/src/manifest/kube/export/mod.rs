@@ -190,8 +190,9 @@ impl<'a> Writer<'a> {
     }
 
     fn service(&mut self, spec: &ServiceSpec) {
-        let mut origin = names::Origin::of(spec, self.from.stack);
-        origin.name = self.free("workload", &origin.namespace, &origin.name);
+        let origin = names::Origin::of(spec, self.from.stack);
+        let name = self.free("workload", &origin.namespace, &origin.name);
+        let origin = origin.renamed(name, spec, self.from.stack);
         let mut labels = spec.annotations.labels.clone();
         let workload = self.workload(&origin, spec, &mut labels);
         self.objects.push(workload);
@@ -199,13 +200,8 @@ impl<'a> Writer<'a> {
 
     /// A name that no other object of the kind has in the namespace.
     fn free(&mut self, kind: &'static str, namespace: &str, name: &str) -> String {
-        let mut free = name.to_owned();
-        let mut number = 2;
-        while !self.taken.insert((kind, namespace.to_owned(), free.clone())) {
-            free = format!("{name}-{number}");
-            number += 1;
-        }
-        free
+        let mut is_free = |free: &String| self.taken.insert((kind, namespace.to_owned(), free.clone()));
+        names::numbered(name).find(|name| is_free(name)).unwrap_or_else(|| name.to_owned())
     }
 
     /// Everything, in an order in which each object comes after those that it refers to.

@@ -26,7 +26,7 @@ impl Origin {
     pub fn of(spec: &ServiceSpec, stack: &str) -> Self {
         let labels = &spec.annotations.labels;
         let service = &spec.annotations.name;
-        let own = service.strip_prefix(&format!("{stack}_")).unwrap_or(service);
+        let own = own_name(service, stack);
         let written = labels.get(OBJECT_LABEL).and_then(|object| {
             let (kind, path) = object.split_once(' ')?;
             let (namespace, name) = path.split_once('/')?;
@@ -37,9 +37,29 @@ impl Origin {
             let kind = super::kind_of(spec, labels.contains_key(schedule::LABEL));
             (kind, DEFAULT.to_owned(), object_name(own))
         });
-        let follows = cluster_name(stack, &namespace, &name) == *service;
-        Self { kind, namespace, name, stack_name: (!follows).then(|| own.to_owned()), is_docker }
+        let mut origin = Self { kind, namespace, name, stack_name: None, is_docker };
+        origin.keep_stack_name(spec, stack);
+        origin
     }
+
+    /// The same service as an object of another name.
+    #[must_use]
+    pub fn renamed(mut self, name: String, spec: &ServiceSpec, stack: &str) -> Self {
+        self.name = name;
+        self.keep_stack_name(spec, stack);
+        self
+    }
+
+    fn keep_stack_name(&mut self, spec: &ServiceSpec, stack: &str) {
+        let service = &spec.annotations.name;
+        let follows = cluster_name(stack, &self.namespace, &self.name) == *service;
+        self.stack_name = (!follows).then(|| own_name(service, stack).to_owned());
+    }
+}
+
+/// A service's name in its stack.
+fn own_name<'a>(service: &'a str, stack: &str) -> &'a str {
+    service.strip_prefix(stack).and_then(|rest| rest.strip_prefix('_')).unwrap_or(service)
 }
 
 /// A name that any object may have (RFC 1123, a label): what is not allowed becomes a dash.
@@ -48,6 +68,11 @@ pub fn object_name(text: &str) -> String {
     let plain: String = lower.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(63).collect();
     let trimmed = plain.trim_matches('-');
     if trimmed.is_empty() { "x".to_owned() } else { trimmed.to_owned() }
+}
+
+/// A name, and others like it for when it is taken.
+pub fn numbered(name: &str) -> impl Iterator<Item = String> + '_ {
+    std::iter::once(name.to_owned()).chain((2..).map(move |number: u32| format!("{name}-{number}")))
 }
 
 /// Whether it is a key of labels and annotations (apimachinery, "qualified name").

@@ -80,10 +80,9 @@ impl Services {
         }
         let mut addresses = Vec::new();
         for (name, of_each) in wanted {
-            let object = names::object_name(&name);
-            let key = (origin.namespace.clone(), object.clone());
+            let key = (origin.namespace.clone(), self.object(&origin.namespace, &name));
             let service = self.services.entry(key.clone()).or_default();
-            service.stack_name = (object != name).then_some(name);
+            service.stack_name = (key.1 != name).then_some(name);
             service.is_headless |= is_dnsrr || of_each;
             service.publishes_unready |= of_each;
             if !service.workloads.contains(&index) {
@@ -95,6 +94,17 @@ impl Services {
         }
         self.ports(&addresses, &endpoint, &ingress, origin.is_docker);
         own
+    }
+
+    /// The object with this name for containers. Names that Kubernetes does not tell apart (`b` and `_b`) are different objects.
+    fn object(&self, namespace: &str, name: &str) -> String {
+        let plain = names::object_name(name);
+        let is_its = |object: &String| {
+            let known = self.services.get(&(namespace.to_owned(), object.clone()));
+            known.is_none_or(|service| service.stack_name.as_ref().unwrap_or(object) == name)
+        };
+        let free = names::numbered(&plain).find(is_its);
+        free.unwrap_or(plain)
     }
 
     /// Gives the ports of a workload to its Services with an address: what is published to the first of them, what an address

@@ -100,6 +100,26 @@ fn exports_are_those_recorded() {
     }
 }
 
+/// Docker tells more names apart than Kubernetes does.
+#[test]
+fn services_whose_names_are_one_to_kubernetes_stay_apart() {
+    let service = |name: &str| {
+        let container = json!({"Image": "x:1"});
+        let ports = json!([{"Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8000 + name.len(), "PublishMode": "ingress"}]);
+        let spec = json!({
+            "Name": name, "Labels": {STACK_LABEL: "demo", IMAGE_LABEL: "x:1"}, "Mode": {"Replicated": {"Replicas": 1}},
+            "TaskTemplate": {"ContainerSpec": container, "Networks": [{"Target": "demo_default", "Aliases": [name.trim_start_matches("demo_")]}]},
+            "EndpointSpec": {"Mode": "vip", "Ports": ports},
+        });
+        (name.to_owned(), spec)
+    };
+    let services = ["demo_b", "demo__b", "demo_b__", "demo_b-2--"].map(service).into();
+    let text = export(&Export { stack: "demo", services, ..Export::default() }).unwrap().text;
+    for name in ["name: b\n", "name: b-2\n", "name: b-3\n", "name: b-2-2\n"] {
+        assert_eq!(text.matches(&format!("  {name}")).count(), 2, "a Service and a workload have the {name}{text}");
+    }
+}
+
 /// A text that may have anything in it that has a meaning somewhere on the way.
 fn text() -> impl Strategy<Value = String> {
     let part = prop_oneof![
