@@ -5,27 +5,37 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use skep_manager::raft::keys::UnlockKey;
 use tokio_util::sync::CancellationToken;
 
 use super::moves::{self, Look};
+use super::saved::Saved;
 use super::{NodeSwarm, addresses};
 
 /// Time between two looks at the host's addresses. One that is missing at two of them is gone: a client of DHCP may take
 /// one away and put it back.
 const LOOK: Duration = Duration::from_millis(500);
+/// Time between two looks at which interface has which address: it may change while the addresses stay.
+const LOOK_ALL: Duration = Duration::from_secs(30);
 /// Time until a node that could not enter its cluster with another address tries again.
 const PAUSE: Duration = Duration::from_secs(5);
 
 /// The node could not enter its cluster with another address; a locked manager needs the key for another try.
 struct Failed(Option<UnlockKey>);
 
+/// Whether an address that an interface had is not there.
+fn is_gone(saved: &Saved) -> bool {
+    let is_gone = |address: IpAddr, link: &Option<String>| link.is_some() && !addresses::is_here(address);
+    is_gone(saved.advertise.ip(), &saved.advertise_link) || is_gone(saved.data_path, &saved.data_path_link)
+}
+
 impl NodeSwarm {
     /// Follows the host's addresses until `stop`.
     pub async fn follow_addresses(&self, stop: CancellationToken) {
         let mut before = Look::Same;
+        let mut looked = None;
         let mut failed = None;
         loop {
             tokio::select! {
@@ -36,7 +46,15 @@ impl NodeSwarm {
                 failed = self.enter_again(unlock, &stop).await.err();
             }
             let Some(member) = self.member.load_full() else { continue };
-            let now = moves::look(&member.saved(), &addresses::of_this_host().0, &self.configured());
+            let saved = member.saved();
+            let known = (saved.advertise.ip(), saved.data_path);
+            // With all interfaces, only when there is something to find.
+            let is_fresh = |(of, at): (_, Instant)| of == known && at.elapsed() < LOOK_ALL;
+            if before == Look::Same && !is_gone(&saved) && looked.is_some_and(is_fresh) {
+                continue;
+            }
+            looked = Some((known, Instant::now()));
+            let now = moves::look(&saved, &addresses::of_this_host().0, &self.configured());
             match &now {
                 Look::Same => {}
                 Look::Noted(noted) => {
