@@ -150,18 +150,34 @@ pub enum NetworkError {
         /// Why not.
         reason: String,
     },
+    /// Linux gives a bridge 1,023 ports (`BR_MAX_PORTS`).
+    #[error(
+        "network {network} has as many containers on this node as Linux joins to one bridge, 1,023: use other nodes, too"
+    )]
+    Full {
+        /// The network's name.
+        network: String,
+    },
     /// The network layer has ended.
     #[error("the network layer of this node has stopped")]
     Stopped,
 }
 
 impl NetworkError {
+    /// Of a link that was to be made with a port in a network's bridge.
+    pub(crate) fn of_port(source: io::Error, network: &str) -> Self {
+        match source.raw_os_error() {
+            Some(EXFULL) => Self::Full { network: network.to_owned() },
+            _ => Self::Kernel { step: "make a link to a bridge", source },
+        }
+    }
+
     /// Whether trying again later may succeed without a change of the request.
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Kernel { .. } | Self::UnknownNetwork { .. } | Self::NoIndex | Self::Record { .. } => true,
             Self::PoolExhausted { .. } | Self::PortTaken { .. } | Self::Names { .. } | Self::Stopped => true,
-            Self::PortUnusable { .. } | Self::NoPortLeft { .. } => true,
+            Self::PortUnusable { .. } | Self::NoPortLeft { .. } | Self::Full { .. } => true,
             Self::NoEncryption { .. } => true,
             Self::Config { .. } | Self::UnknownBridge { .. } | Self::Bridge { .. } | Self::RangeTooSmall { .. } => {
                 false
@@ -171,6 +187,9 @@ impl NetworkError {
         }
     }
 }
+
+/// What Linux says for a bridge without a port left.
+const EXFULL: i32 = 54;
 
 /// Adds what was being done to an error of the kernel.
 pub trait Step<T> {

@@ -220,6 +220,7 @@ fn error(error: NetworkError) -> SandboxError {
         NetworkError::PortTaken { .. }
         | NetworkError::PortUnusable { .. }
         | NetworkError::NoPortLeft { .. }
+        | NetworkError::Full { .. }
         | NetworkError::Address { .. } => SandboxError::Taken(error.to_string()),
         NetworkError::UnknownBridge { name } => SandboxError::NoSuchBridge(name),
         NetworkError::Bridge { .. } => SandboxError::InUse(error.to_string()),

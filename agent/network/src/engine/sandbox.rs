@@ -219,8 +219,8 @@ fn make_link(
             let (id, sender) = (&record.spec.id, link.sender());
             inner.attach(*network, &Attachment { id, port, sender, link: &link.name, netns })
         }
-        LinkKind::Bridge(bridge) => {
-            let bridge = inner.bridge(bridge)?;
+        LinkKind::Bridge(network) => {
+            let bridge = inner.bridge(network)?;
             if link.has_twin() {
                 inner.open_twins(&bridge)?;
             }
@@ -230,7 +230,8 @@ fn make_link(
             let name = names.bridge_port(record.slot, link.number());
             let mtu = inner.mtu();
             let veth = Veth { name: &name, mac, mtu, bridge: Some(bridge), group: PORT_GROUP, peer: peer(mtu) };
-            node.send(Requests::new().delete_link(&name).add_veth(&veth)).step("make a link to a bridge")?;
+            let made = node.send(Requests::new().delete_link(&name).add_veth(&veth));
+            made.map_err(|source| NetworkError::of_port(source, network))?;
             let quiet = [(format!("ipv6/conf/{name}/disable_ipv6"), "1")];
             sysctl::write(&inner.netns, &quiet).step("set up a link to a bridge")?;
             // A sandbox that asks for its own published port gets the frame back where it came from.

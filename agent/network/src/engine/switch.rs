@@ -333,7 +333,9 @@ impl Switch {
             group: 0,
             peer: VethPeer { name: attachment.link, mac, mtu: self.path.mtu, netns: attachment.netns.raw_fd() },
         };
-        inside.send(Requests::new().delete_link(&attachment.port).add_veth(&veth)).step("make a link to a switch")?;
+        let made = inside.send(Requests::new().delete_link(&attachment.port).add_veth(&veth));
+        let name = || view.networks.get(&self.network).map_or_else(|| self.network.to_string(), |own| own.name.clone());
+        made.map_err(|source| NetworkError::of_port(source, &name()))?;
         let port = inside.link(&attachment.port).step("read a link")?.ok_or_else(gone)?.index;
         self.ports.insert(attachment.id.clone(), (port, attachment.sender));
         // What was elsewhere until now may no longer be found there.

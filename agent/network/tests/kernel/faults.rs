@@ -142,6 +142,30 @@ async fn a_sandbox_waits_for_its_network_and_fails_with_a_temporary_error() {
     assert_eq!(made.links.len(), 2);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs root"]
+async fn a_bridge_without_a_port_left_is_named() {
+    let mut w = World::new(1);
+    let net = w.network(1);
+    w.apply().await;
+    let a = w.task(1, 0, None, net, "10.0.1.10/24").await;
+    let switch = format!("nsenter --net={}", w.nodes[0].config.switch_dir().join(net.to_string()).display());
+    // With those of the task and of VXLAN, 1,023.
+    let ports = (1..=1021).map(|n| format!("link add a{n} master br0 type veth peer name b{n}\n"));
+    let path = w.nodes[0].config.state_dir.with_extension("links");
+    std::fs::write(&path, ports.collect::<String>()).unwrap();
+    run(&format!("{switch} ip -batch {}", path.display()));
+    let mut spec = SandboxSpec::new(SandboxId::new("more").unwrap());
+    let address = "10.0.1.11/24".parse().unwrap();
+    spec.overlays.push(OverlayAttachment { network: net, address, names: Vec::new(), address6: None });
+    let network = &w.nodes[0].network;
+    let refused = network.create_sandbox(spec.clone()).await.unwrap_err();
+    assert!(matches!(&refused, NetworkError::Full { network } if network == "net1"), "{refused}");
+    run(&format!("{switch} ip link del a7"));
+    network.create_sandbox(spec).await.unwrap();
+    assert!(reaches(&a.netns, "10.0.1.11"));
+}
+
 /// A node whose only container on a network starts again is told of the end of its place, and of the next one, at any time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 #[ignore = "needs root"]
